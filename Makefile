@@ -1,0 +1,68 @@
+# make demo, make test: set everything up from nothing, then do their job. make help lists the rest.
+# What is assumed: Python >= 3.11, make, a C compiler, package indexes.
+
+PYTHON ?= python3
+TOOLS := .tools
+# uv from the PATH, else from a private environment, since system Pythons refuse pip
+UV := $(or $(shell command -v uv 2>/dev/null),$(TOOLS)/bin/uv)
+RUN := .venv/bin/python
+
+define CHECK_PYTHON
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+  echo 'make: $(PYTHON) is missing or older than 3.11: install Python 3.11 or later, or name one, as in make PYTHON=python3.12' >&2; exit 1; }
+endef
+
+define CHECK_COMPILER
+@command -v $(firstword $(CC)) >/dev/null 2>&1 || { \
+  echo 'make: no C compiler found (tried $(CC)), and mpi4jax is built from source: install one (Debian: apt-get install gcc), or name one, as in make CC=gcc' >&2; exit 1; }
+endef
+
+.PHONY: help setup demo test check format benchmark clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo 'make demo       set up, then train digits with WAGMA-SGD and Allreduce-SGD and compare them'
+	@echo 'make test       set up, then lint, type-check and run all tests'
+	@echo 'make check      linter, formatter and type checker only'
+	@echo 'make format     rewrite the sources in the project format'
+	@echo 'make benchmark  measure the collectives (some minutes; run nothing else)'
+	@echo 'make clean      remove the environments and caches (not runs/)'
+	@echo 'PYTHON=python3.12 make ... uses another interpreter'
+
+setup: .venv/.ready
+
+$(TOOLS)/bin/uv:
+	$(CHECK_PYTHON)
+	@echo 'setting up uv in $(TOOLS)'
+	@$(PYTHON) -m venv $(TOOLS) >/dev/null 2>&1 && $(TOOLS)/bin/python -m pip install --quiet uv || \
+	  { rm -rf $(TOOLS); $(PYTHON) -m pip install --quiet --target $(TOOLS) uv; } || { \
+	  rm -rf $(TOOLS); \
+	  echo 'make: uv could not be installed: $(PYTHON) has neither venv nor pip, or no package index was reached (Debian: apt-get install python3-venv)' >&2; exit 1; }
+
+.venv/.ready: pyproject.toml $(if $(filter $(TOOLS)/bin/uv,$(UV)),$(TOOLS)/bin/uv)
+	$(CHECK_PYTHON)
+	$(CHECK_COMPILER)
+	@echo 'installing the environment into .venv'
+	@$(UV) sync --quiet --all-extras --python $(PYTHON)
+	@touch $@
+
+demo: setup
+	@$(RUN) -m train.demo
+
+test: check
+	@$(RUN) -m pytest
+
+check: setup
+	@.venv/bin/ruff check --quiet .
+	@.venv/bin/ruff format --quiet --check . || { echo 'make: run make format' >&2; exit 1; }
+	@.venv/bin/pyright --warnings
+
+format: setup
+	@.venv/bin/ruff check --quiet --fix . || true
+	@.venv/bin/ruff format --quiet .
+
+benchmark: setup
+	@$(RUN) benchmarks/xla_collectives.py
+
+clean:
+	rm -rf .venv $(TOOLS) .pytest_cache .ruff_cache .hypothesis build dist

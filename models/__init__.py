@@ -1,0 +1,1 @@
+"""Networks in flax NNX; they know nothing of training, of workers or of axis names."""

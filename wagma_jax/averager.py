@@ -1,0 +1,290 @@
+"""The rounds of WAGMA-SGD inside one XLA program, as a pure function of (model, state).
+
+Group means, sync rounds and simulated lateness; how sums are exchanged is in ``collectives``, how an optax chain uses
+this is in ``transformations``.
+"""
+
+import operator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from wagma_jax import collectives
+from wagma_jax.averaging import AverageInfo, Policy, PolicyFunction, leaf_policies, merge
+from wagma_jax.schedule import GroupSchedule
+
+
+class GroupAverageState(NamedTuple):
+    """What a worker remembers between averages; checkpoints like any other state.
+
+    Attributes:
+        round: int32 scalar, the next round; equal on all workers.
+        skipped: int32 scalar, calls since the last round; stays 0 unless ``every`` > 1.
+        published: This worker's latest publication, which it contributes when late: the tree, with every leaf that is
+            not averaged in ordinary rounds replaced by ``()``. ``()`` altogether unless lateness is simulated.
+    """
+
+    round: jax.Array
+    skipped: jax.Array
+    published: Any
+
+
+class GroupAverager:
+    """Rotating group averaging with periodic global means (WAGMA-SGD; Li et al., TPDS 2021, algorithm 2).
+
+    ``average`` runs per worker: inside ``jax.shard_map``, ``jax.pmap`` or ``jax.vmap(axis_name=...)``, or through
+    :func:`wagma_jax.for_workers`. Each worker owns its parameters (a leading worker axis outside of the mapping). Every
+    worker must call ``average`` equally often, and never inside of a branch that depends on the worker: the others
+    would wait for ever, or receive numbers from a step that the worker threw away.
+
+    One trace serves the whole schedule: the round is an array, which selects among the schedule's distinct groupings.
+
+    Args:
+        schedule: Who averages with whom.
+        axis_name: The mapped axis whose indices are the workers, or a tuple of mesh axes, row-major. On a mesh with
+            further axes (model parallelism) each shard averages with its counterparts.
+        average: The per-leaf policy, from a leaf's key path and value to "mean", "keep" or "sync" (mean at sync rounds
+            only). None averages floating and complex leaves and keeps all others.
+        every: Average on every k-th call only; the calls between return the tree as it is and are no rounds.
+        simulate_lateness: Whether ``average`` accepts ``late``. The state then holds a copy of the averaged leaves.
+        lowering: "auto", or one of the lowerings of ``wagma_jax.collectives``.
+
+    Raises:
+        ValueError: ``every`` is no integer of at least 1, or ``axis_name`` or ``lowering`` is unknown.
+        TypeError: ``schedule`` is no GroupSchedule, or ``average`` no function.
+    """
+
+    def __init__(
+        self,
+        schedule: GroupSchedule,
+        axis_name: collectives.AxisName = "data",
+        average: PolicyFunction | None = None,
+        every: int = 1,
+        simulate_lateness: bool = False,
+        lowering: collectives.Lowering = "auto",
+    ):
+        if not isinstance(schedule, GroupSchedule):
+            raise TypeError(
+                f"schedule must be a GroupSchedule, got {type(schedule).__name__}: pass for example "
+                "GroupSchedule(num_workers=8, group_size=4)"
+            )
+        if average is not None and not callable(average):
+            raise TypeError(
+                f"average must be a function from a leaf's key path and value to 'mean', 'keep' or 'sync', got "
+                f"{average!r}: pass for example lambda path, leaf: 'mean'"
+            )
+        try:
+            valid = not isinstance(every, bool) and operator.index(every) >= 1
+        except TypeError:
+            valid = False
+        if not valid:
+            raise ValueError(f"every must be an integer of at least 1, got {every!r}: 1 averages on every call")
+        collectives.check_lowering(lowering)
+        self.schedule = schedule
+        self.axis_name = collectives.canonical_axis(axis_name)
+        self.policy = average
+        self.every = int(every)
+        self.simulate_lateness = bool(simulate_lateness)
+        self.lowering: collectives.Lowering = lowering
+
+    def init(self, tree: Any) -> GroupAverageState:
+        """The state before round 0. It shares no memory with ``tree``, so that both may be donated.
+
+        Args:
+            tree: One worker's pytree (what ``average`` will see). For all workers at once:
+                ``jax.vmap(averager.init)(stacked)``.
+        """
+        published: Any = ()
+        policies = leaf_policies(tree, self.policy)
+        if self.simulate_lateness:
+            leaves, treedef = jax.tree.flatten(tree)
+            published = treedef.unflatten(
+                [
+                    jnp.array(_strong(leaf), copy=True) if policy == "mean" else ()
+                    for leaf, policy in zip(leaves, policies, strict=True)
+                ]
+            )
+        return GroupAverageState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), published)
+
+    def average(
+        self, tree: Any, state: GroupAverageState, late: Any = None
+    ) -> tuple[Any, GroupAverageState, AverageInfo]:
+        """One round (or, with ``every`` > 1, one call between rounds).
+
+        An ordinary round assigns ``sum / S``, with ``sum`` over the contributions of this worker's group of S workers,
+        or ``(sum + W') / (S + 1)`` to a late worker. A sync round assigns the mean over all workers. Assigned means are
+        bit-identical among workers that are not late.
+
+        Args:
+            tree: W', this worker's pytree after its local step. Sums are taken in float32 or wider.
+            state: From ``init`` or the previous call.
+            late: Boolean scalar per worker (needs ``simulate_lateness=True``); None: nobody. A late worker contributes
+                its previous publication: W' of the round before, or the mean if that was a sync round, or W_0 at
+                round 0. Ignored at sync rounds.
+
+        Returns:
+            The new tree (same structure, shapes and dtypes), the new state, and what was done.
+
+        Raises:
+            ValueError: The axis is not bound, or its size is not ``schedule.num_workers``; a floating leaf is known to be
+                replicated over it (``shard_map`` with ``check_vma=True``); ``late`` is no boolean scalar, or given
+                without ``simulate_lateness=True``; the state belongs to another tree; the lowering does not work
+                here.
+            TypeError: The policy averages a leaf that is neither floating nor complex.
+        """
+        late = self._check(tree, state, late)
+        policies = leaf_policies(tree, self.policy)
+        leaves, treedef = jax.tree.flatten(tree)
+        mean = [_strong(leaf) for leaf, policy in zip(leaves, policies, strict=True) if policy == "mean"]
+        sync = [_strong(leaf) for leaf, policy in zip(leaves, policies, strict=True) if policy == "sync"]
+        operands = (mean, sync, jax.tree.leaves(state.published), late)
+        if mean or sync:
+            new = collectives.per_worker(self._body, self.axis_name, (state.round, state.skipped), operands)
+        else:
+            new = operands[:3]
+        merged = {"mean": iter(new[0]), "sync": iter(new[1]), "keep": None}
+        tree = treedef.unflatten(
+            [leaf if policy == "keep" else next(merged[policy]) for leaf, policy in zip(leaves, policies, strict=True)]
+        )
+        published = jax.tree.unflatten(jax.tree.structure(state.published), new[2])
+        return tree, *self._advance(state, published, late)
+
+    def _body(self, vmapped: bool, counters: Any, operands: Any) -> Any:
+        """(mean leaves, sync leaves, publications) after this call; see ``collectives.per_worker``."""
+        t, skipped = counters
+        *models, late = operands
+        contributions = models[0]
+        if late is not None:
+            contributions = [jnp.where(late, old, new) for old, new in zip(models[2], models[0], strict=True)]
+        operand = (*models, contributions, late)
+        branches, select = self._branches(vmapped, has_sync_leaves=bool(models[1]))
+
+        def act(operand):
+            return branches[0](operand) if select is None else lax.switch(select(t), branches, operand)
+
+        if self.every == 1:
+            return act(operand)
+        return lax.cond(skipped + 1 >= self.every, act, lambda operand: tuple(operand[:3]), operand)
+
+    def _branches(self, vmapped: bool, has_sync_leaves: bool):
+        """The distinct kinds of round, and a function from the round to the index among them."""
+        schedule = self.schedule
+        num_workers = schedule.num_workers
+
+        def sync_round(operand):
+            mean, sync, published, _, _ = operand
+            sums = collectives.global_sums([*mean, *sync], self.axis_name, num_workers)
+            new = [merge(s, leaf, num_workers) for s, leaf in zip(sums, [*mean, *sync], strict=True)]
+            mean, sync = new[: len(mean)], new[len(mean) :]
+            return mean, sync, (mean if published else published)
+
+        def ordinary_round(groups):
+            def act(operand):
+                mean, sync, published, contributions, late = operand
+                sums = collectives.group_sums(contributions, self.axis_name, groups, self.lowering, vmapped)
+                size = collectives.group_sizes(groups, self.axis_name)
+                new = [merge(s, leaf, size, late) for s, leaf in zip(sums, mean, strict=True)]
+                return new, sync, (mean if published else published)
+
+            return act
+
+        always_global = schedule.sync_period == 1 or (
+            len(schedule.groups(0)) == 1
+            and not self.simulate_lateness
+            and not has_sync_leaves
+            and self.lowering == "auto"
+        )
+        if always_global:
+            return [sync_round], None
+        phases = [schedule.groups(t) for t in range(schedule.period)]
+        distinct = list(dict.fromkeys(phases))
+        branches = [ordinary_round(groups) for groups in distinct]
+        table = np.array([distinct.index(groups) for groups in phases], np.int32)
+        if schedule.sync_period is not None:
+            branches.append(sync_round)
+        if len(branches) == 1:
+            return branches, None
+
+        def select(t):
+            index = jnp.asarray(table)[t % schedule.period]
+            return index if schedule.sync_period is None else jnp.where(self._is_sync(t), len(distinct), index)
+
+        return branches, select
+
+    def _is_sync(self, t: jax.Array) -> jax.Array:
+        period = self.schedule.sync_period
+        return jnp.zeros_like(t, bool) if period is None else (t + 1) % period == 0
+
+    def _advance(self, state: GroupAverageState, published: Any, late: Any):
+        """The next state, and what this call did."""
+        t = jnp.asarray(state.round)
+        skipped = jnp.asarray(state.skipped)
+        acted = skipped + 1 >= self.every
+        is_sync = acted & self._is_sync(t)
+        was_late = jnp.zeros_like(acted) if late is None else late & acted & ~is_sync
+        info = AverageInfo(
+            round=jnp.where(acted, t, -1),
+            is_sync=is_sync,
+            late=was_late,
+            # the previous publication is always that of the previous round: W', the mean, or W_0 as version -1
+            staleness=was_late.astype(jnp.int32),
+        )
+        state = GroupAverageState(
+            round=t + acted.astype(t.dtype),
+            skipped=jnp.where(acted, 0, skipped + 1).astype(skipped.dtype),
+            published=published,
+        )
+        return state, info
+
+    def _check(self, tree: Any, state: GroupAverageState, late: Any) -> jax.Array | None:
+        if not isinstance(state, GroupAverageState):
+            raise ValueError(
+                f"state must be a GroupAverageState, got {type(state).__name__}: pass what init() or the previous "
+                "average() returned"
+            )
+        size, num_workers = collectives.axis_size(self.axis_name), self.schedule.num_workers
+        if size != num_workers:
+            raise ValueError(
+                f"axis {self.axis_name!r} has {size} indices, but the schedule is for num_workers={num_workers}: map "
+                f"over {num_workers} workers, or build GroupSchedule(num_workers={size}, ...)"
+            )
+        policies = leaf_policies(tree, self.policy)
+        leaves, treedef = jax.tree.flatten(tree)
+        averaged = [None if policy == "keep" else leaf for leaf, policy in zip(leaves, policies, strict=True)]
+        collectives.check_varying(treedef.unflatten(averaged), self.axis_name)
+        if self.simulate_lateness:
+            self._check_published(leaves, policies, state)
+        if late is None:
+            return None
+        if not self.simulate_lateness:
+            raise ValueError("late needs simulate_lateness=True: pass that to the constructor, or leave late out")
+        late = jnp.asarray(late)
+        if late.shape != () or late.dtype != bool:
+            raise ValueError(
+                f"late must be a boolean scalar per worker, got {late.dtype}{list(late.shape)}: map an array of "
+                f"[{num_workers}] booleans over the worker axis"
+            )
+        return late
+
+    def _check_published(self, leaves: list, policies: list[Policy], state: GroupAverageState):
+        expected = [
+            (jnp.shape(leaf), jnp.asarray(leaf).dtype)
+            for leaf, policy in zip(leaves, policies, strict=True)
+            if policy == "mean"
+        ]
+        came = [(jnp.shape(leaf), leaf.dtype) for leaf in jax.tree.leaves(state.published)]
+        if expected != came:
+            raise ValueError(
+                f"the state's publication has {len(came)} leaves {came[:4]}..., the tree's averaged leaves are "
+                f"{len(expected)} {expected[:4]}...: the state belongs to another tree (or was made without "
+                "simulate_lateness=True): call init(tree) for this one"
+            )
+
+
+def _strong(leaf: Any) -> jax.Array:
+    """As an array without weak type, so that all branches of a switch agree."""
+    leaf = jnp.asarray(leaf)
+    return lax.convert_element_type(leaf, leaf.dtype)

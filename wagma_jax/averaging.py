@@ -1,0 +1,105 @@
+"""Merge rules and the per-leaf policy, as pure functions on arrays and pytrees.
+
+How sums come about (collectives, MPI) does not belong here: every transport feeds its sums to these rules.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Policy = Literal["mean", "keep", "sync"]
+PolicyFunction = Callable[[jax.tree_util.KeyPath, Any], Policy]
+
+
+class AverageInfo(NamedTuple):
+    """What one call of ``average`` did, per worker.
+
+    Attributes:
+        round: int32 scalar, the round that was executed; -1 where ``every`` skipped the averaging.
+        is_sync: bool scalar, whether it was a sync round (global mean).
+        late: bool scalar, whether this worker's contribution was an older model; never at sync rounds.
+        staleness: int32 scalar, the age in rounds of this worker's contribution; 0 on time.
+    """
+
+    round: Any
+    is_sync: Any
+    late: Any
+    staleness: Any
+
+
+def average_inexact(path: jax.tree_util.KeyPath, leaf: Any) -> Policy:
+    """The default policy: floating and complex leaves are averaged; integers, booleans and PRNG keys are kept."""
+    del path
+    return "mean" if _is_inexact(leaf) else "keep"
+
+
+def leaf_policies(tree: Any, average: PolicyFunction | None = None) -> list[Policy]:
+    """The policy of every leaf, in the order of ``jax.tree.leaves(tree)``.
+
+    Args:
+        tree: Any pytree.
+        average: From a leaf's key path and value to "mean" (averaged every round), "sync" (averaged at sync rounds
+            only) or "keep" (never averaged). None: :func:`average_inexact`.
+
+    Raises:
+        ValueError: The function returned something else.
+        TypeError: The function asks to average a leaf that is neither floating nor complex.
+    """
+    decide = average_inexact if average is None else average
+    policies: list[Policy] = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        policy = decide(path, leaf)
+        name = jax.tree_util.keystr(path) or "the root"
+        if policy not in ("mean", "keep", "sync"):
+            raise ValueError(
+                f"average() must return 'mean', 'keep' or 'sync' for every leaf, got {policy!r} for {name}: "
+                "return one of the three"
+            )
+        if policy != "keep" and not _is_inexact(leaf):
+            raise TypeError(
+                f"average() returned {policy!r} for {name}, which is {_dtype(leaf)}; only floating and complex leaves "
+                "have a mean: return 'keep' for it"
+            )
+        policies.append(policy)
+    return policies
+
+
+def accumulation_dtype(dtype: Any) -> Any:
+    """The dtype in which leaves of ``dtype`` are summed: float32 or wider (complex64 or wider)."""
+    dtype = jnp.dtype(dtype)
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        return dtype
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
+
+
+def merge(total: jax.Array, own: jax.Array, size: Any, late: Any = None) -> jax.Array:
+    """The model after an ordinary round: ``sum / S``, or ``(sum + W') / (S + 1)`` for a late worker.
+
+    Li et al. (TPDS 2021), algorithm 2; S is the size of the worker's actual group.
+
+    Args:
+        total: Sum of the group's contributions, in the accumulation dtype, shape of ``own``.
+        own: This worker's W', in the leaf's dtype.
+        size: Scalar, the number of workers in the group.
+        late: None where nobody can be late, else a boolean scalar: whether ``total`` holds an older model of this
+            worker instead of ``own``.
+
+    Returns:
+        The new leaf, in the dtype of ``own``.
+    """
+    size = jnp.asarray(size, jnp.finfo(total.dtype).dtype)
+    mean = total / size
+    if late is not None:
+        mean = jnp.where(late, (total + own.astype(total.dtype)) / (size + 1), mean)
+    return mean.astype(own.dtype)
+
+
+def _dtype(leaf: Any) -> Any:
+    return leaf.dtype if hasattr(leaf, "dtype") else np.result_type(type(leaf))
+
+
+def _is_inexact(leaf: Any) -> bool:
+    return jnp.issubdtype(_dtype(leaf), jnp.inexact)

@@ -1,0 +1,443 @@
+"""The group mean inside XLA: sums over groups of a mapped axis, in every lowering and under every mapping.
+
+What the rounds mean (lateness, sync, policies) does not belong here.
+
+Lowerings of a group's sum:
+
+- ``psum``: one grouped all-reduce. Under ``pmap`` and ``shard_map(check_vma=False)``.
+- ``reduce_scatter``: a grouped ``psum_scatter`` and ``all_gather``. Under ``pmap`` and ``shard_map`` with any
+  ``check_vma``; groups of equal size.
+- ``ppermute``: recursive doubling between partners. Anywhere; the first hop carries the leaf's own dtype.
+- ``matrix``: the rows of each group in an ``all_gather``, summed. Anywhere, and best under ``vmap``, where the gather
+  costs nothing; elsewhere every worker receives all models.
+
+All add in float32 or wider and in an order that does not depend on the member, so members get the same bits.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.custom_batching import custom_vmap
+
+from wagma_jax.averaging import accumulation_dtype, average_inexact, leaf_policies, merge
+from wagma_jax.schedule import Groups
+
+AxisName = str | tuple[str, ...]
+Lowering = Literal["auto", "psum", "reduce_scatter", "ppermute", "matrix"]
+LOWERINGS: tuple[Lowering, ...] = ("auto", "psum", "reduce_scatter", "ppermute", "matrix")
+
+_FUSE_BELOW = 1 << 18
+"""Leaves of fewer elements travel together, in one buffer per dtype; larger ones alone, since a copy would cost more
+than a message."""
+
+
+def group_mean(tree: Any, axis_name: AxisName, groups: Sequence[Sequence[int]], *, lowering: Lowering = "auto") -> Any:
+    """The mean over each worker's group, of the floating and complex leaves.
+
+    Call it per worker: inside ``shard_map``, ``pmap`` or ``vmap(axis_name=...)``.
+
+    Args:
+        tree: This worker's pytree; leaves of any shape. Integers, booleans and PRNG keys are returned as they are.
+        axis_name: The mapped axis (or tuple of mesh axes, row-major) whose indices are the workers.
+        groups: A static partition of the workers, for example ``schedule.groups(0)``.
+        lowering: How the sum is exchanged (see the module); "auto" takes the fastest that works in the context.
+
+    Returns:
+        The tree, means in the leaves' own dtypes, summed in float32 or wider; all members of a group get the same bits.
+
+    Raises:
+        ValueError: ``axis_name`` is not bound, ``groups`` is no partition of its workers, or ``lowering`` is unknown
+            or does not work in this context.
+    """
+    check_lowering(lowering)
+    axis_name = canonical_axis(axis_name)
+    num_workers = axis_size(axis_name)
+    partition = _check_partition(groups, num_workers)
+
+    def body(vmapped, _, leaves):
+        sizes = group_sizes(partition, axis_name)
+        sums = group_sums(leaves, axis_name, partition, lowering, vmapped)
+        return [merge(total, leaf, sizes) for total, leaf in zip(sums, leaves, strict=True)]
+
+    return _on_inexact(lambda leaves: per_worker(body, axis_name, (), leaves), tree)
+
+
+def consensus(tree: Any, axis_name: AxisName = "data") -> Any:
+    """The consensus model: the global mean over all workers, of the floating and complex leaves.
+
+    Args:
+        tree: This worker's pytree. Integers, booleans and PRNG keys are returned as they are.
+        axis_name: The mapped axis (or tuple of mesh axes) whose indices are the workers.
+
+    Returns:
+        The tree, equal on all workers, in the leaves' own dtypes; sums are taken in float32 or wider.
+
+    Raises:
+        ValueError: ``axis_name`` is not bound.
+    """
+    axis_name = canonical_axis(axis_name)
+    num_workers = axis_size(axis_name)
+
+    def mean(leaves):
+        sums = global_sums(leaves, axis_name, num_workers)
+        return [merge(total, leaf, num_workers) for total, leaf in zip(sums, leaves, strict=True)]
+
+    return _on_inexact(mean, tree)
+
+
+def consensus_distance(tree: Any, axis_name: AxisName = "data") -> jax.Array:
+    """How far the workers' models are apart: ``sqrt(1/P sum_i ||W_i - mean||^2)``.
+
+    The root mean square, over workers, of the Euclidean distance between a worker's model and the consensus, over all
+    floating and complex leaves together.
+
+    Args:
+        tree: This worker's pytree.
+        axis_name: The mapped axis (or tuple of mesh axes) whose indices are the workers.
+
+    Returns:
+        A float scalar, equal on all workers; at least float32. 0 for a tree without such leaves.
+
+    Raises:
+        ValueError: ``axis_name`` is not bound.
+    """
+    axis_name = canonical_axis(axis_name)
+    num_workers = axis_size(axis_name)
+    leaves, _ = _split_inexact(tree)
+    wide = [leaf.astype(accumulation_dtype(leaf.dtype)) for leaf in leaves]
+    sums = global_sums(wide, axis_name, num_workers)
+    squares = [jnp.sum(jnp.square(jnp.abs(leaf - total / num_workers))) for leaf, total in zip(wide, sums, strict=True)]
+    total = sum(squares, start=jnp.zeros((), jnp.float32))
+    if num_workers > 1 and squares:
+        total = _varying(lax.psum(total, axis_name), axis_name)
+    return jnp.sqrt(total / num_workers)
+
+
+# What follows serves the modules beside this one.
+
+
+def check_lowering(lowering: str) -> None:
+    """ValueError for an unknown lowering."""
+    if lowering not in LOWERINGS:
+        raise ValueError(f"lowering must be one of {', '.join(LOWERINGS)}, got {lowering!r}: 'auto' suits most")
+
+
+def canonical_axis(axis_name: AxisName) -> AxisName:
+    """A single name, or a tuple of at least two."""
+    names = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"axis_name must be a name or a tuple of names, got {axis_name!r}: pass for example 'data'")
+    return names[0] if len(names) == 1 else names
+
+
+def axis_size(axis_name: AxisName) -> int:
+    """The number of workers along a mapped axis; ValueError where it is not bound."""
+    try:
+        return lax.axis_size(axis_name)
+    except NameError:
+        raise ValueError(
+            f"axis {axis_name!r} is not bound here: call this per worker, inside jax.shard_map over a mesh with that "
+            f"axis, jax.pmap or jax.vmap with axis_name={axis_name!r}, or wagma_jax.for_workers"
+        ) from None
+
+
+def check_varying(tree: Any, axis_name: AxisName) -> None:
+    """Refuses leaves that ``check_vma`` knows to be replicated over the axis.
+
+    Gradients of replicated parameters are summed over the workers by JAX before an optimizer sees them; averaging such
+    parameters silently is a summed allreduce.
+
+    Raises:
+        ValueError: A floating leaf is invariant over ``axis_name``.
+    """
+    if not _tracks_varying(axis_name):
+        return
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if average_inexact(path, leaf) == "mean" and not _is_varying(leaf, axis_name):
+            raise ValueError(
+                f"leaf {jax.tree_util.keystr(path)} is replicated over the worker axis {axis_name!r}, but each worker "
+                "must own its parameters: JAX sums the gradients of replicated parameters over the workers. Give "
+                "parameters and optimizer state a leading worker axis (wagma_jax.replicate) and pass them through "
+                f"shard_map with in_specs and out_specs PartitionSpec({axis_name!r}), not PartitionSpec()"
+            )
+
+
+def per_worker(body: Callable[..., Any], axis_name: AxisName, counters: Any, operands: Any) -> Any:
+    """Calls ``body(vmapped, counters, operands)`` so that ``counters`` stay unbatched under ``vmap`` over the axis.
+
+    ``counters`` are scalars that are equal on all workers, like the round. A ``vmap`` over the worker axis would batch
+    them, and turn every ``switch`` on them into selects that execute all branches. Here the batching rule takes one of
+    the equal values instead; other mappings pay nothing. It also tells ``body`` whether the axis is mapped by ``vmap``,
+    which no collective tells dependably while ``scan`` or ``jit`` inside the ``vmap`` is traced.
+    """
+
+    @custom_vmap
+    def call(index, counters, operands):
+        del index
+        return body(False, counters, operands)
+
+    @call.def_vmap
+    def rule(size, in_batched, index, counters, operands):
+        index_batched, counters_batched, operands_batched = in_batched
+        if index_batched:  # a vmap over the workers
+            if not isinstance(axis_name, str):
+                raise ValueError(f"vmap over workers takes one axis name, got {axis_name!r}: use a single vmap")
+            counters = jax.tree.map(lambda x, b: x.max(0) if b else x, counters, counters_batched)
+            mapped = jax.vmap(
+                lambda operands: body(True, counters, operands),
+                in_axes=(_axes(operands_batched),),
+                axis_name=axis_name,
+                axis_size=size,
+            )
+            result = mapped(operands)
+        else:  # a vmap over something else, such as seeds; the workers may be a vmap around it
+
+            def batched(vmapped, counters, operands):
+                axes = (_axes(counters_batched), _axes(operands_batched))
+                return jax.vmap(functools.partial(body, vmapped), axes, axis_size=size)(counters, operands)
+
+            result = per_worker(batched, axis_name, counters, operands)
+        return result, jax.tree.map(lambda _: True, result)
+
+    return call(lax.axis_index(axis_name), counters, operands)
+
+
+def group_sizes(groups: Groups, axis_name: AxisName) -> Any:
+    """The size of this worker's group: a Python integer where all are equal."""
+    sizes = {len(group) for group in groups}
+    if len(sizes) == 1:
+        return sizes.pop()
+    table = np.zeros(sum(map(len, groups)), np.int32)
+    for group in groups:
+        table[list(group)] = len(group)
+    return jnp.asarray(table)[lax.axis_index(axis_name)]
+
+
+def global_sums(leaves: list[jax.Array], axis_name: AxisName, num_workers: int) -> list[jax.Array]:
+    """The sum of each leaf over all workers, in the accumulation dtype."""
+    if num_workers == 1:
+        return [_widen(leaf) for leaf in leaves]
+    return _fused(lambda x: _varying(lax.psum(_widen(x), axis_name), axis_name), leaves)
+
+
+def group_sums(
+    leaves: list[jax.Array], axis_name: AxisName, groups: Groups, lowering: Lowering, vmapped: bool
+) -> list[jax.Array]:
+    """The sum of each leaf over this worker's group, in the accumulation dtype; see :func:`per_worker`."""
+    num_workers = sum(map(len, groups))
+    if len(groups) == num_workers:
+        return [_widen(leaf) for leaf in leaves]
+    if len(groups) == 1 and lowering == "auto":
+        return global_sums(leaves, axis_name, num_workers)
+    if vmapped and lowering in ("psum", "reduce_scatter"):
+        raise ValueError(
+            f"lowering={lowering!r} needs grouped collectives, which JAX does not have under vmap: "
+            "pass 'auto' or 'matrix'"
+        )
+    if len({len(group) for group in groups}) > 1 and lowering == "reduce_scatter":
+        raise ValueError(
+            f"lowering='reduce_scatter' needs groups of equal size, got sizes {sorted({len(g) for g in groups})}: "
+            "pass 'auto' or 'ppermute', or a group_size that divides num_workers"
+        )
+    return _fused(lambda x: _sum_vector(x, axis_name, groups, lowering, vmapped), leaves)
+
+
+def _sum_vector(x: jax.Array, axis_name: AxisName, groups: Groups, lowering: Lowering, vmapped: bool) -> jax.Array:
+    """[n] -> [n], summed over the group."""
+    if lowering == "auto":
+        if vmapped:
+            return _matrix(x, axis_name, groups)
+        equal = len({len(group) for group in groups}) == 1
+        try:
+            if equal or jax.default_backend() != "tpu":  # TPUs have no grouped collectives of unequal sizes
+                return _psum(x, axis_name, groups)
+        except NotImplementedError:  # check_vma=True
+            pass
+        return _reduce_scatter(x, axis_name, groups) if equal else _ppermute(x, axis_name, groups, vmapped)
+    try:
+        if lowering == "ppermute":
+            return _ppermute(x, axis_name, groups, vmapped)
+        implementation = {"psum": _psum, "reduce_scatter": _reduce_scatter, "matrix": _matrix}[lowering]
+        return implementation(x, axis_name, groups)
+    except NotImplementedError:
+        raise ValueError(
+            f"lowering={lowering!r} does not work in this context (grouped psum needs pmap or "
+            "shard_map(check_vma=False)): pass 'auto'"
+        ) from None
+
+
+def _psum(x, axis_name, groups):
+    return lax.psum(_widen(x), axis_name, axis_index_groups=[list(group) for group in groups])
+
+
+def _reduce_scatter(x, axis_name, groups):
+    lists = [list(group) for group in groups]
+    padded = jnp.pad(_widen(x), (0, -x.size % len(groups[0])))
+    shard = lax.psum_scatter(padded, axis_name, axis_index_groups=lists, tiled=True)
+    return lax.all_gather(shard, axis_name, axis_index_groups=lists, tiled=True)[: x.size]
+
+
+def _ppermute(x, axis_name, groups, vmapped):
+    """Recursive doubling; members beyond a power of two add to a partner first and get its result last.
+
+    Both partners add the same two numbers at each step, so all members get the same bits.
+    """
+    num_workers = sum(map(len, groups))
+    cores = [1 << (len(group).bit_length() - 1) for group in groups]
+    extras = [
+        (group[core + j], group[j]) for group, core in zip(groups, cores, strict=True) for j in range(len(group) - core)
+    ]
+    total = _widen(x)
+    hop = x  # the first hop carries the leaf's own dtype
+    if extras:
+        total = total + _widen(_send(hop, axis_name, extras, num_workers, vmapped))
+        hop = total
+    for i in range(max(cores).bit_length() - 1):
+        pairs = [
+            (group[j], group[j ^ (1 << i)])
+            for group, core in zip(groups, cores, strict=True)
+            if core > 1 << i
+            for j in range(core)
+        ]
+        total = total + _widen(_send(hop, axis_name, pairs, num_workers, vmapped))
+        hop = total
+    if extras:
+        final = _send(total, axis_name, [(b, a) for a, b in extras], num_workers, vmapped)
+        total = jnp.where(_one_of([a for a, _ in extras], num_workers, axis_name), final, total)
+    return total
+
+
+def _send(x, axis_name, pairs, num_workers, vmapped):
+    """``lax.ppermute``; workers that no pair names as destination receive zeros."""
+    if not vmapped or len(pairs) == num_workers:
+        return lax.ppermute(x, axis_name, pairs)
+    sources, destinations = map(set, zip(*pairs, strict=True))
+    idle = zip(sorted(set(range(num_workers)) - sources), sorted(set(range(num_workers)) - destinations), strict=True)
+    received = lax.ppermute(x, axis_name, [*pairs, *idle])  # under vmap only whole permutations exist
+    return jnp.where(_one_of(destinations, num_workers, axis_name), received, 0)
+
+
+def _one_of(workers, num_workers, axis_name):
+    table = np.zeros(num_workers, bool)
+    table[list(workers)] = True
+    return jnp.asarray(table)[lax.axis_index(axis_name)]
+
+
+def _matrix(x, axis_name, groups):
+    """Sums of all groups from one gather; under ``vmap`` neither the gather nor the sums are batched."""
+    everyone = _widen(lax.all_gather(x, axis_name))  # [num_workers, n]
+    size = max(map(len, groups))
+    members = np.array([[*group, *([0] * (size - len(group)))] for group in groups])  # [num_groups, size]
+    valid = np.array([[j < len(group) for j in range(size)] for group in groups])
+    total = everyone[members[:, 0]]  # [num_groups, n]
+    for j in range(1, size):
+        row = everyone[members[:, j]]
+        total = total + (row if valid[:, j].all() else jnp.where(valid[:, j, None], row, 0))
+    which = np.zeros(sum(map(len, groups)), np.int32)
+    for i, group in enumerate(groups):
+        which[list(group)] = i
+    return total[jnp.asarray(which)[lax.axis_index(axis_name)]]
+
+
+def _fused(function: Callable[[jax.Array], jax.Array], leaves: list[jax.Array]) -> list[jax.Array]:
+    """Applies a function of vectors, [n] -> [n], to all leaves, small ones joined by dtype."""
+    results: list[Any] = [None] * len(leaves)
+    small: dict[Any, list[int]] = {}
+    for i, leaf in enumerate(leaves):
+        if leaf.size == 0:
+            results[i] = _widen(leaf)
+        elif leaf.size < _FUSE_BELOW:
+            small.setdefault(leaf.dtype, []).append(i)
+        else:
+            results[i] = function(leaf.reshape(-1)).reshape(leaf.shape)
+    for indices in small.values():
+        buffer = function(jnp.concatenate([leaves[i].reshape(-1) for i in indices]))
+        ends = list(np.cumsum([math.prod(leaves[i].shape) for i in indices]))
+        for i, start, end in zip(indices, [0, *ends[:-1]], ends, strict=True):
+            results[i] = buffer[start:end].reshape(leaves[i].shape)
+    return results
+
+
+def _widen(x: jax.Array) -> jax.Array:
+    return x.astype(accumulation_dtype(x.dtype))
+
+
+def _axes(batched: Any) -> Any:
+    return jax.tree.map(lambda b: 0 if b else None, batched)
+
+
+def _names(axis_name: AxisName) -> tuple[str, ...]:
+    return (axis_name,) if isinstance(axis_name, str) else axis_name
+
+
+def _varying(x: jax.Array, axis_name: AxisName) -> jax.Array:
+    """Marks a result that is equal on all workers as each worker's own, where ``check_vma`` tells them apart."""
+    if _tracks_varying(axis_name):
+        for name in _names(axis_name):
+            if not _is_varying(x, name):
+                x = lax.pcast(x, name, to="varying")
+    return x
+
+
+def _tracks_varying(axis_name: AxisName) -> bool:
+    """Whether ``check_vma`` is on: a worker's index, which always varies, cannot be cast to varying again."""
+    name = _names(axis_name)[0]
+    try:
+        lax.pcast(lax.axis_index(name), name, to="varying")
+    except ValueError:
+        return True
+    except AssertionError:  # vmap, whose axes have no such types
+        return False
+    return False
+
+
+def _is_varying(x: Any, axis_name: AxisName) -> bool:
+    """Whether x varies over (every one of) the axes, by asking for the cast that only invariant values allow."""
+    for name in _names(axis_name):
+        try:
+            lax.pcast(x, name, to="varying")
+        except ValueError:
+            continue
+        return False
+    return True
+
+
+def _split_inexact(tree: Any) -> tuple[list[jax.Array], Callable[[list[jax.Array]], Any]]:
+    """The floating and complex leaves as arrays, and a function that puts their successors back."""
+    leaves, treedef = jax.tree.flatten(tree)
+    chosen = [i for i, policy in enumerate(leaf_policies(tree)) if policy == "mean"]
+
+    def rebuild(new):
+        result = list(leaves)
+        for i, leaf in zip(chosen, new, strict=True):
+            result[i] = leaf
+        return jax.tree.unflatten(treedef, result)
+
+    return [jnp.asarray(leaves[i]) for i in chosen], rebuild
+
+
+def _on_inexact(function: Callable[[list[jax.Array]], list[jax.Array]], tree: Any) -> Any:
+    leaves, rebuild = _split_inexact(tree)
+    return rebuild(function(leaves)) if leaves else tree
+
+
+def _check_partition(groups: Sequence[Sequence[int]], num_workers: int) -> Groups:
+    try:
+        partition = tuple(tuple(int(worker) for worker in group) for group in groups)
+    except TypeError:
+        raise ValueError(
+            f"groups must be a static sequence of sequences of worker indices, got {groups!r}: "
+            "pass for example schedule.groups(0)"
+        ) from None
+    if sorted(worker for group in partition for worker in group) != list(range(num_workers)):
+        raise ValueError(
+            f"groups must be a partition of the axis's {num_workers} workers, got {partition}: name every worker from "
+            f"0 to {num_workers - 1} exactly once, for example with GroupSchedule(num_workers={num_workers}, ...)"
+        )
+    return tuple(group for group in partition if group)

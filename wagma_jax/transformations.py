@@ -1,0 +1,145 @@
+"""optax gradient transformations: WAGMA-SGD as a link of a chain, and the baselines that need no asynchrony."""
+
+from typing import Any, NoReturn
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from wagma_jax import collectives
+from wagma_jax.averager import GroupAverager, GroupAverageState
+from wagma_jax.averaging import PolicyFunction, accumulation_dtype, leaf_policies
+from wagma_jax.schedule import GroupSchedule
+
+
+def group_average(
+    schedule: GroupSchedule,
+    axis_name: collectives.AxisName = "data",
+    average: PolicyFunction | None = None,
+    every: int = 1,
+    simulate_lateness: bool = False,
+    lowering: collectives.Lowering = "auto",
+) -> optax.GradientTransformationExtraArgs:
+    """Averages models in rotating groups; the last link of a chain.
+
+    With U the updates that arrive, W' = W + U is the model after the local step, and W'' what
+    :meth:`GroupAverager.average` makes of it; the updates that leave are W'' - W. After ``optax.apply_updates`` the
+    model is W'' to within one ulp of max(abs(W), abs(W'')). For leaves narrower than float32 the updates are emitted
+    in float32, which makes ``apply_updates`` exact. (:class:`GroupAverager` assigns, and is always exact.)
+
+    ``update`` takes ``late=`` where lateness is simulated: a boolean scalar per worker.
+
+    It must be the last link, and every worker must reach it equally often:
+
+    - Sound: ``optax.chain(..., group_average(...))``, ``multi_transform`` and ``masked`` (masked leaves are not
+      averaged), ``inject_hyperparams`` of the inner optimizer, ``MultiSteps`` and ``apply_if_finite`` *inside* (before)
+      it, ``lax.scan`` over steps, ``nnx.Optimizer``, donation.
+    - Unsound: ``apply_if_finite``, ``MultiSteps(should_skip_update_fn=...)`` or any other worker-dependent branch
+      *around* it (under ``shard_map`` and ``pmap`` the others wait for ever; under ``vmap`` they receive the model that
+      was rejected, NaNs included), and any link *after* it (it changes the mean on each worker separately, so that
+      members of a group no longer agree).
+
+    Args:
+        schedule: Who averages with whom.
+        axis_name: The mapped axis (or tuple of mesh axes) whose indices are the workers.
+        average: The per-leaf policy; see :class:`GroupAverager`.
+        every: Average on every k-th update only.
+        simulate_lateness: Whether ``update`` accepts ``late``.
+        lowering: See ``wagma_jax.collectives``.
+
+    Returns:
+        A transformation whose state is a :class:`GroupAverageState`.
+
+    Raises:
+        ValueError: From ``update``: without ``params`` (optax's own message), or as :meth:`GroupAverager.average`.
+    """
+    averager = GroupAverager(schedule, axis_name, average, every, simulate_lateness, lowering)
+
+    def update(updates, state, params=None, *, late=None, **extra_args):
+        del extra_args
+        if params is None:
+            _raise_no_params(updates)
+        target = optax.apply_updates(params, updates)
+        averaged, state, info = averager.average(target, state, late)
+        policies = iter(leaf_policies(target, averager.policy))
+        acted = {"mean": info.round >= 0, "sync": info.is_sync}
+
+        def emit(w, u, new):
+            policy = next(policies)
+            if policy == "keep":
+                return u
+            wide = accumulation_dtype(new.dtype)
+            difference = new.astype(wide) - jnp.asarray(w).astype(wide)
+            if policy == "mean" and averager.every == 1:
+                return difference
+            return jnp.where(acted[policy], difference, jnp.asarray(u).astype(wide))
+
+        return jax.tree.map(emit, params, updates, averaged), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: averager.init(params), update)
+
+
+def wagma(
+    inner: optax.GradientTransformation,
+    schedule: GroupSchedule,
+    axis_name: collectives.AxisName = "data",
+    average: PolicyFunction | None = None,
+    every: int = 1,
+    simulate_lateness: bool = False,
+    lowering: collectives.Lowering = "auto",
+) -> optax.GradientTransformationExtraArgs:
+    """WAGMA-SGD with any local optimizer: ``optax.chain(inner, group_average(schedule, ...))``.
+
+    Args:
+        inner: The local optimizer. Its state (momentum, ...) stays local. Gradients must be this worker's own: no
+            ``pmean`` over the workers before it.
+        schedule: Who averages with whom.
+        axis_name: As :func:`group_average`, like all further arguments.
+        average: The per-leaf policy.
+        every: Average on every k-th update only.
+        simulate_lateness: Whether ``update`` accepts ``late``.
+        lowering: See ``wagma_jax.collectives``.
+
+    Raises:
+        ValueError: From ``init``: ``inner`` already averages models. From ``update``: as :func:`group_average`.
+    """
+    chain = optax.chain(inner, group_average(schedule, axis_name, average, every, simulate_lateness, lowering))
+
+    def init(params):
+        state = chain.init(params)
+        nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, GroupAverageState))
+        count = sum(isinstance(node, GroupAverageState) for node in nodes)
+        if count > 1:
+            raise ValueError(
+                f"the inner optimizer of wagma() already averages models ({count - 1} group_average inside): models "
+                "must be averaged once, by the last link; pass the local optimizer alone, such as optax.sgd(0.1)"
+            )
+        return state
+
+    return optax.GradientTransformationExtraArgs(init, chain.update)
+
+
+def allreduce_gradients(axis_name: collectives.AxisName = "data") -> optax.GradientTransformation:
+    """Averages gradients over all workers; the first link of a chain makes it Allreduce-SGD, the synchronous baseline.
+
+    Args:
+        axis_name: The mapped axis (or tuple of mesh axes) whose indices are the workers.
+
+    Raises:
+        ValueError: From ``update``: the axis is not bound, or a gradient is replicated over it (under
+            ``shard_map(check_vma=True)`` JAX has summed it over the workers already).
+    """
+
+    def update(updates, state, params=None):
+        del params
+        collectives.check_varying(updates, axis_name)
+        return collectives.consensus(updates, axis_name), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def _raise_no_params(updates: Any) -> NoReturn:
+    # optax keeps the message in a private module; its own links raise it
+    link = optax.add_decayed_weights(0.0)
+    link.update(updates, link.init(updates), None)
+    raise AssertionError("optax accepted an update without params")
