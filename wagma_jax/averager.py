@@ -4,6 +4,7 @@ Group means, sync rounds and simulated lateness; how sums are exchanged is in ``
 this is in ``transformations``.
 """
 
+import functools
 import operator
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from jax import lax
 
 from wagma_jax import collectives
 from wagma_jax.averaging import AverageInfo, Policy, PolicyFunction, leaf_policies, merge
-from wagma_jax.schedule import GroupSchedule
+from wagma_jax.schedule import Groups, GroupSchedule
 
 
 class GroupAverageState(NamedTuple):
@@ -142,7 +143,13 @@ class GroupAverager:
         sync = [_strong(leaf) for leaf, policy in zip(leaves, policies, strict=True) if policy == "sync"]
         operands = (mean, sync, jax.tree.leaves(state.published), late)
         if mean or sync:
-            new = collectives.per_worker(self._body, self.axis_name, (state.round, state.skipped), operands)
+            kinds = self._kinds(has_sync_leaves=bool(sync))
+            new = collectives.per_worker(
+                functools.partial(self._body, kinds),
+                self.axis_name,
+                (state.round, state.skipped, *kinds.tables()),
+                operands,
+            )
         else:
             new = operands[:3]
         merged = {"mean": iter(new[0]), "sync": iter(new[1]), "keep": None}
@@ -152,27 +159,14 @@ class GroupAverager:
         published = jax.tree.unflatten(jax.tree.structure(state.published), new[2])
         return tree, *self._advance(state, published, late)
 
-    def _body(self, vmapped: bool, counters: Any, operands: Any) -> Any:
+    def _body(self, kinds: "_Kinds", vmapped: bool, lockstep: Any, operands: Any) -> Any:
         """(mean leaves, sync leaves, publications) after this call; see ``collectives.per_worker``."""
-        t, skipped = counters
+        t, skipped, phases, tables = lockstep
         *models, late = operands
         contributions = models[0]
         if late is not None:
             contributions = [jnp.where(late, old, new) for old, new in zip(models[2], models[0], strict=True)]
-        operand = (*models, contributions, late)
-        branches, select = self._branches(vmapped, has_sync_leaves=bool(models[1]))
-
-        def act(operand):
-            return branches[0](operand) if select is None else lax.switch(select(t), branches, operand)
-
-        if self.every == 1:
-            return act(operand)
-        return lax.cond(skipped + 1 >= self.every, act, lambda operand: tuple(operand[:3]), operand)
-
-    def _branches(self, vmapped: bool, has_sync_leaves: bool):
-        """The distinct kinds of round, and a function from the round to the index among them."""
-        schedule = self.schedule
-        num_workers = schedule.num_workers
+        num_workers = self.schedule.num_workers
 
         def sync_round(operand):
             mean, sync, published, _, _ = operand
@@ -181,38 +175,43 @@ class GroupAverager:
             mean, sync = new[: len(mean)], new[len(mean) :]
             return mean, sync, (mean if published else published)
 
-        def ordinary_round(groups):
+        def ordinary_round(groups, tables):
             def act(operand):
                 mean, sync, published, contributions, late = operand
-                sums = collectives.group_sums(contributions, self.axis_name, groups, self.lowering, vmapped)
-                size = collectives.group_sizes(groups, self.axis_name)
+                sums = collectives.group_sums(contributions, self.axis_name, groups, tables, self.lowering, vmapped)
+                size = collectives.group_size(self.axis_name, groups, tables)
                 new = [merge(s, leaf, size, late) for s, leaf in zip(sums, mean, strict=True)]
                 return new, sync, (mean if published else published)
 
             return act
 
-        always_global = schedule.sync_period == 1 or (
-            len(schedule.groups(0)) == 1
-            and not self.simulate_lateness
-            and not has_sync_leaves
-            and self.lowering == "auto"
-        )
-        if always_global:
-            return [sync_round], None
-        phases = [schedule.groups(t) for t in range(schedule.period)]
-        distinct = list(dict.fromkeys(phases))
-        branches = [ordinary_round(groups) for groups in distinct]
-        table = np.array([distinct.index(groups) for groups in phases], np.int32)
-        if schedule.sync_period is not None:
+        branches = [ordinary_round(*pair) for pair in zip(kinds.groupings, tables, strict=True)]
+        if kinds.has_sync:
             branches.append(sync_round)
-        if len(branches) == 1:
-            return branches, None
 
-        def select(t):
-            index = jnp.asarray(table)[t % schedule.period]
-            return index if schedule.sync_period is None else jnp.where(self._is_sync(t), len(distinct), index)
+        def act(operand):
+            if len(branches) == 1:
+                return branches[0](operand)
+            kind = phases[t % len(kinds.phases)]
+            if kinds.has_sync:
+                kind = jnp.where(self._is_sync(t), len(branches) - 1, kind)
+            return lax.switch(kind, branches, operand)
 
-        return branches, select
+        operand = (*models, contributions, late)
+        if self.every == 1:
+            return act(operand)
+        return lax.cond(skipped + 1 >= self.every, act, lambda operand: tuple(operand[:3]), operand)
+
+    def _kinds(self, has_sync_leaves: bool) -> "_Kinds":
+        schedule = self.schedule
+        one_group = len(schedule.groups(0)) == 1
+        same_as_sync = one_group and not self.simulate_lateness and not has_sync_leaves and self.lowering == "auto"
+        if schedule.sync_period == 1 or same_as_sync:
+            return _Kinds((), (), True)
+        rounds = [schedule.groups(t) for t in range(schedule.period)]
+        groupings = tuple(dict.fromkeys(rounds))
+        phases = tuple(groupings.index(groups) for groups in rounds)
+        return _Kinds(groupings, phases, schedule.sync_period is not None)
 
     def _is_sync(self, t: jax.Array) -> jax.Array:
         period = self.schedule.sync_period
@@ -282,6 +281,17 @@ class GroupAverager:
                 f"{len(expected)} {expected[:4]}...: the state belongs to another tree (or was made without "
                 "simulate_lateness=True): call init(tree) for this one"
             )
+
+
+class _Kinds(NamedTuple):
+    """The distinct kinds of round: a grouping each, and the global mean where there are sync rounds."""
+
+    groupings: tuple[Groups, ...]
+    phases: tuple[int, ...]  # [period], indices into groupings
+    has_sync: bool
+
+    def tables(self) -> tuple[np.ndarray, tuple[collectives.GroupTables, ...]]:
+        return np.array(self.phases, np.int32), tuple(map(collectives.group_tables, self.groupings))
 
 
 def _strong(leaf: Any) -> jax.Array:

@@ -17,7 +17,7 @@ All add in float32 or wider and in an order that does not depend on the member, 
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -60,12 +60,12 @@ def group_mean(tree: Any, axis_name: AxisName, groups: Sequence[Sequence[int]], 
     num_workers = axis_size(axis_name)
     partition = _check_partition(groups, num_workers)
 
-    def body(vmapped, _, leaves):
-        sizes = group_sizes(partition, axis_name)
-        sums = group_sums(leaves, axis_name, partition, lowering, vmapped)
-        return [merge(total, leaf, sizes) for total, leaf in zip(sums, leaves, strict=True)]
+    def body(vmapped, tables, leaves):
+        sums = group_sums(leaves, axis_name, partition, tables, lowering, vmapped)
+        size = group_size(axis_name, partition, tables)
+        return [merge(total, leaf, size) for total, leaf in zip(sums, leaves, strict=True)]
 
-    return _on_inexact(lambda leaves: per_worker(body, axis_name, (), leaves), tree)
+    return _on_inexact(lambda leaves: per_worker(body, axis_name, group_tables(partition), leaves), tree)
 
 
 def consensus(tree: Any, axis_name: AxisName = "data") -> Any:
@@ -168,55 +168,86 @@ def check_varying(tree: Any, axis_name: AxisName) -> None:
             )
 
 
-def per_worker(body: Callable[..., Any], axis_name: AxisName, counters: Any, operands: Any) -> Any:
-    """Calls ``body(vmapped, counters, operands)`` so that ``counters`` stay unbatched under ``vmap`` over the axis.
+class GroupTables(NamedTuple):
+    """A partition as arrays, to be indexed by the worker.
 
-    ``counters`` are scalars that are equal on all workers, like the round. A ``vmap`` over the worker axis would batch
-    them, and turn every ``switch`` on them into selects that execute all branches. Here the batching rule takes one of
-    the equal values instead; other mappings pay nothing. It also tells ``body`` whether the axis is mapped by ``vmap``,
-    which no collective tells dependably while ``scan`` or ``jit`` inside the ``vmap`` is traced.
+    Attributes:
+        which: [num_workers], the index of a worker's group.
+        rank: [num_workers], a worker's place in its group.
+        size: [num_workers], the number of workers in its group.
+        core: [num_workers], the largest power of two that is at most ``size``.
+        members: [num_groups, largest size], the workers of each group, filled up with the first.
     """
 
+    which: Any
+    rank: Any
+    size: Any
+    core: Any
+    members: Any
+
+
+def group_tables(groups: Groups) -> GroupTables:
+    """Tables of a partition, as NumPy arrays."""
+    num_workers, largest = sum(map(len, groups)), max(map(len, groups))
+    which, rank, size, core = np.zeros((4, num_workers), np.int32)
+    for i, group in enumerate(groups):
+        which[list(group)] = i
+        rank[list(group)] = range(len(group))
+        size[list(group)] = len(group)
+        core[list(group)] = _core(len(group))
+    members = np.array([[*group, *([group[0]] * (largest - len(group)))] for group in groups], np.int32)
+    return GroupTables(which, rank, size, core, members)
+
+
+def per_worker(body: Callable[..., Any], axis_name: AxisName, lockstep: Any, operands: Any) -> Any:
+    """Calls ``body(vmapped, lockstep, operands)`` so that ``lockstep`` stays unbatched under ``vmap`` over the axis.
+
+    ``lockstep`` holds real arrays that are equal on all workers, like the round. A ``vmap`` over the worker axis would
+    batch them, and turn every ``switch`` on them into selects that execute all branches. Here the batching rule takes
+    one of the equal values instead; other mappings pay nothing. It also tells ``body`` whether the axis is mapped by
+    ``vmap``, which no collective tells dependably while ``scan`` or ``jit`` inside the ``vmap`` is traced.
+
+    ``body`` must not close over arrays, not even constants: a ``cond`` around the call may batch them, which the rule
+    would not see. They go into ``lockstep``.
+    """
+
+    def run(vmapped, lockstep, operands):
+        return body(vmapped, jax.tree.map(jnp.asarray, lockstep), operands)  # constants of a jit come as NumPy arrays
+
     @custom_vmap
-    def call(index, counters, operands):
+    def call(index, lockstep, operands):
         del index
-        return body(False, counters, operands)
+        return run(False, lockstep, operands)
 
     @call.def_vmap
-    def rule(size, in_batched, index, counters, operands):
-        index_batched, counters_batched, operands_batched = in_batched
+    def rule(axis_size, in_batched, index, lockstep, operands):
+        index_batched, lockstep_batched, operands_batched = in_batched
         if index_batched:  # a vmap over the workers
             if not isinstance(axis_name, str):
                 raise ValueError(f"vmap over workers takes one axis name, got {axis_name!r}: use a single vmap")
-            counters = jax.tree.map(lambda x, b: x.max(0) if b else x, counters, counters_batched)
+            equal = jax.tree.map(lambda x, batched: x.max(0) if batched else x, lockstep, lockstep_batched)
             mapped = jax.vmap(
-                lambda operands: body(True, counters, operands),
+                lambda operands: run(True, equal, operands),
                 in_axes=(_axes(operands_batched),),
                 axis_name=axis_name,
-                axis_size=size,
+                axis_size=axis_size,
             )
             result = mapped(operands)
         else:  # a vmap over something else, such as seeds; the workers may be a vmap around it
 
-            def batched(vmapped, counters, operands):
-                axes = (_axes(counters_batched), _axes(operands_batched))
-                return jax.vmap(functools.partial(body, vmapped), axes, axis_size=size)(counters, operands)
+            def several(vmapped, lockstep, operands):
+                axes = (_axes(lockstep_batched), _axes(operands_batched))
+                return jax.vmap(functools.partial(run, vmapped), axes, axis_size=axis_size)(lockstep, operands)
 
-            result = per_worker(batched, axis_name, counters, operands)
+            result = per_worker(several, axis_name, lockstep, operands)
         return result, jax.tree.map(lambda _: True, result)
 
-    return call(lax.axis_index(axis_name), counters, operands)
+    return call(lax.axis_index(axis_name), lockstep, operands)
 
 
-def group_sizes(groups: Groups, axis_name: AxisName) -> Any:
+def group_size(axis_name: AxisName, groups: Groups, tables: GroupTables) -> Any:
     """The size of this worker's group: a Python integer where all are equal."""
-    sizes = {len(group) for group in groups}
-    if len(sizes) == 1:
-        return sizes.pop()
-    table = np.zeros(sum(map(len, groups)), np.int32)
-    for group in groups:
-        table[list(group)] = len(group)
-    return jnp.asarray(table)[lax.axis_index(axis_name)]
+    return len(groups[0]) if _equal(groups) else tables.size[lax.axis_index(axis_name)]
 
 
 def global_sums(leaves: list[jax.Array], axis_name: AxisName, num_workers: int) -> list[jax.Array]:
@@ -227,7 +258,12 @@ def global_sums(leaves: list[jax.Array], axis_name: AxisName, num_workers: int) 
 
 
 def group_sums(
-    leaves: list[jax.Array], axis_name: AxisName, groups: Groups, lowering: Lowering, vmapped: bool
+    leaves: list[jax.Array],
+    axis_name: AxisName,
+    groups: Groups,
+    tables: GroupTables,
+    lowering: Lowering,
+    vmapped: bool,
 ) -> list[jax.Array]:
     """The sum of each leaf over this worker's group, in the accumulation dtype; see :func:`per_worker`."""
     num_workers = sum(map(len, groups))
@@ -240,31 +276,33 @@ def group_sums(
             f"lowering={lowering!r} needs grouped collectives, which JAX does not have under vmap: "
             "pass 'auto' or 'matrix'"
         )
-    if len({len(group) for group in groups}) > 1 and lowering == "reduce_scatter":
+    if lowering == "reduce_scatter" and not _equal(groups):
         raise ValueError(
             f"lowering='reduce_scatter' needs groups of equal size, got sizes {sorted({len(g) for g in groups})}: "
             "pass 'auto' or 'ppermute', or a group_size that divides num_workers"
         )
-    return _fused(lambda x: _sum_vector(x, axis_name, groups, lowering, vmapped), leaves)
 
+    def total(x, name):
+        if name == "ppermute":
+            return _ppermute(x, axis_name, groups, tables, vmapped)
+        if name == "matrix":
+            return _matrix(x, axis_name, groups, tables)
+        return (_psum if name == "psum" else _reduce_scatter)(x, axis_name, groups)
 
-def _sum_vector(x: jax.Array, axis_name: AxisName, groups: Groups, lowering: Lowering, vmapped: bool) -> jax.Array:
-    """[n] -> [n], summed over the group."""
-    if lowering == "auto":
+    def choose(x):
+        if lowering != "auto":
+            return total(x, lowering)
         if vmapped:
-            return _matrix(x, axis_name, groups)
-        equal = len({len(group) for group in groups}) == 1
+            return total(x, "matrix")
         try:
-            if equal or jax.default_backend() != "tpu":  # TPUs have no grouped collectives of unequal sizes
-                return _psum(x, axis_name, groups)
+            if _equal(groups) or jax.default_backend() != "tpu":  # TPUs have no unequal groups
+                return total(x, "psum")
         except NotImplementedError:  # check_vma=True
             pass
-        return _reduce_scatter(x, axis_name, groups) if equal else _ppermute(x, axis_name, groups, vmapped)
+        return total(x, "reduce_scatter" if _equal(groups) else "ppermute")
+
     try:
-        if lowering == "ppermute":
-            return _ppermute(x, axis_name, groups, vmapped)
-        implementation = {"psum": _psum, "reduce_scatter": _reduce_scatter, "matrix": _matrix}[lowering]
-        return implementation(x, axis_name, groups)
+        return _fused(choose, leaves)
     except NotImplementedError:
         raise ValueError(
             f"lowering={lowering!r} does not work in this context (grouped psum needs pmap or "
@@ -283,66 +321,61 @@ def _reduce_scatter(x, axis_name, groups):
     return lax.all_gather(shard, axis_name, axis_index_groups=lists, tiled=True)[: x.size]
 
 
-def _ppermute(x, axis_name, groups, vmapped):
+def _ppermute(x, axis_name, groups, tables, vmapped):
     """Recursive doubling; members beyond a power of two add to a partner first and get its result last.
 
     Both partners add the same two numbers at each step, so all members get the same bits.
     """
     num_workers = sum(map(len, groups))
-    cores = [1 << (len(group).bit_length() - 1) for group in groups]
-    extras = [
-        (group[core + j], group[j]) for group, core in zip(groups, cores, strict=True) for j in range(len(group) - core)
-    ]
+    index = lax.axis_index(axis_name)
+    rank, size, core = (table[index] for table in (tables.rank, tables.size, tables.core))
+
+    def send(x, pairs, receives):
+        """``lax.ppermute``, in which workers that no pair names as destination receive zeros."""
+        if not vmapped or len(pairs) == num_workers:
+            return lax.ppermute(x, axis_name, pairs)
+        sources, destinations = map(set, zip(*pairs, strict=True))
+        everyone = set(range(num_workers))
+        idle = zip(sorted(everyone - sources), sorted(everyone - destinations), strict=True)
+        received = lax.ppermute(x, axis_name, [*pairs, *idle])  # under vmap only whole permutations exist
+        return jnp.where(receives, received, 0)
+
     total = _widen(x)
     hop = x  # the first hop carries the leaf's own dtype
+    extras = [
+        (group[j], group[j - _core(len(group))]) for group in groups for j in range(_core(len(group)), len(group))
+    ]
     if extras:
-        total = total + _widen(_send(hop, axis_name, extras, num_workers, vmapped))
-        hop = total
-    for i in range(max(cores).bit_length() - 1):
+        hop = total = total + _widen(send(hop, extras, rank < size - core))
+    for i in range(max(_core(len(group)) for group in groups).bit_length() - 1):
+        bit = 1 << i
         pairs = [
-            (group[j], group[j ^ (1 << i)])
-            for group, core in zip(groups, cores, strict=True)
-            if core > 1 << i
-            for j in range(core)
+            (group[j], group[j ^ bit]) for group in groups if _core(len(group)) > bit for j in range(_core(len(group)))
         ]
-        total = total + _widen(_send(hop, axis_name, pairs, num_workers, vmapped))
-        hop = total
+        hop = total = total + _widen(send(hop, pairs, (rank < core) & (core > bit)))
     if extras:
-        final = _send(total, axis_name, [(b, a) for a, b in extras], num_workers, vmapped)
-        total = jnp.where(_one_of([a for a, _ in extras], num_workers, axis_name), final, total)
+        final = send(total, [(b, a) for a, b in extras], rank >= core)
+        total = jnp.where(rank >= core, final, total)
     return total
 
 
-def _send(x, axis_name, pairs, num_workers, vmapped):
-    """``lax.ppermute``; workers that no pair names as destination receive zeros."""
-    if not vmapped or len(pairs) == num_workers:
-        return lax.ppermute(x, axis_name, pairs)
-    sources, destinations = map(set, zip(*pairs, strict=True))
-    idle = zip(sorted(set(range(num_workers)) - sources), sorted(set(range(num_workers)) - destinations), strict=True)
-    received = lax.ppermute(x, axis_name, [*pairs, *idle])  # under vmap only whole permutations exist
-    return jnp.where(_one_of(destinations, num_workers, axis_name), received, 0)
-
-
-def _one_of(workers, num_workers, axis_name):
-    table = np.zeros(num_workers, bool)
-    table[list(workers)] = True
-    return jnp.asarray(table)[lax.axis_index(axis_name)]
-
-
-def _matrix(x, axis_name, groups):
+def _matrix(x, axis_name, groups, tables):
     """Sums of all groups from one gather; under ``vmap`` neither the gather nor the sums are batched."""
     everyone = _widen(lax.all_gather(x, axis_name))  # [num_workers, n]
-    size = max(map(len, groups))
-    members = np.array([[*group, *([0] * (size - len(group)))] for group in groups])  # [num_groups, size]
-    valid = np.array([[j < len(group) for j in range(size)] for group in groups])
+    members = tables.members  # [num_groups, largest size]
     total = everyone[members[:, 0]]  # [num_groups, n]
-    for j in range(1, size):
+    for j in range(1, members.shape[1]):
         row = everyone[members[:, j]]
-        total = total + (row if valid[:, j].all() else jnp.where(valid[:, j, None], row, 0))
-    which = np.zeros(sum(map(len, groups)), np.int32)
-    for i, group in enumerate(groups):
-        which[list(group)] = i
-    return total[jnp.asarray(which)[lax.axis_index(axis_name)]]
+        total = total + (row if _equal(groups) else jnp.where((tables.size[members[:, 0]] > j)[:, None], row, 0))
+    return total[tables.which[lax.axis_index(axis_name)]]
+
+
+def _core(size: int) -> int:
+    return 1 << (size.bit_length() - 1)
+
+
+def _equal(groups: Groups) -> bool:
+    return len({len(group) for group in groups}) == 1
 
 
 def _fused(function: Callable[[jax.Array], jax.Array], leaves: list[jax.Array]) -> list[jax.Array]:

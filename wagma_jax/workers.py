@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from wagma_jax.schedule import _integer
 
@@ -71,6 +71,8 @@ def for_workers(
             f"jax.make_mesh((num_workers,), ({axis_name!r},), axis_types=(jax.sharding.AxisType.Auto,))"
         )
     simulated = jax.vmap(step, axis_name=axis_name)
+    spec = PartitionSpec(axis_name)
+    explicit = mesh is not None and any(kind == AxisType.Explicit for kind in mesh.axis_types)
 
     @functools.wraps(step)
     def mapped(*args, **kwargs):
@@ -78,8 +80,10 @@ def for_workers(
         if mesh is None:
             return simulated(*args, **kwargs)
         _check_divides(num_workers, mesh, axis_name)
+        sharding = NamedSharding(mesh, spec)
+        if explicit:  # shard_map takes explicitly sharded arguments as they are declared, and nothing else
+            args, kwargs = jax.reshard((args, kwargs), sharding)
         if num_workers != mesh.shape[axis_name]:
-            sharding = NamedSharding(mesh, PartitionSpec(axis_name))
             args, kwargs = jax.lax.with_sharding_constraint((args, kwargs), sharding)
             return jax.lax.with_sharding_constraint(simulated(*args, **kwargs), sharding)
 
@@ -87,7 +91,6 @@ def for_workers(
             args, kwargs = jax.tree.map(lambda x: x[0], (args, kwargs))
             return jax.tree.map(lambda x: jnp.asarray(x)[None], step(*args, **kwargs))
 
-        spec = PartitionSpec(axis_name)
         return jax.shard_map(
             shard, mesh=mesh, in_specs=spec, out_specs=spec, axis_names={axis_name}, check_vma=check_vma
         )(args, kwargs)

@@ -187,8 +187,11 @@ def test_norms_without_a_scale(norm):
     assert logits.shape == (2, 10)
 
 
-@pytest.mark.parametrize("bottleneck", [False, True])
-@pytest.mark.parametrize("norm", [batch_norm, partial(nnx.GroupNorm, num_groups=4)], ids=["batch", "group"])
+@pytest.mark.parametrize(
+    ("bottleneck", "norm"),
+    [(False, batch_norm), (True, partial(nnx.GroupNorm, num_groups=4))],
+    ids=["basic_batch_norm", "bottleneck_group_norm"],
+)
 def test_block_starts_as_the_identity(bottleneck, norm):
     in_features, features = (32, 8) if bottleneck else (8, 8)
     x = some_images(2, 5, 5, in_features)

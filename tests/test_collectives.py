@@ -1,0 +1,94 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from contexts import CONTEXTS
+
+import wagma_jax as wagma
+
+GROUPS = [[0, 3], [1, 2, 5], [4]]
+
+
+@pytest.mark.parametrize("lowering", ["auto", "ppermute", "matrix"])
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_group_mean_of_unequal_groups(context, lowering):
+    x = np.random.default_rng(0).normal(size=(6, 7)).astype(np.float32)
+    run = CONTEXTS[context](lambda x, n: wagma.group_mean((x, n), "data", GROUPS, lowering=lowering), 6)
+    got, n = run(jnp.asarray(x), jnp.arange(6))
+    np.testing.assert_allclose(got, reference.mixing_matrix(GROUPS, 6) @ x, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(n, np.arange(6))
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_consensus_and_distance(context):
+    rng = np.random.default_rng(1)
+    tree = {
+        "w": rng.normal(size=(6, 4, 2)).astype(np.float32),
+        "c": (rng.normal(size=(6, 3)) + 1j * rng.normal(size=(6, 3))).astype(np.complex64),
+        "b": rng.normal(size=(6,)).astype(jnp.bfloat16),
+        "n": np.arange(6),
+    }
+
+    def both(tree):
+        return wagma.consensus(tree), wagma.consensus_distance(tree)
+
+    mean, distance = CONTEXTS[context](both, 6)(jax.tree.map(jnp.asarray, tree))
+    for name in ("w", "c"):
+        np.testing.assert_allclose(
+            mean[name], np.broadcast_to(tree[name].mean(0), tree[name].shape), rtol=1e-5, atol=1e-6
+        )
+        assert mean[name].dtype == tree[name].dtype
+    wide = tree["b"].astype(np.float32)
+    np.testing.assert_array_equal(mean["b"], np.full(6, wide.mean(), jnp.bfloat16))
+    np.testing.assert_array_equal(mean["n"], tree["n"])
+    expected = reference.consensus_distance([tree["w"], tree["c"], wide])
+    np.testing.assert_allclose(distance, np.full(6, expected), rtol=1e-5)
+    assert distance.dtype == jnp.float32
+
+
+def test_consensus_distance_by_hand():
+    # two workers at -1 and 3: both 2 away from the mean 1; a second leaf adds a difference of 1 on each side
+    tree = (jnp.array([-1.0, 3.0]), jnp.array([[0.0], [2.0]]), jnp.arange(2))
+    distance = jax.vmap(wagma.consensus_distance, axis_name="data")(tree)
+    np.testing.assert_allclose(distance, np.sqrt(2.0**2 + 1.0**2), rtol=1e-6)
+    assert jax.vmap(wagma.consensus_distance, axis_name="data")(jnp.arange(3)).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_one_worker_is_its_own_consensus(context):
+    x = jnp.arange(3.0)[None]
+    run = CONTEXTS[context](
+        lambda x: (wagma.consensus(x), wagma.consensus_distance(x), wagma.group_mean(x, "data", [[0]])), 1
+    )
+    mean, distance, group = run(x)
+    np.testing.assert_array_equal(mean, x)
+    np.testing.assert_array_equal(group, x)
+    np.testing.assert_array_equal(distance, [0])
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ([[0, 1]], "partition of the axis's 4 workers.*every worker from 0 to 3"),
+        ([[0, 1], [2, 3, 4]], "partition"),
+        ([[0, 1], [1, 2, 3]], "partition"),
+        ([0, 1, 2, 3], "static sequence of sequences"),
+        (None, "static sequence of sequences"),
+    ],
+)
+def test_bad_groups(groups, message):
+    with pytest.raises(ValueError, match=message):
+        jax.vmap(lambda x: wagma.group_mean(x, "data", groups), axis_name="data")(jnp.ones(4))
+
+
+def test_unbound_axes_and_unknown_lowerings():
+    for call in (
+        lambda x: wagma.group_mean(x, "data", [[0]]),
+        wagma.consensus,
+        wagma.consensus_distance,
+    ):
+        with pytest.raises(ValueError, match="'data' is not bound here.*wagma_jax.for_workers"):
+            call(jnp.ones(3))
+    with pytest.raises(ValueError, match="lowering must be one of"):
+        wagma.group_mean(jnp.ones(3), "data", [[0]], lowering="gather")
