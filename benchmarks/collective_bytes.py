@@ -100,7 +100,9 @@ def model_shapes(num_bytes: int) -> dict[str, tuple[int, ...]]:
     """
     total, odd = divmod(num_bytes, 4)
     if odd or total < 1000:
-        raise ValueError(f"num_bytes must be a multiple of 4 and at least 4,000, got {num_bytes}: pass for example 10**6")
+        raise ValueError(
+            f"num_bytes must be a multiple of 4 and at least 4,000, got {num_bytes}: pass for example 10**6"
+        )
     columns = 512 if total >= 1 << 20 else 16
     large = {f"large{i}": (int(total * share) // columns, columns) for i, share in enumerate((0.4, 0.25, 0.15, 0.1))}
     rest = total - sum(map(math.prod, large.values()))

@@ -81,6 +81,11 @@ def for_workers(
             return simulated(*args, **kwargs)
         _check_divides(num_workers, mesh, axis_name)
         sharding = NamedSharding(mesh, spec)
+        if explicit and num_workers != mesh.shape[axis_name]:
+            raise ValueError(
+                f"{num_workers} workers on {mesh.shape[axis_name]} devices run as a sharded vmap, which needs a mesh "
+                "with automatic axes: make it with axis_types=(jax.sharding.AxisType.Auto,)"
+            )
         if explicit:  # shard_map takes explicitly sharded arguments as they are declared, and nothing else
             args, kwargs = jax.reshard((args, kwargs), sharding)
         if num_workers != mesh.shape[axis_name]:
