@@ -2,11 +2,11 @@
 
 import os
 import socket
-import subprocess
 import sys
-from pathlib import Path
 
-TESTS = Path(__file__).parent
+from processes import ROOT, run_all
+
+PROGRAM = ROOT / "tests" / "programs" / "distributed_average.py"
 
 
 def free_port() -> int:
@@ -17,24 +17,11 @@ def free_port() -> int:
 
 def test_two_processes_with_two_devices_each():
     address = f"127.0.0.1:{free_port()}"
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("XLA_FLAGS")}
-    environment["PYTHONPATH"] = os.pathsep.join([str(TESTS), str(TESTS.parent)])
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(TESTS / "programs" / "distributed_average.py"), address, "2", str(i)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for i in range(2)
-    ]
-    try:
-        outputs = [process.communicate(timeout=150)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    for i, (process, output) in enumerate(zip(processes, outputs, strict=True)):
-        assert process.returncode == 0, output
+    results = run_all(
+        [[sys.executable, PROGRAM, address, "2", str(i)] for i in range(2)],
+        environment={"PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), str(ROOT)]), "XLA_FLAGS": ""},
+        timeout=150,
+    )
+    for i, (status, output) in enumerate(results):
+        assert status == 0, output
         assert f"process {i}: 4 workers agree" in output

@@ -1,20 +1,17 @@
 """Real runs on digits, short ones, and what they leave behind."""
 
 import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from processes import run_all
 
 from train import images, report
 from train.data import batch_indices, digits
 from train.devices import worker_mesh
 
-ROOT = Path(__file__).parent.parent.parent
 KEYS = {
     "algorithm", "transport", "workers", "group_size", "sync_period", "clock", "seed", "steps", "examples",
     "examples_per_second", "wall_seconds", "wait_seconds", "late_fraction", "max_staleness", "eval",
@@ -73,19 +70,19 @@ def test_wagma_learns_the_digits(tmp_path):
 
 
 def test_command_line(tmp_path):
-    environment = os.environ | {"COLUMNS": "120"}
+    out = tmp_path / "cli"
     command = [sys.executable, "-m", "train.images", "--workers", "9", "--algorithm", "wagma", "--group-size", "3"]
-    command += ["--steps", "3", "--batch-size", "2", "--out", str(tmp_path / "cli")]
-    first = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
-    assert first.returncode == 0, first.stderr
-    assert "accuracy" in first.stdout
-    assert json.loads((tmp_path / "cli" / "summary.json").read_text())["devices"] == 1
-    before = (tmp_path / "cli" / "summary.json").read_bytes()
-    again = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
-    assert again.returncode == 1
-    assert "exists and is not empty: choose another folder" in again.stderr
-    assert "Traceback" not in again.stderr
-    assert (tmp_path / "cli" / "summary.json").read_bytes() == before
+    command += ["--steps", "3", "--batch-size", "2", "--out", out]
+    ((status, output),) = run_all([command], environment={"COLUMNS": "120"}, timeout=200)
+    assert status == 0, output
+    assert "accuracy" in output
+    assert json.loads((out / "summary.json").read_text())["devices"] == 1
+    before = (out / "summary.json").read_bytes()
+    ((status, output),) = run_all([command], environment={"COLUMNS": "120"}, timeout=200)
+    assert status == 1
+    assert "exists and is not empty: choose another folder" in output
+    assert "Traceback" not in output
+    assert (out / "summary.json").read_bytes() == before
 
 
 @pytest.mark.parametrize(

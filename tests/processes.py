@@ -1,0 +1,39 @@
+"""Starting processes that cannot outlive their test."""
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def run_all(
+    commands: Sequence[Sequence[str]], *, timeout: float, environment: dict[str, str] | None = None
+) -> list[tuple[int, str]]:
+    """Runs commands at the same time, from the project's folder; (exit status, output) of each.
+
+    Each gets a process group of its own, and what is left of all groups is killed in the end, whatever happens.
+    """
+    processes = [
+        subprocess.Popen(
+            [str(word) for word in command],
+            cwd=ROOT,
+            env=os.environ | (environment or {}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        for command in commands
+    ]
+    try:
+        outputs = [process.communicate(timeout=timeout)[0] for process in processes]
+    finally:
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    return [(process.returncode, output) for process, output in zip(processes, outputs, strict=True)]

@@ -1,0 +1,60 @@
+"""The README's examples run, and do what they say."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from processes import ROOT
+
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def version(diff, sign):
+    """The script before (-) or after (+) the difference."""
+    return "\n".join(line[1:] for line in diff.splitlines() if not line or line[0] in (" ", sign))
+
+
+@pytest.mark.parametrize("sign", ["-", "+"])
+def test_both_versions_of_the_difference_learn(sign):
+    (diff,) = blocks("diff")
+    assert sum(line.startswith("+") for line in diff.splitlines()) <= 4
+    scope = {}
+    exec(version(diff, sign), scope)
+    assert ("wagma" in scope) == (sign == "+")
+    rng = np.random.default_rng(0)
+    w, opt_state = scope["w"], scope["opt_state"]
+    for _ in range(150):
+        x = jnp.asarray(rng.normal(size=(8, 16, 3)), jnp.float32)
+        w, opt_state = scope["train_step"](w, opt_state, x, x @ jnp.array([1.0, -2.0, 3.0]))
+    np.testing.assert_allclose(w, np.broadcast_to([1.0, -2.0, 3.0], (8, 3)), atol=0.05)
+
+
+def test_the_example_on_a_mesh_reaches_the_mean_of_the_targets(capsys):
+    (script,) = blocks("python")
+    scope = {}
+    exec(script, scope)
+    assert "8 workers, 2 groups of 4" in capsys.readouterr().out
+    np.testing.assert_allclose(scope["mean"], np.broadcast_to(scope["targets"].mean(0), (8, 3)), rtol=1e-4)
+    assert (scope["distance"] < 1e-3).all()
+    assert len(scope["w"].sharding.device_set) == jax.device_count()
+
+
+def test_the_commands_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    commands = re.findall(r"(?:^|`)make (\w+)", README, re.MULTILINE)
+    assert {"demo", "test"} <= set(commands)
+    for command in commands:
+        assert f"\n{command}:" in makefile, command
+
+
+def test_every_algorithm_has_its_line():
+    from wagma_jax.strategies import ALGORITHMS
+
+    for name in ALGORITHMS:
+        assert f"| `{name}` |" in README
