@@ -7,6 +7,9 @@ TOOLS := .tools
 UV := $(or $(shell command -v uv 2>/dev/null),$(TOOLS)/bin/uv)
 RUN := .venv/bin/python
 
+# a compiler that the user names must also be the one that mpicc calls
+COMPILER := $(if $(filter-out default,$(origin CC)),CC="$(CC)" OMPI_CC="$(CC)")
+
 define CHECK_PYTHON
 @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
   echo 'make: $(PYTHON) is missing or older than 3.11: install Python 3.11 or later, or name one, as in make PYTHON=python3.12' >&2; exit 1; }
@@ -33,6 +36,7 @@ setup: .venv/.ready
 
 $(TOOLS)/bin/uv:
 	$(CHECK_PYTHON)
+	$(CHECK_COMPILER)
 	@echo 'setting up uv in $(TOOLS)'
 	@$(PYTHON) -m venv $(TOOLS) >/dev/null 2>&1 && $(TOOLS)/bin/python -m pip install --quiet uv || \
 	  { rm -rf $(TOOLS); $(PYTHON) -m pip install --quiet --target $(TOOLS) uv; } || { \
@@ -43,7 +47,7 @@ $(TOOLS)/bin/uv:
 	$(CHECK_PYTHON)
 	$(CHECK_COMPILER)
 	@echo 'installing the environment into .venv'
-	@$(UV) sync --quiet --all-extras --python $(PYTHON)
+	@[ -t 2 ] || quiet=--quiet; $(COMPILER) $(UV) sync $$quiet --all-extras --python $(PYTHON)
 	@touch $@
 
 demo: setup
