@@ -408,7 +408,7 @@ def test_replicated_parameters_give_a_wrong_sum_and_are_refused():
     def step(w, x):
         return averager.average(w - gradient(w, x), averager.init(w))[0]
 
-    with pytest.raises(ValueError, match="replicated over the worker axis 'data'.*wagma_jax.replicate"):
+    with pytest.raises(ValueError, match=r"replicated over the worker axis 'data'.*wagma_jax.replicate"):
         jax.shard_map(step, mesh=mesh, in_specs=(PartitionSpec(), PartitionSpec("data")), out_specs=PartitionSpec())(
             jnp.float32(1), data
         )
@@ -461,7 +461,7 @@ def test_late_inputs_are_checked():
 def test_axes_are_checked():
     averager = wagma.GroupAverager(wagma.GroupSchedule(4, 2))
     x = jnp.ones((6, 3))
-    with pytest.raises(ValueError, match="has 6 indices.*num_workers=4"):
+    with pytest.raises(ValueError, match=r"has 6 indices.*num_workers=4"):
         jax.vmap(averager.average, axis_name="data")(x, jax.vmap(averager.init)(x))
     with pytest.raises(ValueError, match="'data' is not bound"):
         averager.average(x, averager.init(x))

@@ -88,7 +88,7 @@ def test_unbound_axes_and_unknown_lowerings():
         wagma.consensus,
         wagma.consensus_distance,
     ):
-        with pytest.raises(ValueError, match="'data' is not bound here.*wagma_jax.for_workers"):
+        with pytest.raises(ValueError, match=r"'data' is not bound here.*wagma_jax.for_workers"):
             call(jnp.ones(3))
     with pytest.raises(ValueError, match="lowering must be one of"):
         wagma.group_mean(jnp.ones(3), "data", [[0]], lowering="gather")

@@ -72,7 +72,7 @@ def test_for_workers_on_a_mesh_with_explicit_axes(set_mesh):
         _, again = run(wagma.replicate({"x": jnp.ones(2)}, 4, mesh=mesh), scale=jnp.ones(4))
     np.testing.assert_array_equal(total, np.broadcast_to(x.sum(0), (4, 2)))
     np.testing.assert_array_equal(again, np.full((4, 2), 4.0))
-    with pytest.raises(ValueError, match="AxisType.Auto"):
+    with pytest.raises(ValueError, match=r"AxisType.Auto"):
         run({"x": jnp.ones((8, 2))}, scale=jnp.ones(8))
 
 

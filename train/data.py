@@ -34,8 +34,8 @@ def digits() -> Images:
 
     images, labels = load_digits(return_X_y=True)
     images = images.reshape(-1, 8, 8, 1).astype(np.float32)
-    train, test, train_labels, test_labels = train_test_split(
-        images, labels.astype(np.int32), test_size=360, stratify=labels, random_state=0
+    train, test, train_labels, test_labels = map(
+        np.asarray, train_test_split(images, labels.astype(np.int32), test_size=360, stratify=labels, random_state=0)
     )
     mean, std = train.mean(), train.std()
     return Images((train - mean) / std, train_labels, (test - mean) / std, test_labels, num_classes=10)

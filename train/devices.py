@@ -1,5 +1,7 @@
 """Which devices the workers run on."""
 
+import contextlib
+
 import jax
 from jax.sharding import AxisType, Mesh
 
@@ -14,11 +16,9 @@ def worker_mesh(num_workers: int, axis_name: str) -> Mesh | None:
     evenly.
     """
     if num_workers <= MAX_VIRTUAL_DEVICES:
-        try:
-            if jax.config.jax_num_cpu_devices < num_workers:  # ty: public option, set by name
+        with contextlib.suppress(RuntimeError):  # JAX is running already, with the devices that it has
+            if getattr(jax.config, "jax_num_cpu_devices", 0) < num_workers:
                 jax.config.update("jax_num_cpu_devices", num_workers)
-        except RuntimeError:
-            pass  # JAX is running already, with the devices that it has
     devices = jax.devices()
     if len(devices) >= num_workers:
         count = num_workers

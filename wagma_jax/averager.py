@@ -130,8 +130,8 @@ class GroupAverager:
             The new tree (same structure, shapes and dtypes), the new state, and what was done.
 
         Raises:
-            ValueError: The axis is not bound, or its size is not ``schedule.num_workers``; a floating leaf is known to be
-                replicated over it (``shard_map`` with ``check_vma=True``); ``late`` is no boolean scalar, or given
+            ValueError: The axis is not bound, or its size is not ``schedule.num_workers``; a floating leaf is known to
+                be replicated over it (``shard_map`` with ``check_vma=True``); ``late`` is no boolean scalar, or given
                 without ``simulate_lateness=True``; the state belongs to another tree; the lowering does not work
                 here.
             TypeError: The policy averages a leaf that is neither floating nor complex.

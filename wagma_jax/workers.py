@@ -113,7 +113,7 @@ def _count_workers(arguments: Any) -> int:
     listed = ", ".join(f"{jax.tree_util.keystr(path)}: {list(jnp.shape(leaf))}" for path, leaf in leaves[:6])
     raise ValueError(
         f"every argument needs the same leading worker axis, got {listed}{', ...' if len(leaves) > 6 else ''}: "
-        "add it with wagma_jax.replicate(tree, num_workers); initialize optimizers with jax.vmap(optimizer.init)(params)"
+        "add it with wagma_jax.replicate(tree, num_workers); an optimizer's state by jax.vmap(optimizer.init)(params)"
     )
 
 
