@@ -19,6 +19,7 @@ import json
 import math
 import os
 import platform
+import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -42,6 +43,10 @@ from wagma_jax.collectives import LOWERINGS, Lowering
 NUM_WORKERS = 8
 STEPS = 3
 """In a sample: one rotation of the groups, for 8 workers and any group size that is a power of two."""
+MIN_PASSES = 6
+"""Made whatever time they take; fewer have no 95 % interval of the median."""
+SLOW, SLOW_PASSES = 6, 3
+"""What takes more than SLOW times as long as pmean after SLOW_PASSES passes is measured no more."""
 
 LOWERINGS_OF: dict[str, tuple[Lowering, ...]] = {
     "check_vma=True": ("auto", "reduce_scatter", "ppermute", "matrix"),
@@ -59,7 +64,7 @@ class Config:
         sizes: Of the model that each of the 8 workers owns, in MB (10^6 bytes) of float32.
         group_sizes: S, powers of two.
         repeats: Passes over all candidates of a size, at most.
-        seconds: Per size, after which no further pass begins (but at least 5 are made).
+        seconds: Per size, after which no further pass begins (but at least 6 are made).
         seed: Of the order within each pass.
         bytes_only: Count bytes, measure no time.
         time_only: Measure time, count no bytes.
@@ -90,7 +95,7 @@ class Summary(NamedTuple):
     """Order statistics of a sample.
 
     Attributes:
-        count: Sample size.
+        n: Sample size.
         median: Of the sample.
         q1: Lower quartile.
         q3: Upper quartile.
@@ -99,7 +104,7 @@ class Summary(NamedTuple):
         high: Its upper end.
     """
 
-    count: int
+    n: int
     median: float
     q1: float
     q3: float
@@ -126,8 +131,8 @@ def summarize(values: Sequence[float]) -> Summary:
 
 
 def ratios(numerator: Sequence[float], denominator: Sequence[float]) -> Summary:
-    """Summary of the ratios within each pass: what slows down a whole pass cancels."""
-    return summarize([a / b for a, b in zip(numerator, denominator, strict=True)])
+    """Summary of the ratios within each pass, so that what slows down a whole pass cancels; of the common passes."""
+    return summarize([a / b for a, b in zip(numerator, denominator, strict=False)])
 
 
 def verdict(ratio: Summary, same_program: bool) -> str:
@@ -158,22 +163,21 @@ class Candidate(NamedTuple):
     name: str
 
 
-class Measured(NamedTuple):
+@dataclasses.dataclass
+class Measured:
     """A candidate's program and times.
 
     Attributes:
-        candidate: What was measured.
-        program: Digest of the StableHLO; equal programs have equal digests.
-        scratch: Bytes that the step allocates per worker beside the model it is given.
-        seconds: Per step, one value for each pass.
-        ratio: To the ``pmean`` of the same context, within each pass.
+        candidate: What is measured.
+        program: Digest of the optimized HLO; equal programs have equal digests.
+        scratch: Bytes that a step allocates per worker beside the model that it is given.
+        seconds: Per step, one value for each pass, from the first on.
     """
 
     candidate: Candidate
     program: str
     scratch: float
-    seconds: list[float]
-    ratio: Summary
+    seconds: list[float] = dataclasses.field(default_factory=list)
 
 
 class Comparison(NamedTuple):
@@ -205,32 +209,46 @@ def candidates(group_sizes: Sequence[int]) -> list[Candidate]:
     return result
 
 
+def relative_to(name: str, measured: Sequence[Measured]) -> dict[Candidate, Summary]:
+    """Ratios to the times of a global mean ("pmean" or "consensus") in the same context."""
+    base = {one.candidate.context: one.seconds for one in measured if one.candidate.name == name}
+    return {one.candidate: ratios(one.seconds, base[one.candidate.context]) for one in measured}
+
+
 def compare(measured: Sequence[Measured]) -> list[Comparison]:
     """The lowering "auto" versus the best, for every context and group size."""
-    by_candidate = {one.candidate: one for one in measured}
     result = []
     for auto in measured:
         context, group_size, name = auto.candidate
-        if name != "auto":
-            continue
         rivals = [
-            by_candidate[context, group_size, other]
-            for other in LOWERINGS_OF[context]
-            if other != "auto" and (context, group_size, other) in by_candidate
+            one
+            for one in measured
+            if one.candidate[:2] == (context, group_size) and one.candidate.name in set(LOWERINGS) - {"auto"}
         ]
-        best = min(rivals, key=lambda one: summarize(one.seconds).median)
-        equals = tuple(one.candidate.name for one in rivals if one.program == auto.program)
-        ratio = ratios(auto.seconds, best.seconds)
-        text = verdict(ratio, best.candidate.name in equals)
-        result.append(Comparison(context, group_size, equals, best.candidate.name, ratio, text))
+        if name == "auto" and rivals:
+            best = min(rivals, key=lambda one: summarize(one.seconds).median)
+            equals = tuple(one.candidate.name for one in rivals if one.program == auto.program)
+            ratio = ratios(auto.seconds, best.seconds)
+            text = verdict(ratio, best.candidate.name in equals)
+            result.append(Comparison(context, group_size, equals, best.candidate.name, ratio, text))
     return result
+
+
+def noise_floor(measured: Sequence[Measured]) -> float | None:
+    """How far medians of equal programs are apart, at worst, as a ratio - 1: "auto" and the lowering that it chose."""
+    by_candidate = {one.candidate: one for one in measured}
+    apart = []
+    for one in compare(measured):
+        auto = by_candidate[Candidate(one.context, one.group_size, "auto")]
+        for name in one.equals:
+            twin = by_candidate[Candidate(one.context, one.group_size, name)]
+            apart.append(abs(math.log(ratios(auto.seconds, twin.seconds).median)))
+    return math.expm1(max(apart)) if apart else None
 
 
 def make_step(candidate: Candidate) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """(a step from (tree, state) of all workers to their successors, the initial state of a tree)."""
-    mesh = None
-    if candidate.context != "vmap":
-        mesh = jax.make_mesh((NUM_WORKERS,), (AXIS,), axis_types=(AxisType.Auto,))
+    mesh = None if candidate.context == "vmap" else _mesh()
     schedule = wagma.GroupSchedule(NUM_WORKERS, candidate.group_size, sync_period=None)
     lowering: Any = candidate.name if candidate.name in LOWERINGS else "auto"
     averager = wagma.GroupAverager(schedule, AXIS, lowering=lowering)
@@ -246,84 +264,93 @@ def make_step(candidate: Candidate) -> tuple[Callable[..., Any], Callable[..., A
     return mapped, jax.vmap(averager.init)
 
 
-def measure(size: float, config: Config, progress: Progress) -> tuple[list[Measured], list[str]]:
-    """All candidates of one size (in MB): what was measured, and what was left out for want of memory."""
-    shapes = collective_bytes.model_shapes(4 * round(size * 1e6 / 4))
-    placements = {"mesh": _initial(shapes, on_mesh=True), "vmap": _initial(shapes, on_mesh=False)}
-    programs: dict[Candidate, tuple[Any, Any, str, float]] = {}
-    skipped = []
-    chosen = candidates(config.group_sizes)
-    compiling = progress.add_task(f"{size:g} MB: compile", total=len(chosen))
-    for candidate in chosen:
-        place = _place(candidate)
+class Bench:
+    """The compiled steps of one model size. All of a placement pass one donated tree on, to spare memory.
+
+    Args:
+        shapes: Of the model's leaves, for one worker.
+    """
+
+    def __init__(self, shapes: dict[str, tuple[int, ...]]):
+        self.trees = {on_mesh: _initial(shapes, on_mesh) for on_mesh in (True, False)}
+        self.steps: dict[Candidate, Any] = {}
+        self.states: dict[Candidate, Any] = {}
+
+    def add(self, candidate: Candidate) -> Measured:
+        """Compiles a candidate; MemoryError if it would not fit beside what runs already."""
+        on_mesh = candidate.context != "vmap"
         mapped, init = make_step(candidate)
-        state = jax.jit(init)(placements[place])
-        lowered = jax.jit(mapped, donate_argnums=(0, 1)).lower(placements[place], state)
-        compiled = lowered.compile()
+        state = jax.jit(init)(self.trees[on_mesh])
+        compiled = jax.jit(mapped, donate_argnums=(0, 1)).lower(self.trees[on_mesh], state).compile()
         memory: Any = compiled.memory_analysis()
-        devices = NUM_WORKERS if place == "mesh" else 1
-        needed = devices * (memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes)
-        progress.advance(compiling)
-        if needed > 0.6 * _available_bytes():
-            skipped.append(f"{candidate.context}, S = {candidate.group_size}, {candidate.name}: {needed / 1e9:.1f} GB")
-            continue
-        digest = hashlib.sha256(lowered.as_text().encode()).hexdigest()[:12]
-        programs[candidate] = (compiled, state, digest, needed / NUM_WORKERS)
+        scratch = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+        scratch *= NUM_WORKERS if on_mesh else 1  # sizes are those of one device
+        if scratch > 0.6 * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+            raise MemoryError(f"{scratch / 1e9:.1f} GB")
+        self.steps[candidate], self.states[candidate] = compiled, state
+        return Measured(candidate, _digest(compiled), scratch / NUM_WORKERS)
 
-    samples: dict[Candidate, list[float]] = {candidate: [] for candidate in programs}
-
-    def sample(candidate):
-        compiled, state, *rest = programs[candidate]
-        tree = placements[_place(candidate)]
+    def sample(self, candidate: Candidate) -> float:
+        """Seconds per step, over one rotation of the groups."""
+        on_mesh = candidate.context != "vmap"
+        step, tree, state = self.steps[candidate], self.trees[on_mesh], self.states[candidate]
         start = time.perf_counter()
         for _ in range(STEPS):
-            tree, state = compiled(tree, state)
+            tree, state = step(tree, state)
         jax.block_until_ready((tree, state))
         seconds = (time.perf_counter() - start) / STEPS
-        placements[_place(candidate)] = tree  # donated: all candidates of a placement pass one tree on
-        programs[candidate] = (compiled, state, *rest)
+        self.trees[on_mesh], self.states[candidate] = tree, state
         return seconds
 
+
+def measure(size: float, config: Config, progress: Progress) -> tuple[list[Measured], list[str]]:
+    """All candidates of one size (in MB): what was measured, and what was left out for want of memory."""
+    bench = Bench(collective_bytes.model_shapes(4 * round(size * 1e6 / 4)))
+    measured: list[Measured] = []
+    left_out = []
+    for candidate in progress.track(candidates(config.group_sizes), description=f"{size:g} MB: compile"):
+        try:
+            measured.append(bench.add(candidate))
+        except MemoryError as error:
+            left_out.append(f"{candidate.name} ({candidate.context}, S = {candidate.group_size}) needs {error}")
     order = np.random.default_rng(config.seed)
-    timing = progress.add_task(f"{size:g} MB: measure", total=(config.repeats + 1) * len(programs))
-    end = math.inf
-    for repeat in range(config.repeats + 1):
-        if repeat > 5 and time.perf_counter() > end:
+    for one in progress.track(measured, description=f"{size:g} MB: warm up"):
+        bench.sample(one.candidate)
+    end = time.perf_counter() + config.seconds
+    task = progress.add_task(f"{size:g} MB: measure", total=config.repeats)
+    active = measured
+    for repeat in range(config.repeats):
+        if repeat >= MIN_PASSES and time.perf_counter() > end:
             break
-        for index in order.permutation(len(programs)):
-            candidate = list(programs)[index]
-            seconds = sample(candidate)
-            if repeat:  # the first pass warms up
-                samples[candidate].append(seconds)
-            progress.advance(timing)
-        if repeat == 0:
-            end = time.perf_counter() + config.seconds
-    progress.update(timing, completed=(config.repeats + 1) * len(programs))
-    baselines = {one.context: samples[one] for one in programs if one.name == "pmean"}
-    measured = [
-        Measured(one, digest, scratch, samples[one], ratios(samples[one], baselines[one.context]))
-        for one, (_, _, digest, scratch) in programs.items()
-    ]
-    return measured, skipped
+        if repeat == SLOW_PASSES:
+            medians = {candidate: ratio.median for candidate, ratio in relative_to("pmean", measured).items()}
+            active = [one for one in measured if medians[one.candidate] < SLOW]
+        for index in order.permutation(len(active)):
+            active[index].seconds.append(bench.sample(active[index].candidate))
+            progress.advance(task, 1 / len(active))
+    progress.update(task, completed=config.repeats)
+    return measured, left_out
 
 
-def time_tables(size: float, measured: Sequence[Measured], skipped: Sequence[str]) -> str:
+def time_tables(size: float, measured: Sequence[Measured], left_out: Sequence[str]) -> str:
     """Markdown: the times of one size, and "auto" versus the best."""
-    passes = len(measured[0].seconds)
-    times = [
-        (
-            one.candidate.context,
-            one.candidate.group_size,
-            one.candidate.name,
-            *(f"{1e3 * value:.2f}" for value in (time.median, time.q1, time.q3, time.p95)),
-            f"{one.ratio.median:.2f}",
-            f"{one.ratio.q1:.2f} - {one.ratio.q3:.2f}",
-            f"{one.scratch / (size * 1e6):.1f}",
+    to_pmean, to_consensus = relative_to("pmean", measured), relative_to("consensus", measured)
+    times = []
+    for one in measured:
+        milliseconds = summarize([1e3 * seconds for seconds in one.seconds])
+        ratio = to_pmean[one.candidate]
+        times.append(
+            (
+                *one.candidate,
+                *(f"{value:.2f}" for value in (milliseconds.median, milliseconds.q1, milliseconds.q3)),
+                f"{milliseconds.p95:.2f}",
+                f"{ratio.median:.2f}",
+                f"{ratio.q1:.2f} - {ratio.q3:.2f}",
+                f"{to_consensus[one.candidate].median:.2f}",
+                f"{one.scratch / (size * 1e6):.1f}",
+                milliseconds.n,
+            )
         )
-        for one in measured
-        for time in [summarize(one.seconds)]
-    ]
-    header = ("context", "S", "how", "ms", "q1", "q3", "p95", "/ pmean", "q1 - q3", "scratch / model")
     comparisons = [
         (
             one.context,
@@ -337,16 +364,20 @@ def time_tables(size: float, measured: Sequence[Measured], skipped: Sequence[str
         )
         for one in compare(measured)
     ]
+    header = ("context", "S", "how", "ms", "q1", "q3", "p95", "/ pmean", "q1 - q3", "/ consensus", "scratch", "passes")
     parts = [
-        f"## {size:g} MB, {passes} passes",
+        f"## {size:g} MB",
         markdown(header, times),
         f'### "auto" versus the best lowering, {size:g} MB',
         markdown(
             ("context", "S", "auto is", "best", "auto / best", "q1 - q3", "95 % of median", "verdict"), comparisons
         ),
     ]
-    if skipped:
-        parts.append("Left out for want of memory: " + "; ".join(skipped) + ".")
+    floor = noise_floor(measured)
+    if floor is not None:
+        parts.append(f"Noise: medians of equal programs differ by up to {100 * floor:.1f} %.")
+    if left_out:
+        parts.append("Left out for want of memory: " + "; ".join(left_out) + ".")
     return "\n\n".join(parts)
 
 
@@ -412,47 +443,24 @@ _COLORS = {
 def time_figure(size: float, measured: Sequence[Measured], note: str) -> Figure:
     """Time relative to ``pmean``, a panel for each context; bars are medians, whiskers quartiles."""
     contexts = list(LOWERINGS_OF)
+    to_pmean = relative_to("pmean", measured)
     figure = Figure(figsize=(13, 5), layout="constrained")
     panels = figure.subplots(1, len(contexts), sharey=False)
     for panel, context in zip(panels, contexts, strict=True):
-        mine = [one for one in measured if one.candidate.context == context and one.candidate.name != "pmean"]
-        sizes = sorted({one.candidate.group_size for one in mine if one.candidate.name != "consensus"})
-        limit = 1.15 * max(
-            [
-                1.0,
-                *(one.ratio.q3 for one in mine if one.candidate.name != "matrix"),
-                *(min(o.ratio.q3, 3) for o in mine),
-            ]
-        )
+        mine = {one: ratio for one, ratio in to_pmean.items() if one.context == context and one.name != "pmean"}
+        sizes = sorted({one.group_size for one in mine if one.name in LOWERINGS})
+        limit = 1.1 * max(1.0, *(min(ratio.q3, 4) for ratio in mine.values()))  # a few bars may be far longer
         x, ticks, labels = 0.0, [], []
-        for group in ["global", *sizes]:
-            wanted = ["consensus"] if group == "global" else LOWERINGS_OF[context]
-            bars = [
-                one
-                for name in wanted
-                for one in mine
-                if one.candidate.name == name and group in ("global", one.candidate.group_size)
-            ]
+        for names, group_size in [(("consensus",), NUM_WORKERS), *((LOWERINGS_OF[context], size) for size in sizes)]:
+            bars = [one for name in names for one in [Candidate(context, group_size, name)] if one in mine]
             ticks.append(x + (len(bars) - 1) / 2)
-            labels.append("all 8\n(consensus)" if group == "global" else f"S = {group}")
+            labels.append("all 8\n(consensus)" if names == ("consensus",) else f"S = {group_size}")
             for one in bars:
-                ratio = one.ratio
-                whiskers = [[ratio.median - ratio.q1], [ratio.q3 - ratio.median]]
-                color = _COLORS[one.candidate.name]
-                if ratio.median <= limit:
-                    panel.bar(x, ratio.median, 0.85, color=color, yerr=whiskers, capsize=2, error_kw={"lw": 1})
-                    top = min(ratio.q3, limit)
-                else:
-                    panel.bar(x, limit, 0.85, color=color, hatch="//")
-                    top = 0.8 * limit
-                panel.annotate(
-                    f"{ratio.median:.2f}", (x, top), (0, 2), textcoords="offset points", ha="center", va="bottom",
-                    fontsize=7, rotation=90,
-                )  # fmt: skip
+                _bar(panel, x, mine[one], limit, _COLORS[one.name])
                 x += 1
             x += 1
         panel.axhline(1, color=_COLORS["pmean"], lw=1, ls="--")
-        panel.set_ylim(0, 1.12 * limit)
+        panel.set_ylim(0, 1.15 * limit)
         panel.set_xticks(ticks, labels)
         panel.set_title(f"shard_map, {context}, 8 devices" if context != "vmap" else "vmap, 1 device")
         panel.set_xlabel("group size")
@@ -463,6 +471,17 @@ def time_figure(size: float, measured: Sequence[Measured], note: str) -> Figure:
     figure.legend(handles=handles, loc="outside lower center", ncols=len(names), frameon=False)
     figure.suptitle(f"Group averaging of a {size:g} MB model; dashed: pmean. {note}", fontsize=10)
     return figure
+
+
+def _bar(panel: Any, x: float, ratio: Summary, limit: float, color: str) -> None:
+    """A median with its quartiles and number; hatched where it is cut off at ``limit``."""
+    cut = ratio.median > limit
+    whiskers = None if cut else [[ratio.median - ratio.q1], [ratio.q3 - ratio.median]]
+    hatch = "//" if cut else None
+    panel.bar(x, min(ratio.median, limit), 0.85, color=color, hatch=hatch, yerr=whiskers, capsize=2, edgecolor="white")
+    label = {"ha": "center", "va": "bottom", "fontsize": 8, "rotation": 90}
+    position = (x, limit if cut else min(ratio.q3, limit))
+    panel.annotate(f"{ratio.median:.2f}", position, (0, 3), textcoords="offset points", **label)
 
 
 def byte_figure(rows: Sequence[Row], size: float, sync_period: int) -> Figure:
@@ -501,9 +520,9 @@ def run_time(config: Config, console: Console) -> None:
     columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn(""))
     for size in config.sizes:
         with Progress(*columns, console=console, transient=True) as progress:
-            measured, skipped = measure(size, config, progress)
-        results.append((size, measured, skipped))
-        texts.append(time_tables(size, measured, skipped))
+            measured, left_out = measure(size, config, progress)
+        results.append((size, measured, left_out))
+        texts.append(time_tables(size, measured, left_out))
         console.print(texts[-1] + "\n", markup=False, highlight=False, soft_wrap=True)
     about["load_average_after"] = os.getloadavg()
     note = f"{about['cpu_count']} cores, JAX {about['jax']}, {about['date']}"
@@ -519,19 +538,23 @@ def run_time(config: Config, console: Console) -> None:
         "results": [
             {
                 "megabytes": size,
-                "left_out": skipped,
+                "left_out": left_out,
                 "measured": [
-                    {**one.candidate._asdict(), **one._asdict(), "candidate": None, "ratio": one.ratio._asdict()}
+                    {
+                        **one.candidate._asdict(),
+                        "program": one.program,
+                        "scratch_bytes": one.scratch,
+                        "seconds": one.seconds,
+                        "to_pmean": to_pmean[one.candidate]._asdict(),
+                    }
+                    for to_pmean in [relative_to("pmean", measured)]
                     for one in measured
                 ],
                 "auto": [{**one._asdict(), "ratio": one.ratio._asdict()} for one in compare(measured)],
             }
-            for size, measured, skipped in results
+            for size, measured, left_out in results
         ],
     }
-    for result in document["results"]:
-        for one in result["measured"]:
-            del one["candidate"]
     _write(config.out / "xla_time.json", json.dumps(document, indent=1) + "\n")
     size, measured, _ = max(results, key=lambda result: result[0])
     time_figure(size, measured, note).savefig(config.out / "xla_time.png", dpi=130)
@@ -548,9 +571,9 @@ def run_bytes(config: Config, console: Console) -> None:
     last = rows[-1]
     schedule = wagma.GroupSchedule(last.num_workers, last.group_size, sync_period=None)
     lowerings = []
-    for lowering, check_vma in [("auto", True), ("auto", False), ("psum", False)] + [
-        (lowering, True) for lowering in ("reduce_scatter", "ppermute", "matrix")
-    ]:
+    choices: list[tuple[Lowering, bool]] = [("auto", True), ("auto", False), ("psum", False)]
+    choices += [("reduce_scatter", True), ("ppermute", True), ("matrix", True)]
+    for lowering, check_vma in choices:
         cost, _ = collective_bytes.average_costs(schedule, shapes, lowering, check_vma, config.platform)
         lowerings.append((f"{lowering} (check_vma={check_vma})", cost))
     text = byte_tables(rows, lowerings, size, config.sync_period)
@@ -585,14 +608,20 @@ def main(config: Config) -> None:
     console.print(f"written to {config.out}", highlight=False)
 
 
-def _place(candidate: Candidate) -> str:
-    return "vmap" if candidate.context == "vmap" else "mesh"
+def _mesh() -> jax.sharding.Mesh:
+    return jax.make_mesh((NUM_WORKERS,), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def _digest(compiled: jax.stages.Compiled) -> str:
+    """Of the optimized program, without what names the lines of Python that it comes from."""
+    text = compiled.as_text() or ""
+    body = re.sub(r", metadata=\{[^}]*\}", "", text[text.find("\n%") :])
+    return hashlib.sha256(body.encode()).hexdigest()[:12]
 
 
 def _initial(shapes: dict[str, tuple[int, ...]], on_mesh: bool) -> dict[str, jax.Array]:
     """Models of all workers, each its own, where the step wants them."""
-    mesh = jax.make_mesh((NUM_WORKERS,), (AXIS,), axis_types=(AxisType.Auto,))
-    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS)) if on_mesh else None
+    sharding = jax.sharding.NamedSharding(_mesh(), jax.sharding.PartitionSpec(AXIS)) if on_mesh else None
 
     def build():
         worker = jnp.arange(1.0, NUM_WORKERS + 1)
@@ -602,10 +631,6 @@ def _initial(shapes: dict[str, tuple[int, ...]], on_mesh: bool) -> dict[str, jax
         }
 
     return jax.block_until_ready(jax.jit(build, out_shardings=sharding)())
-
-
-def _available_bytes() -> int:
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _about() -> dict[str, Any]:

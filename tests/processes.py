@@ -17,11 +17,14 @@ def run_all(
 
     Each gets a process group of its own, and what is left of all groups is killed in the end, whatever happens.
     """
+    environment = os.environ | (environment or {})
+    if len(commands) > 1:  # see conftest.py
+        environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"
     processes = [
         subprocess.Popen(
             [str(word) for word in command],
             cwd=ROOT,
-            env=os.environ | (environment or {}),
+            env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
