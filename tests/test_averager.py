@@ -18,13 +18,8 @@ import wagma_jax as wagma
 POLICY = {"w": "mean", "b": "mean", "stats": "sync", "frozen": "keep", "count": "keep"}
 
 
-def policy(path, leaf):
-    del leaf
-    return POLICY[path[0].key]
-
-
 def random_tree(rng, num_workers):
-    normal = functools.partial(rng.normal)
+    normal = rng.normal
     return {
         "w": normal(size=(num_workers, 3, 2)).astype(np.float32),
         "b": normal(size=(num_workers,)).astype(np.float32),
@@ -34,11 +29,17 @@ def random_tree(rng, num_workers):
     }
 
 
-def check_against_reference(context, schedule, lateness, *, every=1, lowering="auto", seed=0):
+def check_against_reference(context, schedule, lateness, *, every=1, lowering="auto", seed=0, policies=POLICY):
     """Random local steps, the same for both; ``lateness`` is [rounds, num_workers]."""
     num_workers = schedule.num_workers
     rng = np.random.default_rng(seed)
-    averager = wagma.GroupAverager(schedule, average=policy, every=every, simulate_lateness=True, lowering=lowering)
+    averager = wagma.GroupAverager(
+        schedule,
+        average=lambda path, leaf: policies[path[0].key],
+        every=every,
+        simulate_lateness=True,
+        lowering=lowering,
+    )
     traces = 0
 
     def step(tree, state, delta, late):
@@ -53,7 +54,7 @@ def check_against_reference(context, schedule, lateness, *, every=1, lowering="a
     state = jax.vmap(averager.init)(tree)
     names = sorted(start)
     expected = [start[name] for name in names]
-    ref = LateRuleReference(schedule.groups, schedule.sync_period, num_workers, [POLICY[n] for n in names], every)
+    ref = LateRuleReference(schedule.groups, schedule.sync_period, num_workers, [policies[n] for n in names], every)
     ref.init(expected)
     for late in lateness:
         delta = random_tree(rng, num_workers)
@@ -118,7 +119,7 @@ def test_every_lowering_gives_the_same_numbers(lowering, context, schedule):
         check_against_reference(context, schedule, lateness, lowering=lowering)
 
 
-@hypothesis.settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@hypothesis.settings(max_examples=50, deadline=None, derandomize=True, database=None)
 @hypothesis.given(st.data())
 def test_the_late_rule_for_random_patterns(data):
     num_workers = data.draw(st.integers(1, 9), "num_workers")
@@ -131,9 +132,12 @@ def test_the_late_rule_for_random_patterns(data):
         st.lists(st.lists(st.booleans(), min_size=num_workers, max_size=num_workers), min_size=rounds, max_size=rounds),
         "late",
     )
+    floats = ["w", "b", "stats", "frozen"]
+    policy = st.sampled_from(["mean", "sync", "keep"])
+    policies = data.draw(st.fixed_dictionaries(dict.fromkeys(floats, policy)), "policies") | {"count": "keep"}
     schedule = wagma.GroupSchedule(num_workers, group_size, sync_period, rotate)
     seed = data.draw(st.integers(0, 2**16), "seed")
-    check_against_reference("vmap", schedule, lateness, every=every, seed=seed)
+    check_against_reference("vmap", schedule, lateness, every=every, seed=seed, policies=policies)
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
@@ -248,6 +252,51 @@ def test_narrow_floats_are_summed_in_float32(dtype, context):
     for _ in range(2):  # an ordinary and a sync round
         got, state, _ = run(values, state)
         np.testing.assert_array_equal(got, expected)
+
+
+def test_leaves_may_be_sharded_or_replicated_over_a_model_axis():
+    """As tensor parallelism has them: a kernel sharded over the model axis, a scale that is not."""
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    averager = wagma.GroupAverager(wagma.GroupSchedule(4, 2, 2))
+    tree = {"kernel": jnp.arange(24.0).reshape(4, 6), "scale": jnp.arange(8.0).reshape(4, 2), "b": jnp.arange(4.0)}
+    specs = {"kernel": PartitionSpec("data", "model"), "scale": PartitionSpec("data"), "b": PartitionSpec("data")}
+    worker = PartitionSpec("data")
+    for check_vma in (True, False):
+
+        @functools.partial(
+            jax.shard_map, mesh=mesh, in_specs=(specs, worker), out_specs=(specs, worker), check_vma=check_vma
+        )
+        def step(tree, state):
+            tree, state = jax.tree.map(lambda leaf: leaf[0], (tree, state))
+            tree, state, _ = averager.average(tree, state)
+            return jax.tree.map(lambda leaf: leaf[None], (tree, state))
+
+        got, state, expected = tree, jax.vmap(averager.init)(tree), tree
+        for _ in range(2):
+            expected, _, _ = jax.vmap(averager.average, axis_name="data")(expected, state)
+            got, state = jax.jit(step)(got, state)
+            jax.tree.map(np.testing.assert_allclose, got, expected)
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_an_automatic_model_axis_is_not_gathered(check_vma):
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    averager = wagma.GroupAverager(wagma.GroupSchedule(4, 2, 3))
+    sharding = jax.sharding.NamedSharding(mesh, PartitionSpec("data", None, "model"))
+    tree = {
+        "w": jax.device_put(jnp.arange(4.0 * 64 * 32).reshape(4, 64, 32), sharding),
+        "b": jnp.ones((4, 5)),
+    }
+    run = jax.jit(wagma.for_workers(averager.average, mesh=mesh, check_vma=check_vma))
+    state = jax.vmap(averager.init)(tree)
+    compiled = run.lower(tree, state).compile()
+    for line in compiled.as_text().splitlines():
+        assert " all-gather(" not in line, line
+        assert "f32[1,64,32]" not in line, line  # each device has half of w: f32[1,64,16]
+    got, _, _ = run(tree, state)
+    assert got["w"].sharding.is_equivalent_to(sharding, 3)
+    expected, _, _ = jax.vmap(averager.average, axis_name="data")(tree, state)
+    jax.tree.map(np.testing.assert_allclose, got, expected)
 
 
 def test_a_mesh_with_a_model_axis_averages_each_shard_with_its_counterparts():
@@ -450,6 +499,8 @@ def test_late_inputs_are_checked():
         run(simulated, jnp.zeros((4, 2), bool))
     with pytest.raises(ValueError, match="boolean scalar per worker, got int32"):
         run(simulated, jnp.zeros(4, jnp.int32))
+    with pytest.raises(ValueError, match="boolean scalar per worker, got str"):
+        jax.vmap(lambda x: simulated.average(x, simulated.init(x), "yes"), axis_name="data")(x)
     with pytest.raises(ValueError, match="belongs to another tree"):
         run(simulated, None, jax.vmap(plain.init)(x))
     with pytest.raises(ValueError, match="belongs to another tree"):
@@ -467,8 +518,9 @@ def test_axes_are_checked():
         averager.average(x, averager.init(x))
     with pytest.raises(ValueError, match="'data' is not bound"):
         jax.vmap(averager.average, axis_name="workers")(x, jax.vmap(averager.init)(x))
-    with pytest.raises(ValueError, match="axis_name"):
-        wagma.GroupAverager(wagma.GroupSchedule(4, 2), axis_name=())
+    for bad in ((), None, 0, ("data", 1)):
+        with pytest.raises(ValueError, match="axis_name must be a name or a tuple of names"):
+            wagma.GroupAverager(wagma.GroupSchedule(4, 2), axis_name=bad)
 
 
 def test_policies_are_checked():

@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from contexts import CONTEXTS
+from contexts import CONTEXTS, data_mesh
+from jax.sharding import PartitionSpec
 
 import wagma_jax as wagma
 
@@ -73,6 +74,8 @@ def test_one_worker_is_its_own_consensus(context):
         ([[0, 1]], "partition of the axis's 4 workers.*every worker from 0 to 3"),
         ([[0, 1], [2, 3, 4]], "partition"),
         ([[0, 1], [1, 2, 3]], "partition"),
+        ([[0.5, 1], [2, 3]], "static sequence of sequences"),
+        (["01", "23"], "static sequence of sequences"),
         ([0, 1, 2, 3], "static sequence of sequences"),
         (None, "static sequence of sequences"),
     ],
@@ -80,6 +83,30 @@ def test_one_worker_is_its_own_consensus(context):
 def test_bad_groups(groups, message):
     with pytest.raises(ValueError, match=message):
         jax.vmap(lambda x: wagma.group_mean(x, "data", groups), axis_name="data")(jnp.ones(4))
+
+
+@pytest.mark.parametrize("context", ["shard_map", "shard_map_unchecked", "vmap"])
+def test_group_mean_is_its_own_transpose(context):
+    rng = np.random.default_rng(2)
+    x, weights = rng.normal(size=(2, 6, 3)).astype(np.float32)
+
+    def gradient(x, weights):
+        return jax.grad(lambda x: jnp.vdot(weights, wagma.group_mean(x, "data", GROUPS)))(x)
+
+    got = CONTEXTS[context](gradient, 6)(jnp.asarray(x), jnp.asarray(weights))
+    np.testing.assert_allclose(got, reference.mixing_matrix(GROUPS, 6).T @ weights, rtol=1e-5, atol=1e-6)
+
+
+def test_the_consensus_may_leave_shard_map_as_one_copy():
+    """Equal on all workers, and known to be so: out_specs need no worker axis."""
+
+    def both(x):
+        return wagma.consensus(x[0]), wagma.consensus_distance(x[0])
+
+    run = jax.shard_map(both, mesh=data_mesh(4), in_specs=PartitionSpec("data"), out_specs=PartitionSpec())
+    mean, distance = jax.jit(run)(jnp.array([[0.0, 1.0], [2.0, 1.0], [4.0, 1.0], [6.0, 1.0]]))
+    np.testing.assert_array_equal(mean, [3, 1])
+    np.testing.assert_allclose(distance, np.sqrt(5), rtol=1e-6)
 
 
 def test_unbound_axes_and_unknown_lowerings():

@@ -10,9 +10,10 @@ import numpy as np
 import optax
 import pytest
 import reference
-from contexts import CONTEXTS
+from contexts import CONTEXTS, data_mesh
 from flax import nnx
 from jax import lax
+from jax.sharding import PartitionSpec
 
 import wagma_jax as wagma
 
@@ -162,6 +163,7 @@ def compose(name):
         "inject_hyperparams": lambda: wagma.wagma(optax.inject_hyperparams(optax.sgd)(learning_rate=0.1), SCHEDULE),
         "apply_if_finite inside": lambda: wagma.wagma(optax.apply_if_finite(sgd, 3), SCHEDULE),
         "MultiSteps inside": lambda: wagma.wagma(optax.MultiSteps(sgd, 1).gradient_transformation(), SCHEDULE),
+        "MultiSteps around": lambda: optax.MultiSteps(wagma.wagma(sgd, SCHEDULE), 1).gradient_transformation(),
         "masked with everything": lambda: optax.masked(wagma.wagma(sgd, SCHEDULE), {"w": True, "b": True}),
         "multi_transform with one label": lambda: optax.multi_transform(
             {"a": wagma.wagma(sgd, SCHEDULE)}, {"w": "a", "b": "a"}
@@ -170,7 +172,7 @@ def compose(name):
 
 
 COMPOSITIONS = [
-    "chain", "wagma", "inject_hyperparams", "apply_if_finite inside", "MultiSteps inside",
+    "chain", "wagma", "inject_hyperparams", "apply_if_finite inside", "MultiSteps inside", "MultiSteps around",
     "masked with everything", "multi_transform with one label",
 ]  # fmt: skip
 
@@ -278,14 +280,14 @@ def test_scan_and_donation(context):
 
     expected = run_reference(reference.Momentum(0.1, 0.9), SCHEDULE, params, targets, lateness)[-1]
     run = CONTEXTS[context](loop, P)
-    if context in ("shard_map", "vmap"):
+    if context != "pmap":
         run = jax.jit(run, donate_argnums=(0, 1))
     params = jax.tree.map(jnp.array, params)
     got, _ = run(params, jax.vmap(optimizer.init)(params), jnp.asarray(targets), jnp.asarray(lateness.T))
     assert_close([got], [expected])
 
 
-@pytest.mark.parametrize("context", ["shard_map", "shard_map_unchecked", "vmap"])
+@pytest.mark.parametrize("context", ["shard_map", "shard_map_unchecked", "pmap", "vmap"])
 def test_nnx_optimizer(context):
     """nnx.Optimizer.update(model, grads, late=...) inside a per-worker step."""
 
@@ -347,6 +349,28 @@ def test_update_without_params_raises_the_message_of_optax():
     with pytest.raises(ValueError, match="params") as theirs:
         link.update(jnp.ones(3), link.init(jnp.ones(3)), None)
     assert str(ours.value) == str(theirs.value)
+
+
+def test_replicated_parameters_are_refused_even_when_updates_vary():
+    optimizer = wagma.wagma(optax.sgd(0.1), wagma.GroupSchedule(4, 2))
+
+    def step(w, x):
+        grads = jax.grad(lambda w: w * x[0])(w) + x[0]  # the sum over all workers, plus something of this one
+        return optimizer.update(grads, optimizer.init(w), w)[0]
+
+    mapped = jax.shard_map(
+        step, mesh=data_mesh(4), in_specs=(PartitionSpec(), PartitionSpec("data")), out_specs=PartitionSpec("data")
+    )
+    with pytest.raises(ValueError, match=r"\(the whole tree\) is replicated over the worker axis"):
+        mapped(jnp.float32(1), jnp.arange(4.0))
+
+
+def test_allreduce_gradients_checks_its_axis():
+    link = wagma.allreduce_gradients()
+    with pytest.raises(ValueError, match="'data' is not bound"):
+        link.update(jnp.ones(3), link.init(jnp.ones(3)))
+    with pytest.raises(ValueError, match="axis_name must be"):
+        wagma.allreduce_gradients(None)  # type: ignore
 
 
 def test_averaging_twice_is_refused():

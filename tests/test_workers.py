@@ -18,6 +18,7 @@ def test_replicate():
     assert got["n"].shape == (4,)
     assert got["key"].shape == (4,)
     np.testing.assert_array_equal(got["w"][3], tree["w"])
+    assert not jax.typeof(got["n"]).weak_type
     assert wagma.replicate({}, 3) == {}
 
 
@@ -87,7 +88,29 @@ def test_for_workers_leaves_further_axes_to_the_compiler():
     np.testing.assert_allclose(got, expected)
 
 
+def test_for_workers_keeps_how_other_axes_are_sharded():
+    spec = PartitionSpec("data", None, "model")
+    for kinds, num_workers in (((AxisType.Auto,) * 2, 4), ((AxisType.Auto,) * 2, 8), ((AxisType.Explicit,) * 2, 4)):
+        mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=kinds)
+        x = jax.device_put(jnp.ones((num_workers, 6, 4)), NamedSharding(mesh, spec))
+        got = jax.jit(wagma.for_workers(lambda x: 2 * x, mesh=mesh))(x)
+        assert got.sharding.is_equivalent_to(x.sharding, 3), (kinds, num_workers, got.sharding)
+
+
+@pytest.mark.parametrize("kinds", [(AxisType.Explicit,) * 2, (AxisType.Auto, AxisType.Explicit)], ids=str)
+def test_rounds_on_a_mesh_with_an_explicit_model_axis(kinds):
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=kinds)
+    averager = wagma.GroupAverager(wagma.GroupSchedule(4, 2, 3))
+    x = jnp.arange(24.0).reshape(4, 6)
+    state = jax.vmap(averager.init)(x)
+    got, _, _ = jax.jit(wagma.for_workers(averager.average, mesh=mesh))(x, state)
+    expected, _, _ = jax.vmap(averager.average, axis_name="data")(x, state)
+    np.testing.assert_allclose(got, expected)
+
+
 def test_for_workers_checks_its_arguments():
+    with pytest.raises(ValueError, match="pass the mesh as mesh="):
+        wagma.for_workers(step, data_mesh(4))  # type: ignore
     with pytest.raises(ValueError, match="none of them 'workers'"):
         wagma.for_workers(step, axis_name="workers", mesh=data_mesh(4))
     run = wagma.for_workers(lambda a, b: a, mesh=data_mesh(4))

@@ -21,7 +21,7 @@ class RunOptions:
         transport: xla: all workers in one program.
         workers: Number of workers P. Up to 8 get a (virtual) device each, more are simulated by one vmap.
         group_size: Workers S in a group; None: about the square root of P.
-        sync_period: Rounds between global means.
+        sync_period: Rounds between global means; None: never.
         late_probability: Simulated lateness: the chance that a worker's contribution to a round is its previous model.
             Drawn beforehand from the seed. Algorithms that wait for everybody ignore it.
         steps: Rounds to train for.
@@ -36,7 +36,7 @@ class RunOptions:
     transport: Literal["xla"] = "xla"
     workers: int = 8
     group_size: int | None = None
-    sync_period: int = 10
+    sync_period: int | None = 10
     late_probability: float = 0.0
     steps: int = 300
     batch_size: int = 16

@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 
 from wagma_jax import collectives
-from wagma_jax.averaging import AverageInfo, Policy, PolicyFunction, leaf_policies, merge
+from wagma_jax.averaging import AverageInfo, PolicyFunction, leaf_policies, merge
 from wagma_jax.schedule import Groups, GroupSchedule
 
 
@@ -40,6 +40,8 @@ class GroupAverager:
     :func:`wagma_jax.for_workers`. Each worker owns its parameters (a leading worker axis outside of the mapping). Every
     worker must call ``average`` equally often, and never inside of a branch that depends on the worker: the others
     would wait for ever, or receive numbers from a step that the worker threw away.
+
+    It is not differentiable in reverse mode: take gradients of a loss before it, as training steps do.
 
     One trace serves the whole schedule: the round is an array, which selects among the schedule's distinct groupings.
 
@@ -159,6 +161,13 @@ class GroupAverager:
         published = jax.tree.unflatten(jax.tree.structure(state.published), new[2])
         return tree, *self._advance(state, published, late)
 
+    def check_varying(self, tree: Any) -> None:
+        """ValueError if ``check_vma`` knows an averaged leaf to be replicated over the workers."""
+        leaves, treedef = jax.tree.flatten(tree)
+        policies = leaf_policies(tree, self.policy)
+        averaged = [None if policy == "keep" else leaf for leaf, policy in zip(leaves, policies, strict=True)]
+        collectives.check_varying(treedef.unflatten(averaged), self.axis_name)
+
     def _body(self, kinds: "_Kinds", vmapped: bool, lockstep: Any, operands: Any) -> Any:
         """(mean leaves, sync leaves, publications) after this call; see ``collectives.per_worker``."""
         t, skipped, phases, tables = lockstep
@@ -250,28 +259,28 @@ class GroupAverager:
                 f"axis {self.axis_name!r} has {size} indices, but the schedule is for num_workers={num_workers}: map "
                 f"over {num_workers} workers, or build GroupSchedule(num_workers={size}, ...)"
             )
-        policies = leaf_policies(tree, self.policy)
-        leaves, treedef = jax.tree.flatten(tree)
-        averaged = [None if policy == "keep" else leaf for leaf, policy in zip(leaves, policies, strict=True)]
-        collectives.check_varying(treedef.unflatten(averaged), self.axis_name)
+        self.check_varying(tree)
         if self.simulate_lateness:
-            self._check_published(leaves, policies, state)
+            self._check_published(tree, state)
         if late is None:
             return None
         if not self.simulate_lateness:
             raise ValueError("late needs simulate_lateness=True: pass that to the constructor, or leave late out")
-        late = jnp.asarray(late)
-        if late.shape != () or late.dtype != bool:
+        try:
+            shape, dtype = jnp.shape(late), str(jnp.result_type(late))
+        except TypeError:
+            shape, dtype = (), type(late).__name__
+        if shape != () or dtype != "bool":
             raise ValueError(
-                f"late must be a boolean scalar per worker, got {late.dtype}{list(late.shape)}: map an array of "
+                f"late must be a boolean scalar per worker, got {dtype}{list(shape)}: map an array of "
                 f"[{num_workers}] booleans over the worker axis"
             )
-        return late
+        return jnp.asarray(late)
 
-    def _check_published(self, leaves: list, policies: list[Policy], state: GroupAverageState):
+    def _check_published(self, tree: Any, state: GroupAverageState):
         expected = [
             (jnp.shape(leaf), jnp.asarray(leaf).dtype)
-            for leaf, policy in zip(leaves, policies, strict=True)
+            for leaf, policy in zip(jax.tree.leaves(tree), leaf_policies(tree, self.policy), strict=True)
             if policy == "mean"
         ]
         came = [(jnp.shape(leaf), leaf.dtype) for leaf in jax.tree.leaves(state.published)]

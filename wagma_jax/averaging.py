@@ -52,7 +52,7 @@ def leaf_policies(tree: Any, average: PolicyFunction | None = None) -> list[Poli
     policies: list[Policy] = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         policy = decide(path, leaf)
-        name = jax.tree_util.keystr(path) or "the root"
+        name = leaf_name(path)
         if policy not in ("mean", "keep", "sync"):
             raise ValueError(
                 f"average() must return 'mean', 'keep' or 'sync' for every leaf, got {policy!r} for {name}: "
@@ -65,6 +65,11 @@ def leaf_policies(tree: Any, average: PolicyFunction | None = None) -> list[Poli
             )
         policies.append(policy)
     return policies
+
+
+def leaf_name(path: jax.tree_util.KeyPath) -> str:
+    """A leaf's path for messages."""
+    return jax.tree_util.keystr(path) or "(the whole tree)"
 
 
 def accumulation_dtype(dtype: Any) -> Any:

@@ -15,7 +15,7 @@ All add in float32 or wider and in an order that does not depend on the member, 
 """
 
 import functools
-import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -24,8 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.custom_batching import custom_vmap
+from jax.sharding import AxisType
 
-from wagma_jax.averaging import accumulation_dtype, average_inexact, leaf_policies, merge
+from wagma_jax.averaging import accumulation_dtype, average_inexact, leaf_name, leaf_policies, merge
 from wagma_jax.schedule import Groups
 
 AxisName = str | tuple[str, ...]
@@ -50,6 +51,7 @@ def group_mean(tree: Any, axis_name: AxisName, groups: Sequence[Sequence[int]], 
 
     Returns:
         The tree, means in the leaves' own dtypes, summed in float32 or wider; all members of a group get the same bits.
+        Differentiable in reverse mode.
 
     Raises:
         ValueError: ``axis_name`` is not bound, ``groups`` is no partition of its workers, or ``lowering`` is unknown
@@ -65,7 +67,13 @@ def group_mean(tree: Any, axis_name: AxisName, groups: Sequence[Sequence[int]], 
         size = group_size(axis_name, partition, tables)
         return [merge(total, leaf, size) for total, leaf in zip(sums, leaves, strict=True)]
 
-    return _on_inexact(lambda leaves: per_worker(body, axis_name, group_tables(partition), leaves), tree)
+    @jax.custom_vjp
+    def mean(leaves):
+        return per_worker(body, axis_name, group_tables(partition), leaves)
+
+    # the mixing matrix is symmetric: the mean is its own transpose
+    mean.defvjp(lambda leaves: (mean(leaves), None), lambda _, cotangents: (mean(cotangents),))
+    return _on_inexact(mean, tree)
 
 
 def consensus(tree: Any, axis_name: AxisName = "data") -> Any:
@@ -76,19 +84,13 @@ def consensus(tree: Any, axis_name: AxisName = "data") -> Any:
         axis_name: The mapped axis (or tuple of mesh axes) whose indices are the workers.
 
     Returns:
-        The tree, equal on all workers, in the leaves' own dtypes; sums are taken in float32 or wider.
+        The tree, equal on all workers (under ``check_vma``, invariant over the axis), in the leaves' own dtypes; sums
+        are taken in float32 or wider. Outside of the mapping, any worker's copy is the consensus model.
 
     Raises:
         ValueError: ``axis_name`` is not bound.
     """
-    axis_name = canonical_axis(axis_name)
-    num_workers = axis_size(axis_name)
-
-    def mean(leaves):
-        sums = global_sums(leaves, axis_name, num_workers)
-        return [merge(total, leaf, num_workers) for total, leaf in zip(sums, leaves, strict=True)]
-
-    return _on_inexact(mean, tree)
+    return _mean_of_all(tree, axis_name, varying=False)
 
 
 def consensus_distance(tree: Any, axis_name: AxisName = "data") -> jax.Array:
@@ -102,7 +104,8 @@ def consensus_distance(tree: Any, axis_name: AxisName = "data") -> jax.Array:
         axis_name: The mapped axis (or tuple of mesh axes) whose indices are the workers.
 
     Returns:
-        A float scalar, equal on all workers; at least float32. 0 for a tree without such leaves.
+        A float scalar, equal on all workers; at least float32. 0 for a tree without such leaves. Other mesh axes are
+        not summed over: where a model is sharded over one, this is the distance of a shard.
 
     Raises:
         ValueError: ``axis_name`` is not bound.
@@ -111,15 +114,31 @@ def consensus_distance(tree: Any, axis_name: AxisName = "data") -> jax.Array:
     num_workers = axis_size(axis_name)
     leaves, _ = _split_inexact(tree)
     wide = [leaf.astype(accumulation_dtype(leaf.dtype)) for leaf in leaves]
-    sums = global_sums(wide, axis_name, num_workers)
+    sums = global_sums(wide, axis_name, num_workers, varying=False)
     squares = [jnp.sum(jnp.square(jnp.abs(leaf - total / num_workers))) for leaf, total in zip(wide, sums, strict=True)]
     total = sum(squares, start=jnp.zeros((), jnp.float32))
     if num_workers > 1 and squares:
-        total = _varying(lax.psum(total, axis_name), axis_name)
+        total = lax.psum(total, axis_name)
     return jnp.sqrt(total / num_workers)
 
 
 # What follows serves the modules beside this one.
+
+
+def mean_of_all(tree: Any, axis_name: AxisName) -> Any:
+    """As :func:`consensus`, but each worker's own copy under ``check_vma``, like what it was computed from."""
+    return _mean_of_all(tree, axis_name, varying=True)
+
+
+def _mean_of_all(tree: Any, axis_name: AxisName, varying: bool) -> Any:
+    axis_name = canonical_axis(axis_name)
+    num_workers = axis_size(axis_name)
+
+    def mean(leaves):
+        sums = global_sums(leaves, axis_name, num_workers, varying)
+        return [merge(total, leaf, num_workers) for total, leaf in zip(sums, leaves, strict=True)]
+
+    return _on_inexact(mean, tree)
 
 
 def check_lowering(lowering: str) -> None:
@@ -130,10 +149,10 @@ def check_lowering(lowering: str) -> None:
 
 def canonical_axis(axis_name: AxisName) -> AxisName:
     """A single name, or a tuple of at least two."""
-    names = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
-    if not names or not all(isinstance(name, str) for name in names):
+    names = (axis_name,) if isinstance(axis_name, str) else axis_name
+    if not isinstance(names, tuple | list) or not names or not all(isinstance(name, str) for name in names):
         raise ValueError(f"axis_name must be a name or a tuple of names, got {axis_name!r}: pass for example 'data'")
-    return names[0] if len(names) == 1 else names
+    return names[0] if len(names) == 1 else tuple(names)
 
 
 def axis_size(axis_name: AxisName) -> int:
@@ -161,7 +180,7 @@ def check_varying(tree: Any, axis_name: AxisName) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if average_inexact(path, leaf) == "mean" and not _is_varying(leaf, axis_name):
             raise ValueError(
-                f"leaf {jax.tree_util.keystr(path)} is replicated over the worker axis {axis_name!r}, but each worker "
+                f"leaf {leaf_name(path)} is replicated over the worker axis {axis_name!r}, but each worker "
                 "must own its parameters: JAX sums the gradients of replicated parameters over the workers. Give "
                 "parameters and optimizer state a leading worker axis (wagma_jax.replicate) and pass them through "
                 f"shard_map with in_specs and out_specs PartitionSpec({axis_name!r}), not PartitionSpec()"
@@ -250,11 +269,18 @@ def group_size(axis_name: AxisName, groups: Groups, tables: GroupTables) -> Any:
     return len(groups[0]) if _equal(groups) else tables.size[lax.axis_index(axis_name)]
 
 
-def global_sums(leaves: list[jax.Array], axis_name: AxisName, num_workers: int) -> list[jax.Array]:
-    """The sum of each leaf over all workers, in the accumulation dtype."""
+def global_sums(
+    leaves: list[jax.Array], axis_name: AxisName, num_workers: int, varying: bool = True
+) -> list[jax.Array]:
+    """The sum of each leaf over all workers, in the accumulation dtype; each worker's own where ``varying``."""
     if num_workers == 1:
         return [_widen(leaf) for leaf in leaves]
-    return _fused(lambda x: _varying(lax.psum(_widen(x), axis_name), axis_name), leaves)
+
+    def total(x):
+        result = lax.psum(_widen(x), axis_name)
+        return _varying(result, axis_name) if varying else result
+
+    return _fused(total, leaves)
 
 
 def group_sums(
@@ -299,7 +325,7 @@ def group_sums(
                 return total(x, "psum")
         except NotImplementedError:  # check_vma=True
             pass
-        return total(x, "reduce_scatter" if _equal(groups) else "ppermute")
+        return total(x, "reduce_scatter" if _equal(groups) and _all_manual() else "ppermute")
 
     try:
         return _fused(choose, leaves)
@@ -316,9 +342,9 @@ def _psum(x, axis_name, groups):
 
 def _reduce_scatter(x, axis_name, groups):
     lists = [list(group) for group in groups]
-    padded = jnp.pad(_widen(x), (0, -x.size % len(groups[0])))
+    padded = jnp.pad(_widen(x).reshape(-1), (0, -x.size % len(groups[0])))
     shard = lax.psum_scatter(padded, axis_name, axis_index_groups=lists, tiled=True)
-    return lax.all_gather(shard, axis_name, axis_index_groups=lists, tiled=True)[: x.size]
+    return lax.all_gather(shard, axis_name, axis_index_groups=lists, tiled=True)[: x.size].reshape(x.shape)
 
 
 def _ppermute(x, axis_name, groups, tables, vmapped):
@@ -361,12 +387,13 @@ def _ppermute(x, axis_name, groups, tables, vmapped):
 
 def _matrix(x, axis_name, groups, tables):
     """Sums of all groups from one gather; under ``vmap`` neither the gather nor the sums are batched."""
-    everyone = _widen(lax.all_gather(x, axis_name))  # [num_workers, n]
+    everyone = _widen(lax.all_gather(x, axis_name))  # [num_workers, ...]
     members = tables.members  # [num_groups, largest size]
-    total = everyone[members[:, 0]]  # [num_groups, n]
+    sizes = tables.size[members[:, 0]].reshape(-1, *[1] * x.ndim)  # [num_groups, 1, ...]
+    total = everyone[members[:, 0]]  # [num_groups, ...]
     for j in range(1, members.shape[1]):
         row = everyone[members[:, j]]
-        total = total + (row if _equal(groups) else jnp.where((tables.size[members[:, 0]] > j)[:, None], row, 0))
+        total = total + (row if _equal(groups) else jnp.where(sizes > j, row, 0))
     return total[tables.which[lax.axis_index(axis_name)]]
 
 
@@ -379,22 +406,38 @@ def _equal(groups: Groups) -> bool:
 
 
 def _fused(function: Callable[[jax.Array], jax.Array], leaves: list[jax.Array]) -> list[jax.Array]:
-    """Applies a function of vectors, [n] -> [n], to all leaves, small ones joined by dtype."""
+    """Applies an elementwise collective to all leaves, small ones joined to one buffer.
+
+    Only leaves of equal dtype that vary over the same mesh axes are joined, and none where the compiler may have
+    sharded them over further axes: flattening would gather them.
+    """
+    if not _all_manual():
+        return [function(leaf) for leaf in leaves]
+    mesh_axes = jax.sharding.get_abstract_mesh().axis_names
+    checked = bool(mesh_axes) and _tracks_varying(mesh_axes)
     results: list[Any] = [None] * len(leaves)
     small: dict[Any, list[int]] = {}
     for i, leaf in enumerate(leaves):
-        if leaf.size == 0:
-            results[i] = _widen(leaf)
-        elif leaf.size < _FUSE_BELOW:
-            small.setdefault(leaf.dtype, []).append(i)
+        if leaf.size < _FUSE_BELOW:
+            varies = tuple(_is_varying(leaf, name) for name in mesh_axes) if checked else ()
+            small.setdefault((leaf.dtype, varies), []).append(i)
         else:
-            results[i] = function(leaf.reshape(-1)).reshape(leaf.shape)
+            results[i] = function(leaf)
     for indices in small.values():
+        if len(indices) == 1:
+            results[indices[0]] = function(leaves[indices[0]])
+            continue
         buffer = function(jnp.concatenate([leaves[i].reshape(-1) for i in indices]))
-        ends = list(np.cumsum([math.prod(leaves[i].shape) for i in indices]))
+        ends = list(np.cumsum([leaves[i].size for i in indices]))
         for i, start, end in zip(indices, [0, *ends[:-1]], ends, strict=True):
             results[i] = buffer[start:end].reshape(leaves[i].shape)
     return results
+
+
+def _all_manual() -> bool:
+    """Whether the mesh has no axes but those of ``shard_map``; False under ``vmap``, where joining gains nothing."""
+    kinds = jax.sharding.get_abstract_mesh().axis_types
+    return bool(kinds) and all(kind == AxisType.Manual for kind in kinds)
 
 
 def _widen(x: jax.Array) -> jax.Array:
@@ -462,7 +505,7 @@ def _on_inexact(function: Callable[[list[jax.Array]], list[jax.Array]], tree: An
 
 def _check_partition(groups: Sequence[Sequence[int]], num_workers: int) -> Groups:
     try:
-        partition = tuple(tuple(int(worker) for worker in group) for group in groups)
+        partition = tuple(tuple(operator.index(worker) for worker in group) for group in groups)
     except TypeError:
         raise ValueError(
             f"groups must be a static sequence of sequences of worker indices, got {groups!r}: "

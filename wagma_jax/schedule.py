@@ -60,10 +60,10 @@ class GroupSchedule:
     rotate: bool = True
 
     def __post_init__(self):
-        workers = _integer("num_workers", self.num_workers, "pass the number of workers, for example 8")
+        workers = integer("num_workers", self.num_workers, "pass the number of workers, for example 8")
         if workers < 1:
             raise ValueError(f"num_workers must be at least 1, got {workers}: pass the number of workers")
-        size = _integer("group_size", self.group_size, "pass the workers per group, for example 4")
+        size = integer("group_size", self.group_size, "pass the workers per group, for example 4")
         if not 1 <= size <= workers:
             raise ValueError(
                 f"group_size must be between 1 and num_workers={workers}, got {size}: "
@@ -71,7 +71,7 @@ class GroupSchedule:
             )
         period = self.sync_period
         if period is not None:
-            period = _integer("sync_period", period, "pass the rounds between global means, or None for never")
+            period = integer("sync_period", period, "pass the rounds between global means, or None for never")
             if period < 1:
                 raise ValueError(
                     f"sync_period must be at least 1, got {period}: pass 1 for a global mean every round, "
@@ -106,7 +106,7 @@ class GroupSchedule:
         Raises:
             ValueError: ``worker`` is not in ``range(num_workers)``, or ``t`` is negative or no integer.
         """
-        worker = _integer("worker", worker, "pass a worker's index")
+        worker = integer("worker", worker, "pass a worker's index")
         if not 0 <= worker < self.num_workers:
             raise ValueError(f"worker must be in range({self.num_workers}), got {worker}: pass a worker's index")
         phase = self._phase(t)
@@ -156,7 +156,7 @@ class GroupSchedule:
         Raises:
             ValueError: ``model_bytes`` is negative or no integer.
         """
-        size = _integer("model_bytes", model_bytes, "pass the model's size in bytes")
+        size = integer("model_bytes", model_bytes, "pass the model's size in bytes")
         if size < 0:
             raise ValueError(f"model_bytes must not be negative, got {size}: pass the model's size in bytes")
         return _describe(self, size)
@@ -165,7 +165,8 @@ class GroupSchedule:
         return _round(t) % self.period
 
 
-def _integer(name: str, value, fix: str) -> int:
+def integer(name: str, value, fix: str) -> int:
+    """The argument as an int; ValueError, with what to do about it, for anything that is no integer."""
     if isinstance(value, bool | np.bool_):
         raise ValueError(f"{name} must be an integer, got {value!r}: {fix}")
     try:
@@ -175,7 +176,7 @@ def _integer(name: str, value, fix: str) -> int:
 
 
 def _round(t) -> int:
-    t = _integer("t", t, "pass a round, counted from 0 (inside a traced step the averager knows the round)")
+    t = integer("t", t, "pass a round, counted from 0 (inside a traced step the averager knows the round)")
     if t < 0:
         raise ValueError(f"t must not be negative, got {t}: rounds are counted from 0")
     return t
@@ -331,17 +332,19 @@ def _describe(schedule: GroupSchedule, model_bytes: int) -> str:
     if schedule.rounds_to_mix is None:
         mixing = "never by ordinary rounds" + (": only sync rounds mix the groups" if period is not None else "")
     elif schedule.contraction == 0:
-        mixing = f"after {_rounds(schedule.rounds_to_mix)}: a period of averaging is the exact global mean"
+        mixing = f"after {_count(schedule.rounds_to_mix, 'round')}: a period of averaging is the exact global mean"
     else:
-        mixing = f"after {_rounds(schedule.rounds_to_mix)} every worker has influenced every other"
-    rotation = f"repeats after {_rounds(schedule.period)}" if schedule.period > 1 else "the same groups every round"
+        mixing = f"after {_count(schedule.rounds_to_mix, 'round')} every worker has influenced every other"
+    rotation = (
+        f"repeats after {_count(schedule.period, 'round')}" if schedule.period > 1 else "the same groups every round"
+    )
     ratio = per_step(sent) / sent(schedule.num_workers) if schedule.num_workers > 1 and model_bytes else 1.0
     rows = [
         ("rotation", rotation),
         ("full mixing", mixing),
         ("contraction", f"{schedule.contraction_per_round:.3f} per round (distance to the mean, at worst)"),
-        ("global mean", "never" if period is None else f"every {_rounds(period)}"),
-        ("staleness", "unbounded" if period is None else f"at most {_rounds(period - 1)}"),
+        ("global mean", "never" if period is None else f"every {_count(period, 'round')}"),
+        ("staleness", "unbounded" if period is None else f"at most {_count(period - 1, 'round')}"),
         (
             "bytes sent",
             f"{_megabytes(per_step(sent))} per worker and step for a model of {_megabytes(model_bytes)}; "
@@ -352,7 +355,18 @@ def _describe(schedule: GroupSchedule, model_bytes: int) -> str:
             f"{per_step(messages):.1f} in sequence per step; allreduce {messages(schedule.num_workers)}",
         ),
     ]
-    title = f"{schedule.num_workers} workers, {num_groups} groups of {sizes}"
+    title = f"{_count(schedule.num_workers, 'worker')}, {_count(num_groups, 'group')} of {sizes}"
+    if largest != smallest:
+        exchanged = math.floor(math.log2(largest)) + 2
+        divisors = [n for n in range(1, schedule.num_workers + 1) if schedule.num_workers % n == 0]
+        nearest = min(divisors, key=lambda n: (abs(n - schedule.group_size), -n))
+        rows.append(
+            (
+                "note",
+                "groups are of unequal size: where JAX has no grouped psum for them (shard_map with check_vma=True, "
+                f"TPUs), up to {exchanged} models are sent per round; group_size={nearest} divides num_workers",
+            )
+        )
     return "\n".join([title, *(f"  {name:<12} {text}" for name, text in rows)])
 
 
@@ -360,5 +374,5 @@ def _megabytes(count: float) -> str:
     return f"{count / 1e6:,.1f} MB"
 
 
-def _rounds(count: int) -> str:
-    return f"{count} round" if count == 1 else f"{count} rounds"
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

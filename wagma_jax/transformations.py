@@ -25,7 +25,8 @@ def group_average(
     With U the updates that arrive, W' = W + U is the model after the local step, and W'' what
     :meth:`GroupAverager.average` makes of it; the updates that leave are W'' - W. After ``optax.apply_updates`` the
     model is W'' to within one ulp of max(abs(W), abs(W'')). For leaves narrower than float32 the updates are emitted
-    in float32, which makes ``apply_updates`` exact. (:class:`GroupAverager` assigns, and is always exact.)
+    in float32, which makes ``apply_updates`` exact, unless W'' is thousands of times smaller than W.
+    (:class:`GroupAverager` assigns, and is always exact.)
 
     ``update`` takes ``late=`` where lateness is simulated: a boolean scalar per worker.
 
@@ -33,11 +34,12 @@ def group_average(
 
     - Sound: ``optax.chain(..., group_average(...))``, ``multi_transform`` and ``masked`` (masked leaves are not
       averaged), ``inject_hyperparams`` of the inner optimizer, ``MultiSteps`` and ``apply_if_finite`` *inside* (before)
-      it, ``lax.scan`` over steps, ``nnx.Optimizer``, donation.
-    - Unsound: ``apply_if_finite``, ``MultiSteps(should_skip_update_fn=...)`` or any other worker-dependent branch
-      *around* it (under ``shard_map`` and ``pmap`` the others wait for ever; under ``vmap`` they receive the model that
-      was rejected, NaNs included), and any link *after* it (it changes the mean on each worker separately, so that
-      members of a group no longer agree).
+      it, ``MultiSteps`` around it (rounds are then accumulated steps), ``lax.scan`` over steps, ``nnx.Optimizer``,
+      donation.
+    - Unsound: ``apply_if_finite``, ``conditionally_mask``, ``MultiSteps(should_skip_update_fn=...)`` or any other
+      worker-dependent branch *around* it (under ``shard_map`` and ``pmap`` the others wait for ever; under ``vmap``
+      they receive the model that was rejected, NaNs included), and any link *after* it (it changes the mean on each
+      worker separately, so that members of a group no longer agree).
 
     Args:
         schedule: Who averages with whom.
@@ -59,6 +61,7 @@ def group_average(
         del extra_args
         if params is None:
             _raise_no_params(updates)
+        averager.check_varying(params)  # updates that vary would hide that params do not
         target = optax.apply_updates(params, updates)
         averaged, state, info = averager.average(target, state, late)
         policies = iter(leaf_policies(target, averager.policy))
@@ -130,10 +133,13 @@ def allreduce_gradients(axis_name: collectives.AxisName = "data") -> optax.Gradi
             ``shard_map(check_vma=True)`` JAX has summed it over the workers already).
     """
 
+    axis_name = collectives.canonical_axis(axis_name)
+
     def update(updates, state, params=None):
         del params
+        collectives.axis_size(axis_name)
         collectives.check_varying(updates, axis_name)
-        return collectives.consensus(updates, axis_name), state
+        return collectives.mean_of_all(updates, axis_name), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
