@@ -7,6 +7,10 @@ takes one sample of each, in an order shuffled anew, so that a machine that drif
 steps, one rotation of the groups. Ratios are taken within a pass and summarized afterwards. The baseline is ``pmean``
 on the tree, as one would write it; "consensus" is the same mean from wagma_jax, which joins small leaves.
 
+On Linux most of a step on large models is page faults of fresh memory, unless glibc is told to keep what it has:
+``MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=1073741824``. Results name the
+``MALLOC_*`` and ``XLA_*`` variables that were set.
+
 Bytes and messages: see ``collective_bytes``; no device is needed for it.
 
 Run ``.venv/bin/python benchmarks/xla_collectives.py``, nothing else at the same time; ``--help`` lists the options.
@@ -44,8 +48,8 @@ NUM_WORKERS = 8
 STEPS = 3
 """In a sample: one rotation of the groups, for 8 workers and any group size that is a power of two."""
 MIN_PASSES = 6
-"""Made whatever time they take; fewer have no 95 % interval of the median."""
-SLOW, SLOW_PASSES = 6, 3
+"""Made whatever time they take (unless ``repeats`` is less); fewer have no 95 % interval of the median."""
+SLOW, SLOW_PASSES = 6, 2
 """What takes more than SLOW times as long as pmean after SLOW_PASSES passes is measured no more."""
 
 LOWERINGS_OF: dict[str, tuple[Lowering, ...]] = {
@@ -135,17 +139,20 @@ def ratios(numerator: Sequence[float], denominator: Sequence[float]) -> Summary:
     return summarize([a / b for a, b in zip(numerator, denominator, strict=False)])
 
 
-def verdict(ratio: Summary, same_program: bool) -> str:
+def verdict(ratio: Summary, same_program: bool, floor: float) -> str:
     """On "auto" beside the best lowering, from the ratios auto / best.
 
-    Noise is the interquartile range of the ratios; "slower" means that three quarters of the passes say so.
+    Slower means by more than all that could be noise: three quarters of the passes and the median's 95 % interval lie
+    above 1, and the median above 1 + ``floor``, by which equal programs differ in the same run.
     """
     if same_program:
         return "same program"
+    if ratio.n < MIN_PASSES:
+        return "too few passes"
     if ratio.median <= 1:
         return "auto is fastest"
-    if ratio.q1 <= 1:
-        return "within noise" if ratio.low <= 1 else "within noise, but slower in the median"
+    if min(ratio.q1, ratio.low) <= 1 or ratio.median <= 1 + floor:
+        return "within noise"
     return f"SLOWER by {100 * (ratio.median - 1):.0f} %"
 
 
@@ -218,32 +225,36 @@ def relative_to(name: str, measured: Sequence[Measured]) -> dict[Candidate, Summ
 def compare(measured: Sequence[Measured]) -> list[Comparison]:
     """The lowering "auto" versus the best, for every context and group size."""
     result = []
-    for auto in measured:
-        context, group_size, name = auto.candidate
-        rivals = [
-            one
-            for one in measured
-            if one.candidate[:2] == (context, group_size) and one.candidate.name in set(LOWERINGS) - {"auto"}
-        ]
-        if name == "auto" and rivals:
-            best = min(rivals, key=lambda one: summarize(one.seconds).median)
-            equals = tuple(one.candidate.name for one in rivals if one.program == auto.program)
-            ratio = ratios(auto.seconds, best.seconds)
-            text = verdict(ratio, best.candidate.name in equals)
-            result.append(Comparison(context, group_size, equals, best.candidate.name, ratio, text))
+    floor = noise_floor(measured)
+    for auto, rivals in _auto_and_rivals(measured):
+        best = min(rivals, key=lambda one: summarize(one.seconds).median)
+        equals = tuple(one.candidate.name for one in rivals if one.program == auto.program)
+        ratio = ratios(auto.seconds, best.seconds)
+        text = verdict(ratio, best.candidate.name in equals, floor)
+        result.append(Comparison(*auto.candidate[:2], equals, best.candidate.name, ratio, text))
     return result
 
 
-def noise_floor(measured: Sequence[Measured]) -> float | None:
-    """How far medians of equal programs are apart, at worst, as a ratio - 1: "auto" and the lowering that it chose."""
-    by_candidate = {one.candidate: one for one in measured}
-    apart = []
-    for one in compare(measured):
-        auto = by_candidate[Candidate(one.context, one.group_size, "auto")]
-        for name in one.equals:
-            twin = by_candidate[Candidate(one.context, one.group_size, name)]
-            apart.append(abs(math.log(ratios(auto.seconds, twin.seconds).median)))
-    return math.expm1(max(apart)) if apart else None
+def noise_floor(measured: Sequence[Measured]) -> float:
+    """By how much medians of equal programs differ, at worst, as a ratio - 1: "auto" and the lowering that it is."""
+    apart = [
+        abs(math.log(ratios(auto.seconds, one.seconds).median))
+        for auto, rivals in _auto_and_rivals(measured)
+        for one in rivals
+        if one.program == auto.program
+    ]
+    return math.expm1(max(apart, default=0.0))
+
+
+def _auto_and_rivals(measured: Sequence[Measured]) -> list[tuple[Measured, list[Measured]]]:
+    """Each measurement of "auto" with those of the other lowerings in its context and group size."""
+    others = [one for one in measured if one.candidate.name in LOWERINGS and one.candidate.name != "auto"]
+    pairs = [
+        (auto, [one for one in others if one.candidate[:2] == auto.candidate[:2]])
+        for auto in measured
+        if auto.candidate.name == "auto"
+    ]
+    return [(auto, rivals) for auto, rivals in pairs if rivals]
 
 
 def make_step(candidate: Candidate) -> tuple[Callable[..., Any], Callable[..., Any]]:
@@ -373,9 +384,7 @@ def time_tables(size: float, measured: Sequence[Measured], left_out: Sequence[st
             ("context", "S", "auto is", "best", "auto / best", "q1 - q3", "95 % of median", "verdict"), comparisons
         ),
     ]
-    floor = noise_floor(measured)
-    if floor is not None:
-        parts.append(f"Noise: medians of equal programs differ by up to {100 * floor:.1f} %.")
+    parts.append(f"Noise: medians of equal programs differ by up to {100 * noise_floor(measured):.1f} %.")
     if left_out:
         parts.append("Left out for want of memory: " + "; ".join(left_out) + ".")
     return "\n\n".join(parts)
@@ -469,19 +478,22 @@ def time_figure(size: float, measured: Sequence[Measured], note: str) -> Figure:
     names = [name for name in _COLORS if name != "pmean"]
     handles = [panels[0].bar([0], [0], color=_COLORS[name], label=name) for name in names]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(names), frameon=False)
-    figure.suptitle(f"Group averaging of a {size:g} MB model; dashed: pmean. {note}", fontsize=10)
+    figure.suptitle(
+        f"Group averaging of a {size:g} MB model; dashed: pmean, hatched: bars cut off. {note}", fontsize=10
+    )
     return figure
 
 
 def _bar(panel: Any, x: float, ratio: Summary, limit: float, color: str) -> None:
     """A median with its quartiles and number; hatched where it is cut off at ``limit``."""
     cut = ratio.median > limit
-    whiskers = None if cut else [[ratio.median - ratio.q1], [ratio.q3 - ratio.median]]
+    whiskers = None if cut else [[ratio.median - ratio.q1], [min(ratio.q3, limit) - ratio.median]]
     hatch = "//" if cut else None
     panel.bar(x, min(ratio.median, limit), 0.85, color=color, hatch=hatch, yerr=whiskers, capsize=2, edgecolor="white")
     label = {"ha": "center", "va": "bottom", "fontsize": 8, "rotation": 90}
+    label["bbox"] = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none"}
     position = (x, limit if cut else min(ratio.q3, limit))
-    panel.annotate(f"{ratio.median:.2f}", position, (0, 3), textcoords="offset points", **label)
+    panel.annotate(f"{ratio.median:.2f}", position, (0, 4), textcoords="offset points", **label)
 
 
 def byte_figure(rows: Sequence[Row], size: float, sync_period: int) -> Figure:
@@ -526,8 +538,9 @@ def run_time(config: Config, console: Console) -> None:
         console.print(texts[-1] + "\n", markup=False, highlight=False, soft_wrap=True)
     about["load_average_after"] = os.getloadavg()
     note = f"{about['cpu_count']} cores, JAX {about['jax']}, {about['date']}"
+    variables = ", ".join(f"{name}={value}" for name, value in about["environment"].items()) or "no MALLOC_*, no XLA_*"
     title = (
-        f"# Time per step of group averaging, {NUM_WORKERS} workers\n\n{note}; load average "
+        f"# Time per step of group averaging, {NUM_WORKERS} workers\n\n{note}; {variables}; load average "
         f"{about['load_average'][0]:.1f} before, {about['load_average_after'][0]:.1f} after (the benchmark's own "
         f"included). Medians and quartiles; a sample is {STEPS} steps. Scratch is what a step allocates per worker "
         "beside the donated model, in models."
@@ -571,8 +584,14 @@ def run_bytes(config: Config, console: Console) -> None:
     last = rows[-1]
     schedule = wagma.GroupSchedule(last.num_workers, last.group_size, sync_period=None)
     lowerings = []
-    choices: list[tuple[Lowering, bool]] = [("auto", True), ("auto", False), ("psum", False)]
-    choices += [("reduce_scatter", True), ("ppermute", True), ("matrix", True)]
+    choices: Sequence[tuple[Lowering, bool]] = (
+        ("auto", True),
+        ("auto", False),
+        ("psum", False),
+        ("reduce_scatter", True),
+        ("ppermute", True),
+        ("matrix", True),
+    )
     for lowering, check_vma in choices:
         cost, _ = collective_bytes.average_costs(schedule, shapes, lowering, check_vma, config.platform)
         lowerings.append((f"{lowering} (check_vma={check_vma})", cost))

@@ -98,6 +98,20 @@ def test_rounds_agree_with_the_reference(context, schedule):
     check_against_reference(context, schedule, random_lateness(7, schedule.num_workers))
 
 
+@pytest.mark.parametrize(("num_workers", "group_size"), [(32, 8), (19, 10), (64, 64)])
+def test_large_groups_in_one_vmap(num_workers, group_size):
+    schedule = wagma.GroupSchedule(num_workers, group_size, 4)
+    check_against_reference("vmap", schedule, random_lateness(5, num_workers))
+
+
+def test_a_nan_stays_inside_of_its_group():
+    for schedule in (wagma.GroupSchedule(32, 8, None), wagma.GroupSchedule(19, 10, None), wagma.GroupSchedule(8, 2)):
+        averager = wagma.GroupAverager(schedule)
+        x = jnp.ones((schedule.num_workers, 3)).at[5].set(jnp.nan)
+        got, _, _ = jax.vmap(averager.average, axis_name="data")(x, jax.vmap(averager.init)(x))
+        np.testing.assert_array_equal(np.flatnonzero(np.isnan(got).any(1)), schedule.group_of(5, 0))
+
+
 @pytest.mark.parametrize("context", CONTEXTS)
 def test_every_second_call_is_a_round(context):
     check_against_reference(context, wagma.GroupSchedule(6, 2, 3), random_lateness(13, 6), every=2)

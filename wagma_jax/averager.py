@@ -179,7 +179,7 @@ class GroupAverager:
 
         def sync_round(operand):
             mean, sync, published, _, _ = operand
-            sums = collectives.global_sums([*mean, *sync], self.axis_name, num_workers)
+            sums = collectives.global_sums([*mean, *sync], self.axis_name, num_workers, vmapped)
             new = [merge(s, leaf, num_workers) for s, leaf in zip(sums, [*mean, *sync], strict=True)]
             mean, sync = new[: len(mean)], new[len(mean) :]
             return mean, sync, (mean if published else published)

@@ -90,7 +90,14 @@ def consensus(tree: Any, axis_name: AxisName = "data") -> Any:
     Raises:
         ValueError: ``axis_name`` is not bound.
     """
-    return _mean_of_all(tree, axis_name, varying=False)
+    axis_name = canonical_axis(axis_name)
+    num_workers = axis_size(axis_name)
+
+    def mean(leaves):
+        sums = global_sums(leaves, axis_name, num_workers, varying=False)
+        return [merge(total, leaf, num_workers) for total, leaf in zip(sums, leaves, strict=True)]
+
+    return _on_inexact(mean, tree)
 
 
 def consensus_distance(tree: Any, axis_name: AxisName = "data") -> jax.Array:
@@ -127,18 +134,14 @@ def consensus_distance(tree: Any, axis_name: AxisName = "data") -> jax.Array:
 
 def mean_of_all(tree: Any, axis_name: AxisName) -> Any:
     """As :func:`consensus`, but each worker's own copy under ``check_vma``, like what it was computed from."""
-    return _mean_of_all(tree, axis_name, varying=True)
-
-
-def _mean_of_all(tree: Any, axis_name: AxisName, varying: bool) -> Any:
     axis_name = canonical_axis(axis_name)
     num_workers = axis_size(axis_name)
 
-    def mean(leaves):
-        sums = global_sums(leaves, axis_name, num_workers, varying)
+    def body(vmapped, _, leaves):
+        sums = global_sums(leaves, axis_name, num_workers, vmapped)
         return [merge(total, leaf, num_workers) for total, leaf in zip(sums, leaves, strict=True)]
 
-    return _on_inexact(mean, tree)
+    return _on_inexact(lambda leaves: per_worker(body, axis_name, (), leaves), tree)
 
 
 def check_lowering(lowering: str) -> None:
@@ -270,13 +273,15 @@ def group_size(axis_name: AxisName, groups: Groups, tables: GroupTables) -> Any:
 
 
 def global_sums(
-    leaves: list[jax.Array], axis_name: AxisName, num_workers: int, varying: bool = True
+    leaves: list[jax.Array], axis_name: AxisName, num_workers: int, vmapped: bool = False, varying: bool = True
 ) -> list[jax.Array]:
     """The sum of each leaf over all workers, in the accumulation dtype; each worker's own where ``varying``."""
     if num_workers == 1:
         return [_widen(leaf) for leaf in leaves]
 
     def total(x):
+        if vmapped:  # the psum of a vmap adds column by column, at a fraction of the memory's speed
+            return _sum_rows(_widen(lax.all_gather(x, axis_name)), 0)
         result = lax.psum(_widen(x), axis_name)
         return _varying(result, axis_name) if varying else result
 
@@ -296,7 +301,7 @@ def group_sums(
     if len(groups) == num_workers:
         return [_widen(leaf) for leaf in leaves]
     if len(groups) == 1 and lowering == "auto":
-        return global_sums(leaves, axis_name, num_workers)
+        return global_sums(leaves, axis_name, num_workers, vmapped)
     if vmapped and lowering in ("psum", "reduce_scatter"):
         raise ValueError(
             f"lowering={lowering!r} needs grouped collectives, which JAX does not have under vmap: "
@@ -389,12 +394,25 @@ def _matrix(x, axis_name, groups, tables):
     """Sums of all groups from one gather; under ``vmap`` neither the gather nor the sums are batched."""
     everyone = _widen(lax.all_gather(x, axis_name))  # [num_workers, ...]
     members = tables.members  # [num_groups, largest size]
-    sizes = tables.size[members[:, 0]].reshape(-1, *[1] * x.ndim)  # [num_groups, 1, ...]
-    total = everyone[members[:, 0]]  # [num_groups, ...]
-    for j in range(1, members.shape[1]):
-        row = everyone[members[:, j]]
-        total = total + (row if _equal(groups) else jnp.where(sizes > j, row, 0))
+    size = members.shape[1]
+    sizes = tables.size[members[:, 0]]  # [num_groups]
+    if size < 8:
+        total = everyone[members[:, 0]]  # [num_groups, ...]
+        for j in range(1, size):
+            row = everyone[members[:, j]]
+            total = total + (row if _equal(groups) else jnp.where((sizes > j).reshape(-1, *[1] * x.ndim), row, 0))
+    else:
+        rows = everyone[members]  # [num_groups, size, ...]
+        if not _equal(groups):
+            valid = jnp.arange(size) < sizes[:, None]
+            rows = jnp.where(valid.reshape(*valid.shape, *[1] * x.ndim), rows, 0)
+        total = _sum_rows(rows, 1)
     return total[tables.which[lax.axis_index(axis_name)]]
+
+
+def _sum_rows(x, axis):
+    """The sum over a short axis as a product with ones; on CPUs several times faster than a reduction."""
+    return jnp.tensordot(jnp.ones(x.shape[axis], x.dtype), x, (0, axis), precision=lax.Precision.HIGHEST)
 
 
 def _core(size: int) -> int:

@@ -172,14 +172,16 @@ def test_ratios_are_taken_within_a_pass():
 
 def test_verdicts():
     def of(median, q1, low):
-        return verdict(Summary(10, median, q1, 2.0, 2.0, low, 2.0), same_program=False)
+        return verdict(Summary(10, median, q1, 2.0, 2.0, low, 2.0), same_program=False, floor=0.03)
 
     assert of(0.98, 0.9, 0.9) == "auto is fastest"
     assert of(1.02, 0.9, 0.97) == "within noise"
     assert of(1.5, 1.1, 0.97) == "within noise"
-    assert of(1.05, 0.99, 1.01) == "within the quartiles, but slower by 5 %"
+    assert of(1.05, 0.99, 1.01) == "within noise"
+    assert of(1.02, 1.01, 1.01) == "within noise"
     assert of(1.05, 1.01, 1.01) == "SLOWER by 5 %"
-    assert verdict(summarize([2] * 9), same_program=True) == "same program"
+    assert verdict(summarize([2] * 5), same_program=False, floor=0) == "too few passes"
+    assert verdict(summarize([2] * 9), same_program=True, floor=0) == "same program"
 
 
 def measurements():
