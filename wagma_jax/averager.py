@@ -144,16 +144,11 @@ class GroupAverager:
         mean = [_strong(leaf) for leaf, policy in zip(leaves, policies, strict=True) if policy == "mean"]
         sync = [_strong(leaf) for leaf, policy in zip(leaves, policies, strict=True) if policy == "sync"]
         operands = (mean, sync, jax.tree.leaves(state.published), late)
+        new = operands[:3]
         if mean or sync:
             kinds = self._kinds(has_sync_leaves=bool(sync))
-            new = collectives.per_worker(
-                functools.partial(self._body, kinds),
-                self.axis_name,
-                (state.round, state.skipped, *kinds.tables()),
-                operands,
-            )
-        else:
-            new = operands[:3]
+            lockstep = (state.round, state.skipped, *kinds.tables())
+            new = collectives.per_worker(functools.partial(self._body, kinds), self.axis_name, lockstep, operands)
         merged = {"mean": iter(new[0]), "sync": iter(new[1]), "keep": None}
         tree = treedef.unflatten(
             [leaf if policy == "keep" else next(merged[policy]) for leaf, policy in zip(leaves, policies, strict=True)]
@@ -169,47 +164,69 @@ class GroupAverager:
         collectives.check_varying(treedef.unflatten(averaged), self.axis_name)
 
     def _body(self, kinds: "_Kinds", vmapped: bool, lockstep: Any, operands: Any) -> Any:
-        """(mean leaves, sync leaves, publications) after this call; see ``collectives.per_worker``."""
+        """(mean leaves, sync leaves, publications) after this call; see ``collectives.per_worker``.
+
+        The branches of the switch do nothing but sum buffers; what comes before and after is common to all rounds. XLA
+        gives every result of a conditional a buffer of its own, so a branch that ends in more would copy the model.
+        """
         t, skipped, phases, tables = lockstep
-        *models, late = operands
-        contributions = models[0]
-        if late is not None:
-            contributions = [jnp.where(late, old, new) for old, new in zip(models[2], models[0], strict=True)]
+        mean, sync, published, late = operands
         num_workers = self.schedule.num_workers
+        acted = skipped + 1 >= self.every
+        is_sync = acted & self._is_sync(t)
+        contributions = mean
+        if late is not None:
+            late = late & acted & ~is_sync
+            contributions = [jnp.where(late, old, new) for old, new in zip(published, mean, strict=True)]
+        mean_buffers, unpack_mean = collectives.pack(contributions)
+        sync_buffers, unpack_sync = collectives.pack(sync)
 
-        def sync_round(operand):
-            mean, sync, published, _, _ = operand
-            sums = collectives.global_sums([*mean, *sync], self.axis_name, num_workers, vmapped)
-            new = [merge(s, leaf, num_workers) for s, leaf in zip(sums, [*mean, *sync], strict=True)]
-            mean, sync = new[: len(mean)], new[len(mean) :]
-            return mean, sync, (mean if published else published)
-
-        def ordinary_round(groups, tables):
-            def act(operand):
-                mean, sync, published, contributions, late = operand
-                sums = collectives.group_sums(contributions, self.axis_name, groups, tables, self.lowering, vmapped)
-                size = collectives.group_size(self.axis_name, groups, tables)
-                new = [merge(s, leaf, size, late) for s, leaf in zip(sums, mean, strict=True)]
-                return new, sync, (mean if published else published)
+        def group_round(groups, tables):
+            def act(buffers):
+                sums = collectives.group_sums(buffers[0], self.axis_name, groups, tables, self.lowering, vmapped)
+                return sums, collectives.widen(buffers[1])
 
             return act
 
-        branches = [ordinary_round(*pair) for pair in zip(kinds.groupings, tables, strict=True)]
-        if kinds.has_sync:
-            branches.append(sync_round)
+        def sync_round(buffers):
+            mean, sync = buffers
+            return (
+                collectives.global_sums(mean, self.axis_name, num_workers, vmapped),
+                collectives.global_sums(sync, self.axis_name, num_workers, vmapped),
+            )
 
-        def act(operand):
-            if len(branches) == 1:
-                return branches[0](operand)
+        def no_round(buffers):
+            return collectives.widen(buffers[0]), collectives.widen(buffers[1])
+
+        branches = [group_round(*pair) for pair in zip(kinds.groupings, tables, strict=True)]
+        kind, size = jnp.zeros((), jnp.int32), jnp.asarray(num_workers)
+        if kinds.groupings:
             kind = phases[t % len(kinds.phases)]
-            if kinds.has_sync:
-                kind = jnp.where(self._is_sync(t), len(branches) - 1, kind)
-            return lax.switch(kind, branches, operand)
+            sizes = jnp.stack([table.size for table in tables])  # [kinds, num_workers]
+            size = jnp.where(is_sync, num_workers, sizes[kind][lax.axis_index(self.axis_name)])
+        if kinds.has_sync:
+            kind = jnp.where(is_sync, len(branches), kind)
+            branches.append(sync_round)
+        if self.every > 1:
+            kind, size = jnp.where(acted, kind, len(branches)), jnp.where(acted, size, 1)
+            branches.append(no_round)
+        buffers = (mean_buffers, sync_buffers)
+        mean_sums, sync_sums = lax.switch(kind, branches, buffers) if len(branches) > 1 else branches[0](buffers)
 
-        operand = (*models, contributions, late)
-        if self.every == 1:
-            return act(operand)
-        return lax.cond(skipped + 1 >= self.every, act, lambda operand: tuple(operand[:3]), operand)
+        mean_sums, sync_sums = unpack_mean(mean_sums), unpack_sync(sync_sums)
+        new_mean = [merge(total, own, size, late) for total, own in zip(mean_sums, mean, strict=True)]
+        new_sync = [
+            jnp.where(is_sync, merge(total, own, num_workers), own) for total, own in zip(sync_sums, sync, strict=True)
+        ]
+        new_published = (
+            [
+                jnp.where(is_sync, new, jnp.where(acted, own, old))
+                for new, own, old in zip(new_mean, mean, published, strict=True)
+            ]
+            if published
+            else published
+        )
+        return new_mean, new_sync, new_published
 
     def _kinds(self, has_sync_leaves: bool) -> "_Kinds":
         schedule = self.schedule
@@ -297,7 +314,7 @@ class _Kinds(NamedTuple):
 
     groupings: tuple[Groups, ...]
     phases: tuple[int, ...]  # [period], indices into groupings
-    has_sync: bool
+    has_sync: bool  # or every round is a global mean, when there are no groupings
 
     def tables(self) -> tuple[np.ndarray, tuple[collectives.GroupTables, ...]]:
         return np.array(self.phases, np.int32), tuple(map(collectives.group_tables, self.groupings))

@@ -63,8 +63,9 @@ def group_mean(tree: Any, axis_name: AxisName, groups: Sequence[Sequence[int]], 
     partition = _check_partition(groups, num_workers)
 
     def body(vmapped, tables, leaves):
-        sums = group_sums(leaves, axis_name, partition, tables, lowering, vmapped)
-        size = group_size(axis_name, partition, tables)
+        buffers, unpack = pack(leaves)
+        sums = unpack(group_sums(buffers, axis_name, partition, tables, lowering, vmapped))
+        size = tables.size[lax.axis_index(axis_name)]
         return [merge(total, leaf, size) for total, leaf in zip(sums, leaves, strict=True)]
 
     @jax.custom_vjp
@@ -94,7 +95,8 @@ def consensus(tree: Any, axis_name: AxisName = "data") -> Any:
     num_workers = axis_size(axis_name)
 
     def mean(leaves):
-        sums = global_sums(leaves, axis_name, num_workers, varying=False)
+        buffers, unpack = pack(leaves)
+        sums = unpack(global_sums(buffers, axis_name, num_workers, varying=False))
         return [merge(total, leaf, num_workers) for total, leaf in zip(sums, leaves, strict=True)]
 
     return _on_inexact(mean, tree)
@@ -121,7 +123,8 @@ def consensus_distance(tree: Any, axis_name: AxisName = "data") -> jax.Array:
     num_workers = axis_size(axis_name)
     leaves, _ = _split_inexact(tree)
     wide = [leaf.astype(accumulation_dtype(leaf.dtype)) for leaf in leaves]
-    sums = global_sums(wide, axis_name, num_workers, varying=False)
+    buffers, unpack = pack(wide)
+    sums = unpack(global_sums(buffers, axis_name, num_workers, varying=False))
     squares = [jnp.sum(jnp.square(jnp.abs(leaf - total / num_workers))) for leaf, total in zip(wide, sums, strict=True)]
     total = sum(squares, start=jnp.zeros((), jnp.float32))
     if num_workers > 1 and squares:
@@ -138,7 +141,8 @@ def mean_of_all(tree: Any, axis_name: AxisName) -> Any:
     num_workers = axis_size(axis_name)
 
     def body(vmapped, _, leaves):
-        sums = global_sums(leaves, axis_name, num_workers, vmapped)
+        buffers, unpack = pack(leaves)
+        sums = unpack(global_sums(buffers, axis_name, num_workers, vmapped))
         return [merge(total, leaf, num_workers) for total, leaf in zip(sums, leaves, strict=True)]
 
     return _on_inexact(lambda leaves: per_worker(body, axis_name, (), leaves), tree)
@@ -188,6 +192,47 @@ def check_varying(tree: Any, axis_name: AxisName) -> None:
                 "parameters and optimizer state a leading worker axis (wagma_jax.replicate) and pass them through "
                 f"shard_map with in_specs and out_specs PartitionSpec({axis_name!r}), not PartitionSpec()"
             )
+
+
+def pack(leaves: list[jax.Array]) -> tuple[list[jax.Array], Callable[[list[jax.Array]], list[jax.Array]]]:
+    """Joins small leaves to buffers, so that fewer messages are sent.
+
+    Only leaves of equal dtype that vary over the same mesh axes are joined, and none where the compiler may have
+    sharded them over further axes: flattening would gather them.
+
+    Returns:
+        The buffers (large leaves stay alone, in their shapes), and a function from what became of the buffers (equal
+        shapes, any dtypes) to what became of the leaves.
+    """
+    mesh_axes = jax.sharding.get_abstract_mesh().axis_names
+    joined: dict[Any, list[int]] = {}
+    checked = _all_manual() and _tracks_varying(mesh_axes)
+    for i, leaf in enumerate(leaves):
+        alone = leaf.size >= _FUSE_BELOW or not _all_manual()
+        varies = tuple(_is_varying(leaf, name) for name in mesh_axes) if checked else ()
+        joined.setdefault(i if alone else (leaf.dtype, varies), []).append(i)
+    buffers = [
+        leaves[indices[0]] if len(indices) == 1 else jnp.concatenate([leaves[i].reshape(-1) for i in indices])
+        for indices in joined.values()
+    ]
+
+    def unpack(buffers):
+        results: list[Any] = [None] * len(leaves)
+        for buffer, indices in zip(buffers, joined.values(), strict=True):
+            if len(indices) == 1:
+                results[indices[0]] = buffer
+                continue
+            ends = list(np.cumsum([leaves[i].size for i in indices]))
+            for i, start, end in zip(indices, [0, *ends[:-1]], ends, strict=True):
+                results[i] = buffer[start:end].reshape(leaves[i].shape)
+        return results
+
+    return buffers, unpack
+
+
+def widen(leaves: list[jax.Array]) -> list[jax.Array]:
+    """Each leaf in the accumulation dtype: a sum of one."""
+    return [_widen(leaf) for leaf in leaves]
 
 
 class GroupTables(NamedTuple):
@@ -267,17 +312,12 @@ def per_worker(body: Callable[..., Any], axis_name: AxisName, lockstep: Any, ope
     return call(lax.axis_index(axis_name), lockstep, operands)
 
 
-def group_size(axis_name: AxisName, groups: Groups, tables: GroupTables) -> Any:
-    """The size of this worker's group: a Python integer where all are equal."""
-    return len(groups[0]) if _equal(groups) else tables.size[lax.axis_index(axis_name)]
-
-
 def global_sums(
     leaves: list[jax.Array], axis_name: AxisName, num_workers: int, vmapped: bool = False, varying: bool = True
 ) -> list[jax.Array]:
     """The sum of each leaf over all workers, in the accumulation dtype; each worker's own where ``varying``."""
     if num_workers == 1:
-        return [_widen(leaf) for leaf in leaves]
+        return widen(leaves)
 
     def total(x):
         if vmapped:  # the psum of a vmap adds column by column, at a fraction of the memory's speed
@@ -285,7 +325,7 @@ def global_sums(
         result = lax.psum(_widen(x), axis_name)
         return _varying(result, axis_name) if varying else result
 
-    return _fused(total, leaves)
+    return [total(leaf) for leaf in leaves]
 
 
 def group_sums(
@@ -299,7 +339,7 @@ def group_sums(
     """The sum of each leaf over this worker's group, in the accumulation dtype; see :func:`per_worker`."""
     num_workers = sum(map(len, groups))
     if len(groups) == num_workers:
-        return [_widen(leaf) for leaf in leaves]
+        return widen(leaves)
     if len(groups) == 1 and lowering == "auto":
         return global_sums(leaves, axis_name, num_workers, vmapped)
     if vmapped and lowering in ("psum", "reduce_scatter"):
@@ -333,7 +373,7 @@ def group_sums(
         return total(x, "reduce_scatter" if _equal(groups) and _all_manual() else "ppermute")
 
     try:
-        return _fused(choose, leaves)
+        return [choose(leaf) for leaf in leaves]
     except NotImplementedError:
         raise ValueError(
             f"lowering={lowering!r} does not work in this context (grouped psum needs pmap or "
@@ -421,35 +461,6 @@ def _core(size: int) -> int:
 
 def _equal(groups: Groups) -> bool:
     return len({len(group) for group in groups}) == 1
-
-
-def _fused(function: Callable[[jax.Array], jax.Array], leaves: list[jax.Array]) -> list[jax.Array]:
-    """Applies an elementwise collective to all leaves, small ones joined to one buffer.
-
-    Only leaves of equal dtype that vary over the same mesh axes are joined, and none where the compiler may have
-    sharded them over further axes: flattening would gather them.
-    """
-    if not _all_manual():
-        return [function(leaf) for leaf in leaves]
-    mesh_axes = jax.sharding.get_abstract_mesh().axis_names
-    checked = bool(mesh_axes) and _tracks_varying(mesh_axes)
-    results: list[Any] = [None] * len(leaves)
-    small: dict[Any, list[int]] = {}
-    for i, leaf in enumerate(leaves):
-        if leaf.size < _FUSE_BELOW:
-            varies = tuple(_is_varying(leaf, name) for name in mesh_axes) if checked else ()
-            small.setdefault((leaf.dtype, varies), []).append(i)
-        else:
-            results[i] = function(leaf)
-    for indices in small.values():
-        if len(indices) == 1:
-            results[indices[0]] = function(leaves[indices[0]])
-            continue
-        buffer = function(jnp.concatenate([leaves[i].reshape(-1) for i in indices]))
-        ends = list(np.cumsum([leaves[i].size for i in indices]))
-        for i, start, end in zip(indices, [0, *ends[:-1]], ends, strict=True):
-            results[i] = buffer[start:end].reshape(leaves[i].shape)
-    return results
 
 
 def _all_manual() -> bool:
