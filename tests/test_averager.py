@@ -429,6 +429,25 @@ def test_under_vmap_one_branch_executes():
         assert text.count(" conditional(") == 1
 
 
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("arguments", [(8, 2, 3), (8, 8, 3), (8, 1, 3), (8, 2, 1), (7, 3, None), (1, 1, 2)], ids=str)
+def test_a_branch_around_that_all_workers_take(arguments, every):
+    """Under vmap a cond on a batched condition runs both branches and selects; the constants inside are batched too."""
+    averager = wagma.GroupAverager(wagma.GroupSchedule(*arguments), every=every)
+    x = jnp.arange(3.0 * arguments[0]).reshape(-1, 3)
+    state = jax.vmap(averager.init)(x)
+
+    def step(act, x, state):
+        return lax.cond(act, lambda: averager.average(x, state)[:2], lambda: (x, state))
+
+    run = jax.vmap(step, axis_name="data")
+    for act in (True, False):
+        got, got_state = run(jnp.full(arguments[0], act), x, state)
+        expected, expected_state = (x, state) if not act else jax.vmap(averager.average, axis_name="data")(x, state)[:2]
+        np.testing.assert_array_equal(got, expected)
+        jax.tree.map(np.testing.assert_array_equal, got_state, expected_state)
+
+
 def test_one_trace_and_one_compilation_serve_the_whole_schedule():
     schedule = wagma.GroupSchedule(8, 2, 4)
     averager = wagma.GroupAverager(schedule)

@@ -86,15 +86,21 @@ def test_bad_groups(groups, message):
 
 
 @pytest.mark.parametrize("context", ["shard_map", "shard_map_unchecked", "vmap"])
-def test_group_mean_is_its_own_transpose(context):
+@pytest.mark.parametrize("everyone", [False, True])
+def test_a_mean_is_its_own_transpose(context, everyone):
     rng = np.random.default_rng(2)
     x, weights = rng.normal(size=(2, 6, 3)).astype(np.float32)
+    groups = [range(6)] if everyone else GROUPS
 
     def gradient(x, weights):
-        return jax.grad(lambda x: jnp.vdot(weights, wagma.group_mean(x, "data", GROUPS)))(x)
+        def scalar(x):
+            mean = wagma.consensus(x) if everyone else wagma.group_mean(x, "data", groups)
+            return jnp.vdot(weights, mean)
+
+        return jax.grad(scalar)(x)
 
     got = CONTEXTS[context](gradient, 6)(jnp.asarray(x), jnp.asarray(weights))
-    np.testing.assert_allclose(got, reference.mixing_matrix(GROUPS, 6).T @ weights, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(got, reference.mixing_matrix(groups, 6).T @ weights, rtol=1e-5, atol=1e-6)
 
 
 def test_the_consensus_may_leave_shard_map_as_one_copy():

@@ -199,7 +199,8 @@ class GroupAverager:
             return collectives.widen(buffers[0]), collectives.widen(buffers[1])
 
         branches = [group_round(*pair) for pair in zip(kinds.groupings, tables, strict=True)]
-        kind, size = jnp.zeros((), jnp.int32), jnp.asarray(num_workers)
+        kind: Any = 0
+        size: Any = num_workers
         if kinds.groupings:
             kind = phases[t % len(kinds.phases)]
             sizes = jnp.stack([table.size for table in tables])  # [kinds, num_workers]

@@ -88,14 +88,15 @@ def merge(total: jax.Array, own: jax.Array, size: Any, late: Any = None) -> jax.
     Args:
         total: Sum of the group's contributions, in the accumulation dtype, shape of ``own``.
         own: This worker's W', in the leaf's dtype.
-        size: Scalar, the number of workers in the group.
+        size: The number of workers in the group, an integer or an integer scalar array.
         late: None where nobody can be late, else a boolean scalar: whether ``total`` holds an older model of this
             worker instead of ``own``.
 
     Returns:
         The new leaf, in the dtype of ``own``.
     """
-    size = jnp.asarray(size, jnp.finfo(total.dtype).dtype)
+    if not isinstance(size, int):
+        size = size.astype(jnp.finfo(total.dtype).dtype)
     mean = total / size
     if late is not None:
         mean = jnp.where(late, (total + own.astype(total.dtype)) / (size + 1), mean)

@@ -68,13 +68,7 @@ def group_mean(tree: Any, axis_name: AxisName, groups: Sequence[Sequence[int]], 
         size = tables.size[lax.axis_index(axis_name)]
         return [merge(total, leaf, size) for total, leaf in zip(sums, leaves, strict=True)]
 
-    @jax.custom_vjp
-    def mean(leaves):
-        return per_worker(body, axis_name, group_tables(partition), leaves)
-
-    # the mixing matrix is symmetric: the mean is its own transpose
-    mean.defvjp(lambda leaves: (mean(leaves), None), lambda _, cotangents: (mean(cotangents),))
-    return _on_inexact(mean, tree)
+    return _on_inexact(_self_adjoint(lambda leaves: per_worker(body, axis_name, group_tables(partition), leaves)), tree)
 
 
 def consensus(tree: Any, axis_name: AxisName = "data") -> Any:
@@ -93,6 +87,9 @@ def consensus(tree: Any, axis_name: AxisName = "data") -> Any:
     """
     axis_name = canonical_axis(axis_name)
     num_workers = axis_size(axis_name)
+
+    if not _tracks_varying(axis_name):
+        return mean_of_all(tree, axis_name)
 
     def mean(leaves):
         buffers, unpack = pack(leaves)
@@ -123,9 +120,8 @@ def consensus_distance(tree: Any, axis_name: AxisName = "data") -> jax.Array:
     num_workers = axis_size(axis_name)
     leaves, _ = _split_inexact(tree)
     wide = [leaf.astype(accumulation_dtype(leaf.dtype)) for leaf in leaves]
-    buffers, unpack = pack(wide)
-    sums = unpack(global_sums(buffers, axis_name, num_workers, varying=False))
-    squares = [jnp.sum(jnp.square(jnp.abs(leaf - total / num_workers))) for leaf, total in zip(wide, sums, strict=True)]
+    means = consensus(wide, axis_name)
+    squares = [jnp.sum(jnp.square(jnp.abs(leaf - mean))) for leaf, mean in zip(wide, means, strict=True)]
     total = sum(squares, start=jnp.zeros((), jnp.float32))
     if num_workers > 1 and squares:
         total = lax.psum(total, axis_name)
@@ -145,7 +141,7 @@ def mean_of_all(tree: Any, axis_name: AxisName) -> Any:
         sums = unpack(global_sums(buffers, axis_name, num_workers, vmapped))
         return [merge(total, leaf, num_workers) for total, leaf in zip(sums, leaves, strict=True)]
 
-    return _on_inexact(lambda leaves: per_worker(body, axis_name, (), leaves), tree)
+    return _on_inexact(_self_adjoint(lambda leaves: per_worker(body, axis_name, (), leaves)), tree)
 
 
 def check_lowering(lowering: str) -> None:
@@ -525,6 +521,15 @@ def _split_inexact(tree: Any) -> tuple[list[jax.Array], Callable[[list[jax.Array
         return jax.tree.unflatten(treedef, result)
 
     return [jnp.asarray(leaves[i]) for i in chosen], rebuild
+
+
+def _self_adjoint(mean: Callable[[list[jax.Array]], list[jax.Array]]) -> Callable[[list[jax.Array]], list[jax.Array]]:
+    """Reverse-mode derivative of a mean over groups: its mixing matrix is symmetric, so it is its own transpose."""
+    differentiable = jax.custom_vjp(mean)
+    differentiable.defvjp(
+        lambda leaves: (differentiable(leaves), None), lambda _, cotangents: (differentiable(cotangents),)
+    )
+    return differentiable
 
 
 def _on_inexact(function: Callable[[list[jax.Array]], list[jax.Array]], tree: Any) -> Any:
