@@ -58,3 +58,12 @@ def test_every_algorithm_has_its_line():
 
     for name in ALGORITHMS:
         assert f"| `{name}` |" in README
+
+
+def test_no_placeholder_is_left():
+    assert not re.search(r"\b(RESULTS|TODO|TBD|XXX)\b", README)
+
+
+def test_links_inside_the_project_lead_somewhere():
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
