@@ -2,15 +2,12 @@
 
 import ast
 import inspect
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from processes import ROOT, run_all
 
 import wagma_jax
-
-ROOT = Path(__file__).parent.parent
 
 # module (or folder) -> what it may import of ours; a folder stands for everything in it
 ALLOWED = {
@@ -73,7 +70,20 @@ def test_imports_go_in_one_direction(path):
 def test_import_needs_neither_mpi_nor_the_training_extras():
     absent = ["mpi4py", "mpi4jax", "flax", "matplotlib", "rich", "tyro", "sklearn"]
     code = f"import sys; sys.modules.update(dict.fromkeys({absent})); import wagma_jax, wagma_jax.strategies"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=100, cwd=ROOT)
+    ((status, output),) = run_all([[sys.executable, "-c", code]], timeout=100)
+    assert status == 0, output
+
+
+def test_a_missing_extra_is_named():
+    code = """
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "tyro" else find(name, *rest)
+import train.images
+"""
+    ((status, output),) = run_all([[sys.executable, "-c", code]], timeout=100)
+    assert status == 1
+    assert "need tyro, which the extra 'train' brings: run make setup" in output
 
 
 def test_public_names_are_documented():

@@ -260,7 +260,7 @@ def train(options: Options) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 def main() -> None:
     """The command line."""
-    options = tyro.cli(Options, description=Options.__doc__)
+    options = tyro.cli(Options, prog="python -m train.images", description=str(Options.__doc__).partition("\n")[0])
     try:
         options.check()
         options.strategy(AXIS)
