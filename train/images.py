@@ -136,6 +136,16 @@ def eval_step(graph: nnx.GraphDef, model: Any, images: jax.Array, labels: jax.Ar
     }
 
 
+def check_batches(options: Options, data: Images) -> None:
+    """Raises ValueError if one step takes more examples than there are."""
+    examples = len(data.train_labels)
+    if options.workers * options.batch_size > examples:
+        raise ValueError(
+            f"--workers {options.workers} times --batch-size {options.batch_size} is more than the {examples} training "
+            f"examples of {options.dataset}: lower one of them"
+        )
+
+
 def train(options: Options) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """A whole run: trains, evaluates, and writes metrics.jsonl, summary.json and training.png to ``--out``.
 
@@ -147,8 +157,10 @@ def train(options: Options) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """
     options.check()
     strategy = options.strategy(AXIS)
-    out = options.make_out("images")
     data = DATASETS[options.dataset]()
+    check_batches(options, data)
+    out = options.make_out("images")
+    report.console.print(strategy.schedule.describe().splitlines()[0])
     num_workers = options.workers
     mesh = worker_mesh(num_workers, AXIS)
     for_workers = functools.partial(wagma.for_workers, axis_name=AXIS, mesh=mesh)
@@ -232,6 +244,7 @@ def train(options: Options) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         "transport": options.transport,
         "workers": num_workers,
         "group_size": strategy.schedule.group_size,
+        "group_sizes": sorted({len(group) for group in strategy.schedule.groups(0)}),
         "sync_period": strategy.schedule.sync_period,
         "clock": "step",
         "seed": options.seed,
@@ -244,7 +257,7 @@ def train(options: Options) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         "late_fraction": late_count / (options.steps * num_workers),
         "max_staleness": max_staleness,
         "eval": metrics_file.rows[-1]["eval"],
-        "consensus_distance": apart,
+        "consensus_distance_before_last_round": apart,
         "devices": 1 if mesh is None else mesh.size,
         "jax_version": jax.__version__,
         "options": dataclasses.asdict(options),
@@ -264,6 +277,7 @@ def main() -> None:
     try:
         options.check()
         options.strategy(AXIS)
+        check_batches(options, DATASETS[options.dataset]())
         options = dataclasses.replace(options, out=options.make_out("images"))
     except ValueError as error:
         sys.exit(f"train.images: {error}")

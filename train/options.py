@@ -3,13 +3,14 @@
 import dataclasses
 import time
 from pathlib import Path
-from typing import Annotated, Literal
-
-import tyro
+from typing import TYPE_CHECKING, Literal
 
 from wagma_jax.strategies import ALGORITHMS, Settings, Strategy, build
 
-AlgorithmName = Annotated[str, tyro.conf.arg(constructor=tyro.extras.literal_type_from_choices(sorted(ALGORITHMS)))]
+if TYPE_CHECKING:
+    AlgorithmName = str
+else:
+    AlgorithmName = Literal[tuple(sorted(ALGORITHMS))]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,8 +21,9 @@ class RunOptions:
         algorithm: How the workers combine what they learn.
         transport: xla: all workers in one program.
         workers: Number of workers P. Up to 8 get a (virtual) device each, more are simulated by one vmap.
-        group_size: Workers S in a group; None: about the square root of P.
-        sync_period: Rounds between global means; None: never.
+        group_size: At most so many workers S in a group (wagma only): there are ceil(P / S) groups of even sizes; None:
+            about the square root of P.
+        sync_period: Rounds between global means (not for allreduce, where every step is one); None: never.
         late_probability: Simulated lateness: the chance that a worker's contribution to a round is its previous model.
             Drawn beforehand from the seed. Algorithms that wait for everybody ignore it.
         steps: Rounds to train for.
@@ -73,7 +75,10 @@ class RunOptions:
         """Creates the folder of the results; ValueError if it holds anything already."""
         stamp = time.strftime("%Y%m%d-%H%M%S")
         out = Path("runs") / f"{name}-{self.algorithm}-{stamp}" if self.out is None else self.out
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise ValueError(f"--out {out} exists and is not empty: choose another folder, or remove it")
-        out.mkdir(parents=True, exist_ok=True)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            if any(out.iterdir()):
+                raise ValueError(f"--out {out} exists and is not empty: choose another folder, or remove it")
+        except OSError as error:
+            raise ValueError(f"--out {out} cannot be made ({error}): choose a folder that can") from None
         return out

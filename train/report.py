@@ -91,12 +91,15 @@ def plot_runs(path: Path, runs: dict[str, list[dict[str, Any]]], title: str) -> 
             [row["examples"] for row in evals], accuracy, style, marker="o", label=f"{accuracy[-1]:.1f} % in the end"
         )
         axes[2].plot(*_curve(logs, "consensus_distance"), style, label=label, linewidth=1.6)
-    axes[0].set(ylabel="training loss (cross-entropy, nats)", yscale="log", title="training loss, mean of the workers")
+    losses = [row["loss"] for rows in runs.values() for row in rows if "loss" in row]
+    scale = "log" if min(losses) > 0 and max(losses) > 10 * min(losses) else "linear"
+    axes[0].set(ylabel="training loss (cross-entropy, nats)", yscale=scale, title="training loss, mean of the workers")
     axes[1].set(ylabel="test accuracy (%)", title="test accuracy of the consensus model")
-    low = min(100 * row["eval"]["accuracy"] for rows in runs.values() for row in rows if "eval" in row)
+    shown = [100 * row["eval"]["accuracy"] for rows in runs.values() for row in rows if "eval" in row]
+    low = min(shown)
     axes[1].set_ylim(max(0, math.floor(low / 5) * 5 - 1), 102)
-    axes[1].legend(loc="lower right")
-    axes[2].set(ylabel="distance to the consensus (root mean square)", title="parameters before a round: how far apart")
+    axes[1].legend(loc="lower right" if low + 20 < max(shown) else "best")
+    axes[2].set(ylabel="distance to the consensus (RMS)", title="parameters just before a round")
     axes[2].set_ylim(bottom=0)
     for axis in axes:
         axis.set_xlabel("examples seen by all workers")

@@ -66,8 +66,7 @@ class GroupSchedule:
         size = integer("group_size", self.group_size, "pass the workers per group, for example 4")
         if not 1 <= size <= workers:
             raise ValueError(
-                f"group_size must be between 1 and num_workers={workers}, got {size}: "
-                f"pass {min(max(size, 1), workers)}, or about sqrt(num_workers) = {max(1, round(math.sqrt(workers)))}"
+                f"group_size must be between 1 and num_workers={workers}, got {size}: pass {min(max(size, 1), workers)}"
             )
         period = self.sync_period
         if period is not None:
@@ -335,6 +334,9 @@ def _describe(schedule: GroupSchedule, model_bytes: int) -> str:
         mixing = f"after {_count(schedule.rounds_to_mix, 'round')}: a period of averaging is the exact global mean"
     else:
         mixing = f"after {_count(schedule.rounds_to_mix, 'round')} every worker has influenced every other"
+    contraction = "of the distance to the mean: to 0 within a period"
+    if schedule.contraction > 0:
+        contraction = f"{schedule.contraction_per_round:.3f} per round over a period (distance to the mean, at worst)"
     rotation = (
         f"repeats after {_count(schedule.period, 'round')}" if schedule.period > 1 else "the same groups every round"
     )
@@ -342,7 +344,7 @@ def _describe(schedule: GroupSchedule, model_bytes: int) -> str:
     rows = [
         ("rotation", rotation),
         ("full mixing", mixing),
-        ("contraction", f"{schedule.contraction_per_round:.3f} per round (distance to the mean, at worst)"),
+        ("contraction", contraction),
         ("global mean", "never" if period is None else f"every {_count(period, 'round')}"),
         ("staleness", "unbounded" if period is None else f"at most {_count(period - 1, 'round')}"),
         (
@@ -358,13 +360,14 @@ def _describe(schedule: GroupSchedule, model_bytes: int) -> str:
     title = f"{_count(schedule.num_workers, 'worker')}, {_count(num_groups, 'group')} of {sizes}"
     if largest != smallest:
         exchanged = math.floor(math.log2(largest)) + 2
-        divisors = [n for n in range(1, schedule.num_workers + 1) if schedule.num_workers % n == 0]
-        nearest = min(divisors, key=lambda n: (abs(n - schedule.group_size), -n))
+        divisors = [n for n in range(2, schedule.num_workers) if schedule.num_workers % n == 0]
+        nearest = min(divisors, key=lambda n: (abs(n - schedule.group_size), -n), default=None)
+        advice = f"; group_size={nearest} divides num_workers" if nearest else ""
         rows.append(
             (
                 "note",
                 "groups are of unequal size: where JAX has no grouped psum for them (shard_map with check_vma=True, "
-                f"TPUs), up to {exchanged} models are sent per round; group_size={nearest} divides num_workers",
+                f"TPUs), up to {exchanged} models are sent per round instead{advice}",
             )
         )
     return "\n".join([title, *(f"  {name:<12} {text}" for name, text in rows)])

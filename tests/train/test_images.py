@@ -96,6 +96,10 @@ def test_command_line(tmp_path):
         ({"group_size": 5}, "group_size must be between 1 and num_workers=4, got 5"),
         ({"sync_period": 0}, "sync_period must be at least 1"),
         ({"learning_rate": -0.1}, "--learning-rate must be in"),
+        (
+            {"workers": 8, "batch_size": 180},
+            "--workers 8 times --batch-size 180 is more than the 1437 training examples",
+        ),
         ({"warmup": 1.0}, "--warmup must be in"),
     ],
 )
@@ -103,6 +107,14 @@ def test_bad_options_are_refused_before_anything_is_written(options, message, tm
     with pytest.raises(ValueError, match=message):
         run(tmp_path, **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for out in ("file", "file/inside"):
+        with pytest.raises(ValueError, match=r"cannot be made .*: choose a folder"):
+            run(tmp_path, out)
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_digits():
