@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import sys
 import time
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -146,6 +147,22 @@ def check_batches(options: Options, data: Images) -> None:
         )
 
 
+def prepare(options: Options) -> tuple[Strategy, Images, Path]:
+    """Checks the options and makes the folder of the results, before anything is compiled.
+
+    Returns:
+        The algorithm, the data, and the folder.
+
+    Raises:
+        ValueError: Options out of range, or ``--out`` holds something already.
+    """
+    options.check()
+    strategy = options.strategy(AXIS)
+    data = DATASETS[options.dataset]()
+    check_batches(options, data)
+    return strategy, data, options.make_out("images")
+
+
 def train(options: Options) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """A whole run: trains, evaluates, and writes metrics.jsonl, summary.json and training.png to ``--out``.
 
@@ -153,13 +170,13 @@ def train(options: Options) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         The summary, and the rows of the metrics file.
 
     Raises:
-        ValueError: Options out of range, or ``--out`` holds something already; before anything is compiled.
+        ValueError: As :func:`prepare`.
     """
-    options.check()
-    strategy = options.strategy(AXIS)
-    data = DATASETS[options.dataset]()
-    check_batches(options, data)
-    out = options.make_out("images")
+    return run(options, *prepare(options))
+
+
+def run(options: Options, strategy: Strategy, data: Images, out: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """As :func:`train`, with what :func:`prepare` returned."""
     report.console.print(strategy.schedule.describe().splitlines()[0])
     num_workers = options.workers
     mesh = worker_mesh(num_workers, AXIS)
@@ -260,7 +277,7 @@ def train(options: Options) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         "consensus_distance_before_last_round": apart,
         "devices": 1 if mesh is None else mesh.size,
         "jax_version": jax.__version__,
-        "options": dataclasses.asdict(options),
+        "options": dataclasses.asdict(options) | {"out": out},
     }
     report.write_summary(out / "summary.json", summary)
     report.plot_runs(
@@ -275,13 +292,10 @@ def main() -> None:
     """The command line."""
     options = tyro.cli(Options, prog="python -m train.images", description=str(Options.__doc__).partition("\n")[0])
     try:
-        options.check()
-        options.strategy(AXIS)
-        check_batches(options, DATASETS[options.dataset]())
-        options = dataclasses.replace(options, out=options.make_out("images"))
+        prepared = prepare(options)
     except ValueError as error:
         sys.exit(f"train.images: {error}")
-    summary, _ = train(options)
+    summary, _ = run(options, *prepared)
     report.console.print(report.summary_table([summary], f"{options.dataset}, {options.model}"))
     report.console.print(f"results: {summary['out']}")
 

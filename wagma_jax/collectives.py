@@ -87,16 +87,10 @@ def consensus(tree: Any, axis_name: AxisName = "data") -> Any:
     """
     axis_name = canonical_axis(axis_name)
     num_workers = axis_size(axis_name)
-
     if not _tracks_varying(axis_name):
         return mean_of_all(tree, axis_name)
 
-    def mean(leaves):
-        buffers, unpack = pack(leaves)
-        sums = unpack(global_sums(buffers, axis_name, num_workers, varying=False))
-        return [merge(total, leaf, num_workers) for total, leaf in zip(sums, leaves, strict=True)]
-
-    return _on_inexact(mean, tree)
+    return _on_inexact(lambda leaves: _global_means(leaves, axis_name, num_workers, varying=False), tree)
 
 
 def consensus_distance(tree: Any, axis_name: AxisName = "data") -> jax.Array:
@@ -137,11 +131,17 @@ def mean_of_all(tree: Any, axis_name: AxisName) -> Any:
     num_workers = axis_size(axis_name)
 
     def body(vmapped, _, leaves):
-        buffers, unpack = pack(leaves)
-        sums = unpack(global_sums(buffers, axis_name, num_workers, vmapped))
-        return [merge(total, leaf, num_workers) for total, leaf in zip(sums, leaves, strict=True)]
+        return _global_means(leaves, axis_name, num_workers, vmapped)
 
     return _on_inexact(_self_adjoint(lambda leaves: per_worker(body, axis_name, (), leaves)), tree)
+
+
+def _global_means(
+    leaves: list[jax.Array], axis_name: AxisName, num_workers: int, vmapped: bool = False, varying: bool = True
+) -> list[jax.Array]:
+    buffers, unpack = pack(leaves)
+    sums = unpack(global_sums(buffers, axis_name, num_workers, vmapped, varying))
+    return [merge(total, leaf, num_workers) for total, leaf in zip(sums, leaves, strict=True)]
 
 
 def check_lowering(lowering: str) -> None:
