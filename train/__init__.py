@@ -2,7 +2,7 @@
 
 import importlib.util
 
-_NEEDED = ("flax", "matplotlib", "rich", "sklearn", "tyro")
+_NEEDED = ("PIL", "flax", "grain", "matplotlib", "orbax", "rich", "sklearn", "tyro")
 _missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
 if _missing:
     raise ImportError(

@@ -1,170 +1,197 @@
 """Trains a ResNet on images: ``python -m train.images --algorithm wagma --workers 8``."""
 
+import contextlib
 import dataclasses
 import functools
 import sys
-import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
-from flax import nnx
+from jax.sharding import Mesh
 
 import wagma_jax as wagma
-from models.resnet import RESNETS, ResNet
-from train import report
-from train.data import DATASETS, Images, batch_indices
-from train.devices import worker_mesh
+from train import checkpoints as ckpt
+from train import distributed, loop, recipe, report, resume
+from train.classification import Evaluation, Network, TrainState, create_network, inputs, train_step
+from train.data import Augmentation, Dataset, catalog, pipeline
+from train.devices import local_rows, place, replicated, sharded, worker_mesh
 from train.options import RunOptions
+from train.options import parse as parse_options
+from train.presets import PRESETS
 from wagma_jax.strategies import Strategy
 
+if TYPE_CHECKING:
+    PresetName = str
+else:
+    PresetName = Literal[tuple(sorted(PRESETS))]
+
 AXIS = "data"
+CHECKPOINTS = "checkpoints"
+CONSENSUS = "consensus"
+
+_LATENESS = 3  # beside the seed, in what lateness is drawn from; the data order has the numbers below
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(RunOptions):
+class Options(RunOptions, recipe.RecipeOptions):
     """Train a ResNet on images with several workers in one program.
 
     Attributes:
-        dataset: digits: 1,797 handwritten digits of 8x8, inside of scikit-learn.
+        preset: Take the defaults of all options from a lab record (train/presets.py).
+        dataset: digits (8x8, inside of scikit-learn); fashion-mnist[:DIR] (python -m train.fetch gets it);
+            imagefolder:DIR with DIR/train/CLASS/* and DIR/val/CLASS/*; or tfrecord:GLOB.
         model: Which ResNet.
-        learning_rate: The highest rate, reached after the warm-up; a cosine brings it back to 0.
-        warmup: Share of the steps in which the rate rises from 0.
-        momentum: Of SGD (Nesterov).
-        weight_decay: Added to the gradients of kernels, not of norms and biases.
+        image_size: Height and width to which images from files are cropped.
+        channels: Of images from files: 3 (RGB) or 1 (grey).
+        num_classes: Of a large tfrecord data set, which does not tell it.
+        augment: What happens to training images: nothing, random flips, or random crops and flips (resized crops of
+            files, shifts of images in memory); None: crop-flip for files, nothing in memory.
+        scale_learning_rate: Multiply the learning rate by workers * batch size / 256.
     """
 
-    dataset: Literal["digits"] = "digits"
+    preset: PresetName | None = None
+    dataset: str = "digits"
     model: Literal["resnet_tiny", "resnet_small", "resnet18", "resnet50"] = "resnet_tiny"
-    learning_rate: float = 0.1
-    warmup: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
+    image_size: int = 224
+    channels: int = 3
+    num_classes: int | None = None
+    augment: Augmentation | None = None
+    scale_learning_rate: bool = False
 
     def check(self) -> None:
         """Raises ValueError for numbers out of range."""
         super().check()
-        for name, low, high in (
-            ("learning_rate", 0, np.inf),
-            ("warmup", 0, 1),
-            ("momentum", 0, 1),
-            ("weight_decay", 0, 1),
-        ):
-            value = getattr(self, name)
-            if not low <= value < high:
-                raise ValueError(f"--{name.replace('_', '-')} must be in [{low}, {high}), got {value}")
+        self.check_recipe()
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"--batch-size {self.batch_size} cannot be split into --accumulate {self.accumulate} equal parts: use "
+                "a multiple of that"
+            )
+
+    def load_dataset(self) -> Dataset:
+        """The data set; ValueError if something is wrong with it."""
+        return catalog.load(
+            self.dataset,
+            augment=self.augment,
+            image_size=self.image_size,
+            channels=self.channels,
+            num_classes=self.num_classes,
+        )
+
+    def local_optimizer(self, progress: recipe.Progress) -> optax.GradientTransformation:
+        """The local optimizer of a worker."""
+        rate = self.learning_rate * (self.examples_per_step() / 256 if self.scale_learning_rate else 1)
+        return recipe.create_optimizer(dataclasses.replace(self, learning_rate=rate), progress)
 
 
-class TrainState(NamedTuple):
-    """One worker's state.
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A run that has been checked, and of which nothing has been compiled.
 
     Attributes:
-        model: The tree that is averaged: parameters and BatchNorm statistics.
-        optimizer: State of the local optimizer.
-        strategy: State of the algorithm.
+        options: Its options.
+        strategy: The algorithm.
+        data: The data set.
+        network: The model.
+        mesh: Where the workers are.
+        position: Where to begin.
+        out: The folder of the results.
+        state: The state of all workers at ``position``; None for a new run.
     """
 
-    model: Any
-    optimizer: Any
-    strategy: Any
+    options: Options
+    strategy: Strategy
+    data: Dataset
+    network: Network
+    mesh: Mesh | None
+    position: ckpt.Position
+    out: Path
+    state: TrainState | None
 
+    @property
+    def progress(self) -> recipe.Progress:
+        """Which share of the training is done after how many steps."""
+        return recipe.Progress(self.position.total_steps, self.position.first_step, self.position.first_share)
 
-def create_model(options: Options, data: Images) -> tuple[nnx.GraphDef, nnx.GraphDef, dict[str, Any]]:
-    """The graphs for training and evaluation, and the initial parameters and statistics, made from the seed."""
-    channels = data.train_images.shape[-1]
-    config = dataclasses.replace(RESNETS[options.model], num_classes=data.num_classes, in_channels=channels)
-
-    @nnx.jit
-    def make():
-        return ResNet(config, rngs=nnx.Rngs(options.seed))
-
-    model = make()
-    model.train()
-    train_graph, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
-    model.eval()
-    eval_graph, _, _ = nnx.split(model, nnx.Param, nnx.BatchStat)
-    return train_graph, eval_graph, {"params": params, "stats": stats}
-
-
-def create_optimizer(options: Options) -> optax.GradientTransformation:
-    """SGD with Nesterov momentum, a warm-up and a cosine."""
-    rate = optax.warmup_cosine_decay_schedule(
-        0.0, options.learning_rate, round(options.warmup * options.steps), options.steps
-    )
-    return optax.chain(
-        optax.add_decayed_weights(options.weight_decay, mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)),
-        optax.sgd(rate, momentum=options.momentum, nesterov=True),
-    )
-
-
-def train_step(
-    graph: nnx.GraphDef,
-    optimizer: optax.GradientTransformation,
-    strategy: Strategy,
-    state: TrainState,
-    images: jax.Array,
-    labels: jax.Array,
-    late: jax.Array | None,
-) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One worker's step; images [batch, height, width, channels], labels [batch], late a boolean scalar or None."""
-    params, stats = state.model["params"], state.model["stats"]
-
-    def loss_function(params):
-        model = nnx.merge(graph, params, stats, copy=True)
-        logits = model(images)
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-        return loss, (nnx.state(model, nnx.BatchStat), jnp.mean(jnp.argmax(logits, -1) == labels))
-
-    (loss, (stats, accuracy)), grads = jax.value_and_grad(loss_function, has_aux=True)(params)
-    grads = strategy.combine_gradients(grads)
-    updates, opt_state = optimizer.update(grads, state.optimizer, params)
-    model = {"params": optax.apply_updates(params, updates), "stats": stats}
-    model, strategy_state, info = strategy.combine_models(model, state.strategy, late)
-    metrics = {"loss": loss, "accuracy": accuracy, "late": info.late, "staleness": info.staleness}
-    return TrainState(model, opt_state, strategy_state), metrics
-
-
-def eval_step(graph: nnx.GraphDef, model: Any, images: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
-    """Loss and accuracy of one model (without a worker axis) on all images at once."""
-    logits = nnx.merge(graph, model["params"], model["stats"])(images)
-    return {
-        "accuracy": jnp.mean(jnp.argmax(logits, -1) == labels),
-        "loss": optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(),
-    }
-
-
-def check_batches(options: Options, data: Images) -> None:
-    """Raises ValueError if one step takes more examples than there are."""
-    examples = len(data.train_labels)
-    if options.workers * options.batch_size > examples:
-        raise ValueError(
-            f"--workers {options.workers} times --batch-size {options.batch_size} is more than the {examples} training "
-            f"examples of {options.dataset}: lower one of them"
+    @property
+    def order(self) -> pipeline.Order:
+        """Who takes which example when; steps count from the one at which the run got this number of workers."""
+        return pipeline.Order(
+            len(self.data.train),
+            self.options.workers,
+            self.options.batch_size,
+            self.options.seed,
+            self.options.sampling,
+            self.position.first_example,
         )
 
 
-def prepare(options: Options) -> tuple[Strategy, Images, Path]:
-    """Checks the options and makes the folder of the results, before anything is compiled.
-
-    Returns:
-        The algorithm, the data, and the folder.
+def prepare(options: Options) -> Prepared:
+    """Checks everything that can be checked before anything is compiled or overwritten, and makes the results' folder.
 
     Raises:
-        ValueError: Options out of range, or ``--out`` holds something already.
+        ValueError: Options out of range, something wrong with the data, a checkpoint of another model, or ``--out``
+            holds something already.
     """
     options.check()
+    num_processes = options.join_processes()
+    prepared, error = None, None
+    try:
+        prepared = _prepare(options, num_processes)
+    except ValueError as problem:
+        error = problem
+    distributed.agree(error)
+    assert prepared is not None
+    if options.resume is None:
+        prepared = dataclasses.replace(prepared, out=options.make_out("images"))
+    if distributed.is_first():
+        dataclasses.replace(options, resume=None).save(prepared.out)
+    return prepared
+
+
+def _prepare(options: Options, num_processes: int) -> Prepared:
+    mesh = worker_mesh(options.workers, AXIS, num_processes)
     strategy = options.strategy(AXIS)
-    data = DATASETS[options.dataset]()
-    check_batches(options, data)
-    return strategy, data, options.make_out("images")
+    if options.tensorboard:
+        report.check_tensorboard()
+    data = options.load_dataset()
+    if options.examples_per_step() > len(data.train):
+        raise ValueError(
+            f"--workers {options.workers} times --batch-size {options.batch_size} is more than the {len(data.train)} "
+            f"training examples of {options.dataset}: lower one of them"
+        )
+    network = create_network(options.model, options.precision, data)
+    position, state = ckpt.Position(setup=options.setup(), workers=options.workers), None
+    if options.resume is not None:
+        options.check_resumes(Options.load(options.resume))
+        parts = _parts(options, network, strategy, recipe.Progress(1))
+        found = resume.restore(options, options.resume / CHECKPOINTS, parts, mesh, AXIS)
+        if found is not None:
+            position, state = found[0], TrainState(**found[1])
+    total = options.total_steps(len(data.train), position.first_step, position.first_example)
+    if position.step >= total:
+        raise ValueError(
+            f"the run in {options.resume} is at step {position.step} of {total}, which is its end: raise --steps or "
+            "--epochs to train on"
+        )
+    position = dataclasses.replace(position, total_steps=total)
+    prepared = Prepared(options, strategy, data, network, mesh, position, options.resume or Path(), state)
+    assert prepared.order.num_workers == options.workers  # and raises where shards would be empty
+    return prepared
+
+
+def _parts(options: Options, network: Network, strategy: Strategy, progress: recipe.Progress) -> resume.StateParts:
+    optimizer = options.local_optimizer(progress)
+    return resume.StateParts(network.like, lambda model: optimizer.init(model["params"]), strategy.init)
 
 
 def train(options: Options) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """A whole run: trains, evaluates, and writes metrics.jsonl, summary.json and training.png to ``--out``.
+    """A whole run: trains, evaluates, and writes to ``--out``; see the README for what.
 
     Returns:
         The summary, and the rows of the metrics file.
@@ -172,132 +199,211 @@ def train(options: Options) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     Raises:
         ValueError: As :func:`prepare`.
     """
-    return run(options, *prepare(options))
+    return run(prepare(options))
 
 
-def run(options: Options, strategy: Strategy, data: Images, out: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """As :func:`train`, with what :func:`prepare` returned."""
-    report.console.print(strategy.schedule.describe().splitlines()[0])
-    num_workers = options.workers
-    mesh = worker_mesh(num_workers, AXIS)
+def run(prepared: Prepared) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """As :func:`train`, with what :func:`prepare` returned.
+
+    Raises:
+        loop.Interrupted: A signal asked the run to stop; it can be resumed.
+    """
+    options, data, out, position = prepared.options, prepared.data, prepared.out, prepared.position
+    report.say(prepared.strategy.schedule.describe().splitlines()[0])
+    evaluation = _evaluation(options, prepared.network, data, prepared.mesh)
+    consensus = _consensus(prepared.mesh)
+    state = prepared.state if prepared.state is not None else _new_state(prepared)
+    work = _work(prepared, state, lambda state: evaluation(consensus(state.model)))
+    with contextlib.ExitStack() as stack:
+        metrics = stack.enter_context(report.MetricsFile(out / "metrics.jsonl", position.step, distributed.is_first()))
+        if options.tensorboard and distributed.is_first():
+            metrics.sinks.append(stack.enter_context(report.TensorBoard(out / "tensorboard", position.step)))
+        saver = None
+        if options.checkpoint_every:
+            saver = stack.enter_context(ckpt.Checkpoints(out / CHECKPOINTS, options.keep_checkpoints))
+        outcome = loop.run(
+            options,
+            work,
+            state,
+            position,
+            metrics,
+            saver,
+            lambda i: report.warn(data.train.describe(i)),
+        )
+    if outcome.signal is not None:
+        raise loop.Interrupted(outcome, out)
+    config = jax.tree.map(str, dataclasses.asdict(prepared.network.config) | {"dtype": options.precision})
+    model = distributed.fetch(consensus(outcome.state.model))
+    ckpt.export(out / CONSENSUS, model, {"options": options.to_json(), "classes": data.classes, "config": config})
+    summary = _summary(prepared, outcome, metrics.rows[-1]["eval"], evaluation.unreadable)
+    if distributed.is_first():
+        _write_unreadable(out / "unreadable.txt", data, outcome.position.unreadable, evaluation.unreadable)
+        report.write_summary(out / "summary.json", summary)
+        report.plot_runs(
+            out / "training.png",
+            {options.algorithm: metrics.rows},
+            f"{options.dataset}, {options.model}, {options.workers} workers, seed {options.seed}",
+        )
+    return summary | {"out": str(out)}, metrics.rows
+
+
+def _new_state(prepared: Prepared) -> TrainState:
+    options, mesh = prepared.options, prepared.mesh
+    parts = _parts(options, prepared.network, prepared.strategy, prepared.progress)
+    model = wagma.replicate(prepared.network.init(options.seed), options.workers, mesh=mesh, axis_name=AXIS)
+    return TrainState(**jax.jit(wagma.for_workers(parts.create, axis_name=AXIS, mesh=mesh))(model))
+
+
+def _evaluation(options: Options, network: Network, data: Dataset, mesh: Mesh | None) -> Evaluation:
+    return Evaluation(network, data, mesh, AXIS, threads=options.loader_threads, processes=options.loader_processes)
+
+
+def _consensus(mesh: Mesh | None) -> Callable[[Any], Any]:
+    """From the models of all workers to their mean, which every device gets whole."""
+    mean = wagma.for_workers(functools.partial(wagma.consensus, axis_name=AXIS), axis_name=AXIS, mesh=mesh)
+    return jax.jit(lambda models: jax.tree.map(lambda leaf: leaf[0], mean(models)), out_shardings=replicated(mesh))
+
+
+def _work(prepared: Prepared, state: TrainState, evaluate: Callable[[TrainState], dict[str, float]]) -> loop.Work:
+    """Compiles what the loop calls."""
+    options, data, mesh, position = prepared.options, prepared.data, prepared.mesh, prepared.position
     for_workers = functools.partial(wagma.for_workers, axis_name=AXIS, mesh=mesh)
+    mine = local_rows(options.workers, mesh, AXIS)
 
-    train_graph, eval_graph, model = create_model(options, data)
-    optimizer = create_optimizer(options)
-    create = jax.jit(for_workers(lambda m: TrainState(m, optimizer.init(m["params"]), strategy.init(m))))
-    state = create(wagma.replicate(model, num_workers, mesh=mesh, axis_name=AXIS))
-    step = jax.jit(for_workers(functools.partial(train_step, train_graph, optimizer, strategy)), donate_argnums=0)
-    distance = jax.jit(for_workers(functools.partial(wagma.consensus_distance, axis_name=AXIS)))
-    consensus = jax.jit(for_workers(functools.partial(wagma.consensus, axis_name=AXIS)))
-    evaluate = jax.jit(functools.partial(eval_step, eval_graph))
+    def batches(first_step: int) -> Iterator[tuple[Any, np.ndarray]]:
+        return pipeline.training_batches(
+            data.train,
+            prepared.order,
+            mine,
+            range(first_step - position.first_step, position.total_steps - position.first_step),
+            lambda batch: (place(inputs(batch), mesh, AXIS), batch["unreadable"][batch["unreadable"] >= 0]),
+            chunk=data.chunk,
+            threads=options.loader_threads,
+            processes=options.loader_processes,
+        )
 
-    batches = batch_indices(len(data.train_labels), num_workers, options.batch_size, options.seed)
-    lateness = np.random.default_rng([options.seed, 1]).random((options.steps, num_workers)) < options.late_probability
+    def lateness(t: int) -> Any:
+        if options.late_probability == 0:
+            return None
+        draws = np.random.default_rng((options.seed, _LATENESS, t)).random(options.workers)
+        return place(draws[mine.start : mine.stop] < options.late_probability, mesh, AXIS)
 
-    def step_arguments(t):
-        indices = next(batches)
-        late = lateness[t] if options.late_probability > 0 else None
-        return data.train_images[indices], data.train_labels[indices], late
+    shape = (options.workers, options.batch_size)
+    batch = {
+        "image": jax.ShapeDtypeStruct((*shape, *data.image_shape), np.uint8, sharding=sharded(mesh, AXIS)),
+        "label": jax.ShapeDtypeStruct(shape, np.int32, sharding=sharded(mesh, AXIS)),
+    }
+    optimizer = options.local_optimizer(prepared.progress)
+    one_step = functools.partial(train_step, prepared.network, data, options, optimizer, prepared.strategy)
+    step = jax.jit(for_workers(one_step), donate_argnums=0).lower(state, batch, lateness(0)).compile()
+    apart = for_workers(functools.partial(wagma.consensus_distance, axis_name=AXIS))
+    distance = jax.jit(lambda state: apart(state.model["params"])[0], out_shardings=replicated(mesh))
+    jax.block_until_ready(distance(state))
+    evaluate(state)
+    return loop.Work(step, batches, lateness, evaluate, lambda state: float(distance(state)))
 
-    def evaluate_consensus():
-        mean = jax.tree.map(lambda leaf: np.asarray(leaf[0]), consensus(state.model))
-        return {name: float(value) for name, value in evaluate(mean, data.test_images, data.test_labels).items()}
 
-    arguments = step_arguments(0)
-    compiled = step.lower(state, *arguments).compile()
-    jax.block_until_ready((distance(state.model["params"]), evaluate_consensus()))
-
-    metrics_file = report.MetricsFile(out / "metrics.jsonl")
-    seconds, steps_logged, logged_seconds = 0.0, 0, 0.0
-    pending: list[dict[str, jax.Array]] = []
-    late_count, max_staleness, apart = 0, 0, 0.0
-    examples_per_step = num_workers * options.batch_size
-    started = time.perf_counter()
-    with report.progress_bar() as bar:
-        task = bar.add_task(options.algorithm, total=options.steps, status="")
-        for t in range(options.steps):
-            done = t + 1
-            evaluating = done % options.eval_every == 0 or done == options.steps
-            logging = done % options.log_every == 0 or evaluating
-            if logging:  # before the round: after it, the distance at every sync round would be 0
-                jax.block_until_ready(state)
-                seconds += time.perf_counter() - started
-                apart = float(distance(state.model["params"])[0])
-                started = time.perf_counter()
-            state, metrics = compiled(state, *arguments)
-            pending.append(metrics)
-            if done < options.steps:
-                arguments = step_arguments(done)
-            if not logging:
-                continue
-            jax.block_until_ready(state)
-            seconds += time.perf_counter() - started
-            window = {name: np.array([m[name] for m in pending]) for name in pending[0]}  # [steps, num_workers]
-            late_count += int(window["late"].sum())
-            max_staleness = max(max_staleness, int(window["staleness"].max()))
-            rate = (done - steps_logged) * examples_per_step / (seconds - logged_seconds)
-            metrics_file.write(
-                step=done,
-                examples=done * examples_per_step,
-                seconds=seconds,
-                loss=float(window["loss"].mean()),
-                accuracy=float(window["accuracy"].mean()),
-                consensus_distance=apart,
-                examples_per_second=rate,
-                late_fraction=float(window["late"].mean()),
-            )
-            if evaluating:
-                metrics_file.write(
-                    step=done, examples=done * examples_per_step, seconds=seconds, eval=evaluate_consensus()
-                )
-            bar.update(task, completed=done, status=f"loss {window['loss'].mean():.4f}  {rate:,.0f} examples/s")
-            pending, steps_logged, logged_seconds = [], done, seconds
-            started = time.perf_counter()
-    metrics_file.close()
-
-    examples = options.steps * examples_per_step
-    summary = {
+def _summary(
+    prepared: Prepared, outcome: loop.Outcome, evaluated: dict[str, float], unreadable: set[int]
+) -> dict[str, Any]:
+    options, position, schedule = prepared.options, outcome.position, prepared.strategy.schedule
+    return {
         "algorithm": options.algorithm,
         "transport": options.transport,
-        "workers": num_workers,
-        "group_size": strategy.schedule.group_size,
-        "group_sizes": sorted({len(group) for group in strategy.schedule.groups(0)}),
-        "sync_period": strategy.schedule.sync_period,
+        "workers": options.workers,
+        "group_size": schedule.group_size,
+        "group_sizes": sorted({len(group) for group in schedule.groups(0)}),
+        "sync_period": schedule.sync_period,
         "clock": "step",
         "seed": options.seed,
-        "steps": options.steps,
-        "examples": examples,
-        "examples_per_second": examples / seconds,
-        "wall_seconds": seconds,
+        "steps": position.step,
+        "examples": position.examples,
+        "examples_per_second": position.examples / position.seconds,
+        "wall_seconds": position.seconds,
+        "data_wait_fraction": position.data_wait_seconds / position.seconds,
         # the workers of one program wait inside of its collectives, where nothing tells their waits apart
-        "wait_seconds": [None] * num_workers,
-        "late_fraction": late_count / (options.steps * num_workers),
-        "max_staleness": max_staleness,
-        "eval": metrics_file.rows[-1]["eval"],
-        "consensus_distance_before_last_round": apart,
-        "devices": 1 if mesh is None else mesh.size,
+        "wait_seconds": [None] * options.workers,
+        "late_fraction": position.late / (position.step * options.workers),
+        "max_staleness": position.max_staleness,
+        "eval": evaluated,
+        "unreadable": {"train": len(position.unreadable), "test": len(unreadable)},
+        "consensus_distance_before_last_round": outcome.distance,
+        "processes": jax.process_count(),
+        "devices": 1 if prepared.mesh is None else prepared.mesh.size,
         "jax_version": jax.__version__,
-        "options": dataclasses.asdict(options) | {"out": out},
+        "options": options.to_json(),
     }
-    report.write_summary(out / "summary.json", summary)
-    report.plot_runs(
-        out / "training.png",
-        {options.algorithm: metrics_file.rows},
-        f"{options.dataset}, {options.model}, {num_workers} workers, seed {options.seed}",
-    )
-    return summary | {"out": str(out)}, metrics_file.rows
 
 
-def main() -> None:
+def _write_unreadable(path: Path, data: Dataset, train: Iterable[int], test: Iterable[int]) -> None:
+    """Lists the files that could not be read, if there are any."""
+    lines = [f"train: {data.train.describe(i)}" for i in train] + [
+        f"test: {data.test.describe(i)}" for i in sorted(test)
+    ]
+    if lines:
+        path.write_text("\n".join(lines) + "\n")
+        report.warn(f"{len(lines)} examples could not be read, and are listed in {path}")
+
+
+def evaluate(options: Options) -> dict[str, float]:
+    """Metrics of the consensus model of a run, of one of its checkpoints, or of an exported model.
+
+    Raises:
+        ValueError: ``options.evaluate`` is none of these, or its model does not fit the data.
+    """
+    path = options.evaluate
+    assert path is not None
+    options.check()
+    data = options.load_dataset()
+    network = create_network(options.model, options.precision, data)
+    mesh = worker_mesh(min(options.workers, len(jax.devices())), AXIS)
+    return _evaluation(options, network, data, mesh)(_load_consensus(path, network))
+
+
+def _load_consensus(path: Path, network: Network) -> Any:
+    """A model without a worker axis, NumPy arrays."""
+
+    def like(position: ckpt.Position) -> dict[str, Any]:
+        return {"model": ckpt.as_numpy(network.like, position.workers)}
+
+    if (path / "description.json").is_file():
+        return ckpt.load_export(path, network.like)
+    if path.name.isdigit():
+        return ckpt.mean_of_workers(ckpt.restore(path, like)[1]["model"])
+    found = ckpt.restore_newest(path / CHECKPOINTS, like, report.warn)
+    if found is not None:
+        return ckpt.mean_of_workers(found[1]["model"])
+    if (path / CONSENSUS).is_dir():
+        return ckpt.load_export(path / CONSENSUS, network.like)
+    raise ValueError(f"{path} has neither a checkpoint nor an exported model: train on with --resume {path}")
+
+
+def parse(arguments: Sequence[str]) -> Options:
+    """The options of a command line; tyro exits with its own messages, ValueError for what it cannot know."""
+    return parse_options(Options, "python -m train.images", PRESETS, tyro.cli, arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    options = tyro.cli(Options, prog="python -m train.images", description=str(Options.__doc__).partition("\n")[0])
     try:
+        options = parse(sys.argv[1:] if arguments is None else arguments)
+        if options.evaluate is not None:
+            metrics = evaluate(options)
+            report.console.print(
+                report.evaluation_table(metrics, f"{options.evaluate}, consensus model, {options.dataset}")
+            )
+            return
         prepared = prepare(options)
     except ValueError as error:
         sys.exit(f"train.images: {error}")
-    summary, _ = run(options, *prepared)
-    report.console.print(report.summary_table([summary], f"{options.dataset}, {options.model}"))
-    report.console.print(f"results: {summary['out']}")
+    try:
+        summary, _ = run(prepared)
+    except loop.Interrupted as interrupted:
+        report.console.print(f"{interrupted}: python -m train.images --resume {prepared.out}")
+        sys.exit(128 + interrupted.signal)
+    if distributed.is_first():
+        report.console.print(report.summary_table([summary], f"{options.dataset}, {options.model}"))
+        report.console.print(f"results: {summary['out']}")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,36 @@
-"""Options that all training scripts share, spelled the same everywhere."""
+"""Options that all training scripts share, spelled the same everywhere, and how a run keeps them."""
 
+import argparse
 import dataclasses
+import json
+import math
+import os
 import time
+import typing
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
+from train import distributed
 from wagma_jax.strategies import ALGORITHMS, Settings, Strategy, build
 
 if TYPE_CHECKING:
     AlgorithmName = str
 else:
     AlgorithmName = Literal[tuple(sorted(ALGORITHMS))]
+
+OPTIONS_FILE = "options.json"
+DEFAULT_STEPS = 300
+
+# What a run may change when it is resumed without becoming another one.
+_FREE = {
+    "steps", "epochs", "out", "resume", "evaluate", "preset", "log_every", "eval_every", "checkpoint_every",
+    "keep_checkpoints", "tensorboard", "loader_threads", "loader_processes", "coordinator", "processes", "process_id",
+}  # fmt: skip
+# What it may change at the price of starting again from the consensus model.
+_RESTARTING = {"algorithm", "workers", "group_size", "sync_period", "batch_size", "sampling", "late_probability"}
+
+OptionsType = TypeVar("OptionsType", bound="RunOptions")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,12 +46,25 @@ class RunOptions:
         sync_period: Rounds between global means (not for allreduce, where every step is one); None: never.
         late_probability: Simulated lateness: the chance that a worker's contribution to a round is its previous model.
             Drawn beforehand from the seed. Algorithms that wait for everybody ignore it.
-        steps: Rounds to train for.
+        steps: Rounds to train for; 300 if neither this nor --epochs is given.
+        epochs: How often to go through the training set, in place of --steps.
         batch_size: Examples per worker and step.
-        seed: Of the initial model, the data order and the lateness.
+        sampling: whole: every worker draws from the whole training set; shard: from a part of its own.
+        seed: Of the initial model, the data order, its augmentation and the lateness.
         out: Folder of the results; None: runs/NAME-ALGORITHM-TIME. It must not hold anything yet.
         log_every: Steps between log points.
         eval_every: Steps between evaluations of the consensus model.
+        checkpoint_every: Steps between checkpoints, beside the one at the end; 0: none at all.
+        keep_checkpoints: How many of the newest checkpoints stay.
+        resume: Folder of a run to go on with, from its newest checkpoint and with its options; those given beside it
+            replace them where that is possible.
+        evaluate: A run, one of its checkpoints, or an exported model: evaluate its consensus model, and nothing more.
+        tensorboard: Write the metrics for TensorBoard, too (needs the extra 'tensorboard').
+        loader_threads: Threads that load data, in each process that does.
+        loader_processes: Processes that load data; 0: the threads of this one do.
+        coordinator: HOST:PORT of process 0, where several processes train together and neither Slurm nor MPI tells.
+        processes: Number of processes that train together; with --coordinator.
+        process_id: Which of the processes this is, from 0; with --coordinator.
     """
 
     algorithm: AlgorithmName = "wagma"
@@ -40,23 +73,61 @@ class RunOptions:
     group_size: int | None = None
     sync_period: int | None = 10
     late_probability: float = 0.0
-    steps: int = 300
+    steps: int | None = None
+    epochs: float | None = None
     batch_size: int = 16
+    sampling: Literal["whole", "shard"] = "whole"
     seed: int = 0
     out: Path | None = None
     log_every: int = 10
     eval_every: int = 50
+    checkpoint_every: int = 100
+    keep_checkpoints: int = 2
+    resume: Path | None = None
+    evaluate: Path | None = None
+    tensorboard: bool = False
+    loader_threads: int = 8
+    loader_processes: int = 0
+    coordinator: str | None = None
+    processes: int | None = None
+    process_id: int | None = None
 
     def check(self) -> None:
         """Raises ValueError for numbers out of range, before anything is loaded or compiled."""
-        for name in ("workers", "steps", "batch_size", "log_every", "eval_every"):
+        for name in (
+            "workers", "steps", "batch_size", "log_every", "eval_every", "keep_checkpoints", "loader_threads"
+        ):  # fmt: skip
             value = getattr(self, name)
-            if value < 1:
+            if value is not None and value < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+        for name in ("checkpoint_every", "loader_processes", "seed"):
+            if (value := getattr(self, name)) < 0:
+                raise ValueError(f"--{name.replace('_', '-')} must not be negative, got {value}")
         if not 0 <= self.late_probability < 1:
             raise ValueError(f"--late-probability must be in [0, 1), got {self.late_probability}")
-        if self.seed < 0:
-            raise ValueError(f"--seed must not be negative, got {self.seed}")
+        if self.epochs is not None and not 0 < self.epochs < math.inf:
+            raise ValueError(f"--epochs must be above 0, got {self.epochs}")
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError(f"--steps {self.steps} and --epochs {self.epochs} say the same thing twice: drop one")
+        if self.resume is not None and self.evaluate is not None:
+            raise ValueError("--resume and --evaluate exclude each other: resume the run first, then evaluate it")
+
+    def examples_per_step(self) -> int:
+        """What all workers see in one step."""
+        return self.workers * self.batch_size
+
+    def total_steps(self, num_examples: int, first_step: int = 0, first_example: int = 0) -> int:
+        """The step at which the run ends.
+
+        Args:
+            num_examples: In the training set.
+            first_step: Steps that were done before the run had this many workers.
+            first_example: Examples that were seen in them.
+        """
+        if self.epochs is None:
+            return DEFAULT_STEPS if self.steps is None else self.steps
+        left = self.epochs * num_examples - first_example
+        return max(first_step + math.ceil(left / self.examples_per_step()), 1)
 
     def strategy(self, axis_name: str) -> Strategy:
         """The algorithm, ready for a training step."""
@@ -71,14 +142,151 @@ class RunOptions:
             ),
         )
 
+    def join_processes(self) -> int:
+        """Joins the other processes of the run, if there are any; the number of processes."""
+        return distributed.initialize(self.coordinator, self.processes, self.process_id)
+
     def make_out(self, name: str) -> Path:
-        """Creates the folder of the results; ValueError if it holds anything already."""
-        stamp = time.strftime("%Y%m%d-%H%M%S")
+        """Creates the folder of the results; ValueError if it holds anything already. To be called by all processes."""
+        stamp = distributed.from_first(time.strftime("%Y%m%d-%H%M%S"))
         out = Path("runs") / f"{name}-{self.algorithm}-{stamp}" if self.out is None else self.out
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            if any(out.iterdir()):
-                raise ValueError(f"--out {out} exists and is not empty: choose another folder, or remove it")
-        except OSError as error:
-            raise ValueError(f"--out {out} cannot be made ({error}): choose a folder that can") from None
+        error = None
+        if distributed.is_first():
+            try:
+                out.mkdir(parents=True, exist_ok=True)
+                if any(out.iterdir()):
+                    error = ValueError(
+                        f"--out {out} exists and is not empty: choose another folder, remove it, or go on with the run "
+                        "in it by --resume"
+                    )
+            except OSError as problem:
+                error = ValueError(f"--out {out} cannot be made ({problem}): choose a folder that can")
+        distributed.agree(error)
         return out
+
+    def save(self, out: Path) -> None:
+        """Writes the options to a run's folder, for :meth:`load`."""
+        fresh = out / (OPTIONS_FILE + ".new")
+        fresh.write_text(json.dumps(self.to_json(), indent=2) + "\n")
+        os.replace(fresh, out / OPTIONS_FILE)
+
+    def to_json(self) -> dict[str, Any]:
+        """The options as JSON has them, for :meth:`from_json`."""
+        return {name: str(x) if isinstance(x, Path) else x for name, x in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """The options of the run in a folder.
+
+        Raises:
+            ValueError: There is none.
+        """
+        path = folder / OPTIONS_FILE
+        try:
+            return cls.from_json(json.loads(path.read_text()))
+        except (OSError, json.JSONDecodeError, TypeError) as error:
+            raise ValueError(
+                f"{folder} is not the folder of a run, {OPTIONS_FILE} cannot be read ({error}): give the folder that "
+                "--out named"
+            ) from None
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """From what :meth:`to_json` returned; TypeError for options that do not exist."""
+        hints = typing.get_type_hints(cls)
+        return cls(**{name: _from_json(value, hints.get(name)) for name, value in values.items()})
+
+    def setup(self) -> dict[str, Any]:
+        """What cannot change within a run without starting again from its consensus model."""
+        return {name: getattr(self, name) for name in sorted(_RESTARTING)}
+
+    def setup_changes(self, saved: Mapping[str, Any]) -> list[str]:
+        """How the set-up differs from a saved one, for people."""
+        return [
+            f"--{name.replace('_', '-')} {saved.get(name)} -> {value}"
+            for name, value in self.setup().items()
+            if saved.get(name) != value
+        ]
+
+    def check_resumes(self, saved: "RunOptions") -> None:
+        """Raises ValueError if these options would make another run of a saved one."""
+        for field in dataclasses.fields(self):
+            mine, its = getattr(self, field.name), getattr(saved, field.name)
+            if mine != its and field.name not in _FREE | _RESTARTING:
+                raise ValueError(
+                    f"--{field.name.replace('_', '-')} is {its} in the run that --resume names, got {mine}: leave it "
+                    "out, or start a new run"
+                )
+        if self.out != self.resume:
+            raise ValueError(
+                f"the results of --resume {self.resume} go on in its own folder: leave out --out {self.out}"
+            )
+
+
+def parse(
+    cls: type[OptionsType],
+    prog: str,
+    presets: Mapping[str, Mapping[str, Any]],
+    cli: Callable[..., OptionsType],
+    arguments: Sequence[str],
+) -> OptionsType:
+    """Reads a command line whose defaults come from ``--preset``, or from the run of ``--resume`` or ``--evaluate``.
+
+    Args:
+        cls: The script's options.
+        prog: How the script is called.
+        presets: By name, the defaults that differ from the usual ones.
+        cli: ``tyro.cli``.
+        arguments: The words of the command line.
+
+    Raises:
+        ValueError: A preset or run that does not exist, or both.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for name in ("--preset", "--resume", "--evaluate"):
+        first.add_argument(name, nargs="?")
+    try:
+        found, _ = first.parse_known_args(list(arguments))
+    except argparse.ArgumentError as error:
+        raise ValueError(str(error)) from None
+    given = [name for name, value in vars(found).items() if value is not None]
+    if len(given) > 1:
+        raise ValueError(f"--{' and --'.join(given)} exclude each other: each says where the options come from")
+    default = cls()
+    if found.preset in presets:  # tyro says what is wrong with the others
+        default = dataclasses.replace(default, **presets[found.preset])
+    elif found.resume:
+        default = dataclasses.replace(cls.load(Path(found.resume)), out=Path(found.resume))
+        if any(word.split("=")[0] in ("--epochs", "--steps") for word in arguments):  # one takes the other's place
+            default = dataclasses.replace(default, steps=None, epochs=None)
+    elif found.evaluate:
+        default = cls.from_json(find_options(Path(found.evaluate)))
+    default = dataclasses.replace(default, preset=None, resume=None, evaluate=None)
+    return cli(cls, prog=prog, description=str(cls.__doc__).partition("\n")[0], args=list(arguments), default=default)
+
+
+def find_options(path: Path) -> dict[str, Any]:
+    """The options of the run that a path belongs to: its folder, a checkpoint in it, or an exported model.
+
+    Raises:
+        ValueError: There are none.
+    """
+    if not path.is_dir():
+        raise ValueError(f"{path} is not a folder: give a run, one of its checkpoints, or an exported model")
+    for folder in (path, *path.absolute().parents[:2]):
+        for name in (OPTIONS_FILE, "description.json"):
+            try:
+                values = json.loads((folder / name).read_text())
+            except (OSError, json.JSONDecodeError):
+                continue
+            return values if name == OPTIONS_FILE else values["options"]
+    raise ValueError(
+        f"{path} belongs to no run: neither it nor the folders above it have {OPTIONS_FILE} or description.json; give "
+        "a run, one of its checkpoints, or an exported model"
+    )
+
+
+def _from_json(value: Any, hint: Any) -> Any:
+    if isinstance(value, str) and Path in typing.get_args(hint):
+        return Path(value)
+    return tuple(value) if isinstance(value, list) else value

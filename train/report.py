@@ -1,8 +1,10 @@
 """What a run leaves behind: metrics.jsonl, summary.json, a table and pictures."""
 
+import importlib.util
 import json
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,24 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from train import distributed
+
 console = Console()
 
 
+def say(text: str) -> None:
+    """Prints a line for people, on the first process alone."""
+    if distributed.is_first():
+        console.print(text, highlight=False, markup=False)
+
+
+def warn(text: str) -> None:
+    """As :func:`say`, for what should not be missed; on every process, since it may concern that one alone."""
+    console.print(text, style="yellow", highlight=False, markup=False)
+
+
 def progress_bar() -> Progress:
-    """A bar with a field ``status`` for loss and rate."""
+    """A bar with a field ``status`` for loss and rate; only the first process shows it."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -25,25 +40,86 @@ def progress_bar() -> Progress:
         TimeRemainingColumn(),
         TextColumn("{task.fields[status]}"),
         console=console,
+        disable=not distributed.is_first(),
     )
 
 
 class MetricsFile:
-    """Appends one JSON object a line, flushed, so that an interrupted run keeps what it logged."""
+    """Appends one JSON object a line, flushed, so that an interrupted run keeps what it logged; a context manager.
 
-    def __init__(self, path: Path):
-        self._file = path.open("x")
+    Args:
+        path: The file. Rows that are there up to ``step`` stay; those after it belong to steps that are done again.
+        step: Where the run begins.
+        write: False keeps the rows in memory alone.
+
+    Attributes:
+        rows: All rows, those from before ``step`` included.
+        sinks: Called with each new row.
+    """
+
+    def __init__(self, path: Path, step: int = 0, write: bool = True):
         self.rows: list[dict[str, Any]] = []
+        self.sinks: list[Callable[[dict[str, Any]], None]] = []
+        if path.exists():
+            self.rows = [row for row in map(_parsed, path.read_text().splitlines()) if row and row["step"] <= step]
+        self._file = None
+        if write:
+            fresh = path.with_name(path.name + ".new")
+            fresh.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+            os.replace(fresh, path)
+            self._file = path.open("a")
+
+    def __enter__(self) -> "MetricsFile":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._file is not None:
+            self._file.close()
 
     def write(self, **row: Any) -> None:
         """Writes a row; numbers that are not finite become null, since JSON has no such numbers."""
         self.rows.append(row)
-        self._file.write(json.dumps(_plain(row)) + "\n")
-        self._file.flush()
+        if self._file is not None:
+            self._file.write(json.dumps(_plain(row)) + "\n")
+            self._file.flush()
+        for sink in self.sinks:
+            sink(row)
 
-    def close(self) -> None:
-        """Closes the file; ``rows`` stay."""
-        self._file.close()
+
+def check_tensorboard() -> None:
+    """Raises ValueError, which names the extra, if TensorBoard's files cannot be written."""
+    if importlib.util.find_spec("tensorboardX") is None:
+        raise ValueError(
+            "--tensorboard needs tensorboardX, which the extra 'tensorboard' brings: run make setup in the project, or "
+            "pip install 'wagma_jax[tensorboard]'"
+        )
+
+
+class TensorBoard:
+    """A sink of metrics that writes event files for TensorBoard; a context manager.
+
+    Args:
+        folder: Where they go.
+        step: Where the run begins; TensorBoard hides what earlier files have after it.
+    """
+
+    def __init__(self, folder: Path, step: int = 0):
+        from tensorboardX import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+
+    def __enter__(self) -> "TensorBoard":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._writer.close()
+
+    def __call__(self, row: dict[str, Any]) -> None:
+        """Writes the numbers of a row under its step: train/NAME, or eval/NAME for the consensus model's."""
+        values = {f"eval/{name}": value for name, value in row.get("eval", {}).items()}
+        values |= {f"train/{name}": value for name, value in row.items() if name not in ("step", "eval")}
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, row["step"])
 
 
 def write_summary(path: Path, summary: dict[str, Any]) -> None:
@@ -73,47 +149,67 @@ def summary_table(summaries: Sequence[dict[str, Any]], title: str) -> Table:
     return table
 
 
+def evaluation_table(metrics: dict[str, float], title: str) -> Table:
+    """One row per metric."""
+    table = Table(title=title, box=box.SIMPLE_HEAD, show_header=False)
+    for name, value in metrics.items():
+        table.add_row(name, _metric(name, value))
+    return table
+
+
 def plot_runs(path: Path, runs: dict[str, list[dict[str, Any]]], title: str) -> None:
-    """Loss, test accuracy and consensus distance of one or several runs, over the examples seen by all workers.
+    """Loss, test accuracy, consensus distance and rate of one or several runs, over the examples seen by all workers.
 
     Args:
         path: The PNG to write.
         runs: From a label to the rows of its metrics file.
         title: Above the picture.
     """
-    figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    figure, axes = plt.subplots(2, 2, figsize=(11, 7.5), layout="constrained")
+    loss, accuracy, distance, rate = axes.flat
     for (label, rows), style in zip(runs.items(), ("-", "--", "-.", ":") * len(runs), strict=False):
         logs = [row for row in rows if "loss" in row]
         evals = [row for row in rows if "eval" in row]
-        axes[0].plot(*_curve(logs, "loss"), style, label=label, linewidth=1.6)
-        accuracy = [100 * row["eval"]["accuracy"] for row in evals]
-        axes[1].plot(
-            [row["examples"] for row in evals], accuracy, style, marker="o", label=f"{accuracy[-1]:.1f} % in the end"
+        loss.plot(*_curve(logs, "loss"), style, label=label, linewidth=1.6)
+        reached = [100 * row["eval"]["accuracy"] for row in evals]
+        accuracy.plot(
+            [row["examples"] for row in evals], reached, style, marker="o", label=f"{reached[-1]:.1f} % in the end"
         )
-        axes[2].plot(*_curve(logs, "consensus_distance"), style, label=label, linewidth=1.6)
-    losses = [row["loss"] for rows in runs.values() for row in rows if "loss" in row]
-    scale = "log" if min(losses) > 0 and max(losses) > 10 * min(losses) else "linear"
-    axes[0].set(ylabel="training loss (cross-entropy, nats)", yscale=scale, title="training loss, mean of the workers")
-    axes[1].set(ylabel="test accuracy (%)", title="test accuracy of the consensus model")
+        distance.plot(*_curve(logs, "consensus_distance"), style, label=label, linewidth=1.6)
+        rate.plot(*_curve(logs, "examples_per_second"), style, label=label, linewidth=1.6)
+    losses = [row["loss"] for rows in runs.values() for row in rows if row.get("loss") is not None]
+    scale = "log" if losses and min(losses) > 0 and max(losses) > 10 * min(losses) else "linear"
+    loss.set(ylabel="training loss (cross-entropy, nats)", yscale=scale, title="training loss, mean of the workers")
+    accuracy.set(ylabel="test accuracy (%)", title="test accuracy of the consensus model")
     shown = [100 * row["eval"]["accuracy"] for rows in runs.values() for row in rows if "eval" in row]
     low = min(shown)
-    axes[1].set_ylim(max(0, math.floor(low / 5) * 5 - 1), 102)
-    axes[1].legend(loc="lower right" if low + 20 < max(shown) else "best")
-    axes[2].set(ylabel="distance to the consensus (RMS)", title="parameters just before a round")
-    axes[2].set_ylim(bottom=0)
-    for axis in axes:
+    accuracy.set_ylim(max(0, math.floor(low / 5) * 5 - 1), 102)
+    accuracy.legend(loc="lower right" if low + 20 < max(shown) else "best")
+    distance.set(ylabel="distance to the consensus (RMS)", title="parameters just before a round")
+    distance.set_ylim(bottom=0)
+    rate.set(ylabel="examples per second", title="training rate of all workers together")
+    rate.set_ylim(bottom=0)
+    rate.yaxis.set_major_formatter("{x:,.0f}")
+    for axis in axes.flat:
         axis.set_xlabel("examples seen by all workers")
         axis.xaxis.set_major_formatter("{x:,.0f}")
         axis.set_xlim(left=0)
         axis.grid(alpha=0.3)
-    axes[0].legend()
+    loss.legend()
     figure.suptitle(title)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
 
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:  # the last line of a run that was killed while it wrote
+        return None
+
+
 def _curve(rows: list[dict[str, Any]], key: str) -> tuple[list[float], list[float]]:
-    return [row["examples"] for row in rows], [row[key] for row in rows]
+    return [row["examples"] for row in rows], [math.nan if row[key] is None else row[key] for row in rows]
 
 
 def _metric(name: str, value: float | None) -> str:
