@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from processes import run_all
 
-from train import images, report
-from train.data import batch_indices, digits
+from train import images
 from train.devices import worker_mesh
 
 KEYS = {
     "algorithm", "transport", "workers", "group_size", "sync_period", "clock", "seed", "steps", "examples",
     "examples_per_second", "wall_seconds", "wait_seconds", "late_fraction", "max_staleness", "eval",
+    "data_wait_fraction", "unreadable",
 }  # fmt: skip
 
 
@@ -27,7 +27,9 @@ def run(tmp_path, name="run", **options):
 def test_a_short_run_leaves_its_results(algorithm, tmp_path):
     summary, rows = run(tmp_path, algorithm=algorithm, late_probability=0.3)
     out = tmp_path / "run"
-    assert {path.name for path in out.iterdir()} == {"metrics.jsonl", "summary.json", "training.png"}
+    files = {"checkpoints", "consensus", "metrics.jsonl", "options.json", "summary.json", "training.png"}
+    assert {path.name for path in out.iterdir()} == files
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["8"]
     assert [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()] == rows
     written = json.loads((out / "summary.json").read_text())
     assert set(written) >= KEYS
@@ -46,7 +48,7 @@ def test_a_short_run_leaves_its_results(algorithm, tmp_path):
 def test_devices_and_vmap_give_the_same_training(tmp_path, monkeypatch):
     """The same run, one worker a device and all in one vmap."""
     _, on_devices = run(tmp_path, "devices", late_probability=0.3)
-    monkeypatch.setattr(images, "worker_mesh", lambda num_workers, axis_name: None)
+    monkeypatch.setattr(images, "worker_mesh", lambda *arguments: None)
     _, in_vmap = run(tmp_path, "vmap", late_probability=0.3)
     for a, b in zip(on_devices, in_vmap, strict=True):
         if "loss" in a:
@@ -62,6 +64,36 @@ def test_the_same_seed_gives_the_same_numbers(tmp_path):
     _, other = run(tmp_path, "c", seed=1)
     assert [row["loss"] for row in first if "loss" in row] == [row["loss"] for row in second if "loss" in row]
     assert first[0]["loss"] != other[0]["loss"]
+
+
+def test_epochs_are_counted_in_examples(tmp_path):
+    summary, rows = run(tmp_path, steps=None, epochs=0.1, workers=3, batch_size=7)
+    assert summary["steps"] == rows[-1]["step"] == 7  # 143.7 examples, 21 a step
+
+
+@pytest.mark.parametrize("sampling", ["whole", "shard"])
+def test_the_whole_recipe(sampling, tmp_path):
+    """Every option at once: nothing but that they work together."""
+    summary, rows = run(
+        tmp_path, sampling=sampling, augment="crop-flip", optimizer="lars", schedule="step", label_smoothing=0.1,
+        precision="bfloat16", accumulate=2, nesterov=False, scale_learning_rate=True, late_probability=0.2,
+    )  # fmt: skip
+    assert np.isfinite([row["loss"] for row in rows if "loss" in row]).all()
+    assert summary["options"]["precision"] == "bfloat16"
+
+
+def test_accumulation_is_the_same_step_but_for_batch_statistics(tmp_path):
+    """One micro-batch per worker is the batch; two see other batch statistics, and give close numbers."""
+    _, whole = run(tmp_path, "whole", batch_size=32, steps=2, log_every=1)
+    _, parts = run(tmp_path, "parts", batch_size=32, steps=2, log_every=1, accumulate=2)
+    assert parts[0]["loss"] == pytest.approx(whole[0]["loss"], rel=0.1)
+    assert parts[0]["loss"] != whole[0]["loss"]
+
+
+def test_without_checkpoints(tmp_path):
+    run(tmp_path, checkpoint_every=0)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert (tmp_path / "run" / "consensus").exists()
 
 
 def test_wagma_learns_the_digits(tmp_path):
@@ -80,7 +112,9 @@ def test_command_line(tmp_path):
     before = (out / "summary.json").read_bytes()
     ((status, output),) = run_all([command], environment={"COLUMNS": "120"}, timeout=200)
     assert status == 1
-    assert "exists and is not empty: choose another folder" in output
+    assert (
+        "exists and is not empty: choose another folder, remove it, or go on with the run in it by --resume" in output
+    )
     assert "Traceback" not in output
     assert (out / "summary.json").read_bytes() == before
 
@@ -101,6 +135,20 @@ def test_command_line(tmp_path):
             "--workers 8 times --batch-size 180 is more than the 1437 training examples",
         ),
         ({"warmup": 1.0}, "--warmup must be in"),
+        ({"steps": 3, "epochs": 1.0}, "say the same thing twice"),
+        ({"steps": None, "epochs": 0.0}, "--epochs must be above 0"),
+        ({"accumulate": 3}, "--batch-size 4 cannot be split into --accumulate 3 equal parts"),
+        ({"dataset": "cats"}, "--dataset must be digits, fashion-mnist.*got 'cats'"),
+        ({"dataset": "imagefolder"}, "--dataset imagefolder needs to know where"),
+        ({"dataset": "imagefolder:/nowhere/at/all"}, "/nowhere/at/all"),
+        ({"dataset": "tfrecord:/nowhere/*"}, "/nowhere"),
+        ({"dataset": "fashion-mnist:/nowhere"}, "python -m train.fetch fashion-mnist"),
+        ({"dataset": "imagefolder:x", "channels": 2}, "--channels must be 1"),
+        ({"sampling": "shard", "workers": 1500, "batch_size": 1}, "is more than the 1437 training examples"),
+        ({"checkpoint_every": -1}, "--checkpoint-every must not be negative"),
+        ({"coordinator": "host:1"}, "--coordinator, --processes and --process-id belong together"),
+        ({"coordinator": "host", "processes": 2, "process_id": 0}, "--coordinator must be HOST:PORT"),
+        ({"coordinator": "host:1", "processes": 2, "process_id": 2}, r"--process-id must be in \[0, 2\)"),
     ],
 )
 def test_bad_options_are_refused_before_anything_is_written(options, message, tmp_path):
@@ -117,38 +165,8 @@ def test_a_file_is_no_folder(tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_digits():
-    data = digits()
-    assert data.train_images.shape == (1437, 8, 8, 1)
-    assert data.test_images.shape == (360, 8, 8, 1)
-    assert data.train_images.mean() == pytest.approx(0, abs=1e-5)
-    assert data.train_images.std() == pytest.approx(1, abs=1e-5)
-    assert np.bincount(data.test_labels).min() >= 34
-    everything = np.concatenate([data.train_images, data.test_images]).reshape(1797, -1)
-    # the set itself holds no image twice, so the split cannot leak
-    assert len(np.unique(everything, axis=0)) == 1797
-
-
-def test_batches_deal_out_whole_epochs():
-    stream = batch_indices(10, 2, 3, seed=0)
-    batches = [next(stream) for _ in range(5)]
-    assert all(batch.shape == (2, 3) for batch in batches)
-    for epoch in np.concatenate(batches).reshape(3, 10):
-        assert sorted(epoch) == list(range(10))
-    again = batch_indices(10, 2, 3, seed=0)
-    np.testing.assert_array_equal(np.stack(batches), np.stack([next(again) for _ in range(5)]))
-    assert next(batch_indices(3, 4, 5, seed=0)).shape == (4, 5)
-
-
 def test_worker_meshes():
     assert jax.device_count() == 8
     assert worker_mesh(8, "data").size == 8
     assert worker_mesh(3, "data").size == 3
     assert worker_mesh(9, "data") is None
-
-
-def test_numbers_that_are_not_finite_become_null(tmp_path):
-    metrics = report.MetricsFile(tmp_path / "metrics.jsonl")
-    metrics.write(step=1, loss=float("nan"))
-    metrics.close()
-    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "loss": None}
