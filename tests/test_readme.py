@@ -36,13 +36,39 @@ def test_both_versions_of_the_difference_learn(sign):
 
 
 def test_the_example_on_a_mesh_reaches_the_mean_of_the_targets(capsys):
-    (script,) = blocks("python")
+    script, _ = blocks("python")
     scope = {}
     exec(script, scope)
     assert "8 workers, 2 groups of 4" in capsys.readouterr().out
     np.testing.assert_allclose(scope["mean"], np.broadcast_to(scope["targets"].mean(0), (8, 3)), rtol=1e-4)
     assert (scope["distance"] < 1e-3).all()
     assert len(scope["w"].sharding.device_set) == jax.device_count()
+
+
+def test_the_exported_model_is_read_by_others(tmp_path, monkeypatch):
+    from train import images
+
+    monkeypatch.chdir(tmp_path)
+    options = images.Options(workers=2, steps=4, batch_size=4, out=tmp_path / "runs" / "mine")
+    summary, _ = images.train(options)
+    _, script = blocks("python")
+    scope = {}
+    exec(script, scope)
+    data = options.load_dataset()
+    test = data.test.load(np.arange(len(data.test)), None)
+    logits = scope["model"]((test["image"] - data.mean) / data.std)
+    assert np.mean(np.argmax(logits, -1) == test["label"]) == pytest.approx(summary["eval"]["accuracy"])
+
+
+def test_the_options_in_the_commands_exist(monkeypatch):
+    from train import images
+
+    commands = re.findall(r"^python -m train\.images (.*?)(?:  #.*)?$", README, re.MULTILINE)
+    assert len(commands) == 5
+    monkeypatch.setattr(images.Options, "load", classmethod(lambda cls, folder: cls()))
+    monkeypatch.setattr("train.options.find_options", lambda path: {})
+    for command in commands:
+        images.parse(command.split())
 
 
 def test_the_commands_exist():

@@ -228,7 +228,7 @@ def run(prepared: Prepared) -> tuple[dict[str, Any], list[dict[str, Any]]]:
             position,
             metrics,
             saver,
-            lambda i: report.warn(data.train.describe(i)),
+            lambda index: report.warn(f"unreadable: {data.train.describe(index)}"),
         )
     if outcome.signal is not None:
         raise loop.Interrupted(outcome, out)
@@ -357,11 +357,15 @@ def evaluate(options: Options) -> dict[str, float]:
     data = options.load_dataset()
     network = create_network(options.model, options.precision, data)
     mesh = worker_mesh(min(options.workers, len(jax.devices())), AXIS)
-    return _evaluation(options, network, data, mesh)(_load_consensus(path, network))
+    return _evaluation(options, network, data, mesh)(load_consensus(path, network))
 
 
-def _load_consensus(path: Path, network: Network) -> Any:
-    """A model without a worker axis, NumPy arrays."""
+def load_consensus(path: Path, network: Network) -> Any:
+    """The consensus model of a run, of one of its checkpoints, or an exported one; NumPy arrays, no worker axis.
+
+    Raises:
+        ValueError: ``path`` is none of these, or holds another model.
+    """
 
     def like(position: ckpt.Position) -> dict[str, Any]:
         return {"model": ckpt.as_numpy(network.like, position.workers)}

@@ -16,6 +16,7 @@ from train.checkpoints import Checkpoints, Position
 from train.interrupts import Interrupts
 from train.options import RunOptions
 
+_WARNINGS = 3  # unreadable examples that are named when they are found; the list of all comes in the end
 _IN_FLIGHT = 2  # steps dispatched and not done; more would only hold batches in memory
 
 
@@ -107,7 +108,7 @@ def run(
         position: Where to begin.
         metrics: Open for rows after ``position``.
         checkpoints: Where to save, or None.
-        warn_unreadable: Told the index of each training example that cannot be read, once.
+        warn_unreadable: Told the indices of the first training examples that cannot be read.
     """
     total_steps = position.total_steps
     per_step = options.examples_per_step()
@@ -125,7 +126,8 @@ def run(
             waits.append(time.perf_counter() - begun)
         for index in set(lost.tolist()) - unreadable:
             unreadable.add(index)
-            warn_unreadable(index)
+            if len(unreadable) <= _WARNINGS:
+                warn_unreadable(index)
         return batch
 
     def save(position: Position) -> None:

@@ -1,0 +1,140 @@
+"""Several processes train together: joined from Slurm's environment, by mpirun or by options, with the same numbers."""
+
+import json
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+from processes import run_all
+
+from train import distributed, images
+
+OPTIONS = [
+    "--workers", "4", "--steps", "12", "--batch-size", "4", "--late-probability", "0.3", "--augment", "flip",
+    "--log-every", "3", "--eval-every", "6", "--checkpoint-every", "6",
+]  # fmt: skip
+COMMAND = [sys.executable, "-m", "train.images"]
+
+
+def free_port():
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+def metrics(out):
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def compare(rows, expected):
+    assert [row["step"] for row in rows] == [row["step"] for row in expected]
+    for row, other in zip(rows, expected, strict=True):
+        if "loss" in row:
+            assert row["loss"] == pytest.approx(other["loss"], rel=1e-4)
+            assert row["consensus_distance"] == pytest.approx(other["consensus_distance"], rel=1e-3)
+            assert row["late_fraction"] == other["late_fraction"]
+        else:
+            assert row["eval"]["loss"] == pytest.approx(other["eval"]["loss"], rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    out = tmp_path_factory.mktemp("alone") / "run"
+    images.train(images.parse([*OPTIONS, "--out", str(out)]))
+    return metrics(out)
+
+
+def slurm(process, port):
+    """What srun sets; the port is that of the job's number in JAX."""
+    job = port - (65535 - 2**12 + 1)
+    return {
+        "SLURM_JOB_ID": str(job), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_NODES": "1",
+        "SLURM_PROCID": str(process), "SLURM_LOCALID": str(process),
+    }  # fmt: skip
+
+
+def free_slurm_port():
+    for _ in range(100):
+        port = free_port()
+        if port > 65535 - 2**12:
+            return port
+    for port in range(65535, 65535 - 2**12, -1):
+        with socket.socket() as server:
+            try:
+                server.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    pytest.fail("no port is free")
+
+
+def test_two_processes_under_slurm_give_the_numbers_of_one(alone, tmp_path):
+    out, port = tmp_path / "run", free_slurm_port()
+    command = [*COMMAND, *OPTIONS, "--out", out]
+    results = run_all(
+        [["env", *(f"{k}={v}" for k, v in slurm(i, port).items()), *command] for i in range(2)], timeout=200
+    )
+    for status, output in results:
+        assert status == 0, output
+    assert "accuracy" in results[0][1]
+    assert "accuracy" not in results[1][1]  # the first prints
+    compare(metrics(out), alone)
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["processes"], summary["devices"], summary["workers"]) == (2, 4, 4)
+    # one process goes on with what two have saved
+    _, rows = images.train(images.Options(**{**vars(images.Options.load(out)), "steps": 18, "resume": out, "out": out}))
+    assert rows[-1]["step"] == 18
+    assert images.evaluate(images.Options(evaluate=out / "consensus"))["loss"] == pytest.approx(
+        rows[-1]["eval"]["loss"], rel=1e-4
+    )
+
+
+def test_two_processes_under_mpirun_resume_each_others_runs(alone, tmp_path):
+    pytest.importorskip("mpi4py", reason="the extra mpi is not installed")
+    out = tmp_path / "run"
+    images.train(images.parse([*OPTIONS, "--out", str(out)]))
+    newest = out / "checkpoints" / "12"
+    newest.rename(tmp_path / "aside")
+    mpirun = [Path(sys.executable).parent / "mpirun", "-n", "2", "--map-by", ":OVERSUBSCRIBE"]
+    environment = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # both processes would write it
+    ((status, output),) = run_all([[*mpirun, *COMMAND, "--resume", out]], environment=environment, timeout=200)
+    assert status == 0, output
+    assert "going on exactly from step 6" in output
+    compare(metrics(out), alone)
+
+
+def test_bad_input_of_one_process_ends_all_of_them(tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("precious")
+    address = f"127.0.0.1:{free_port()}"
+    commands = [
+        [*COMMAND, *OPTIONS, "--coordinator", address, "--processes", "2", "--process-id", i, "--out", out]
+        for i, out in enumerate([tmp_path / "full", tmp_path / "full"])
+    ]
+    results = run_all(commands, timeout=200)
+    for status, output in results:
+        assert status == 1, output
+        assert "exists and is not empty" in output
+        assert "Traceback" not in output
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine"]
+
+
+def test_one_process_needs_nobody():
+    assert distributed.initialize(environment={}) == 1
+    assert distributed.initialize(environment={"SLURM_STEP_NODELIST": "a", "SLURM_NTASKS": "1"}) == 1
+    assert distributed.initialize(environment={"OMPI_COMM_WORLD_SIZE": "1"}) == 1
+    assert distributed.from_first("text") == "text"
+    assert distributed.highest(3) == 3
+    assert distributed.union({1, 2}) == {1, 2}
+    with pytest.raises(ValueError, match=r"^wrong$"):
+        distributed.agree(ValueError("wrong"))
+    distributed.agree(None)
+
+
+def test_workers_are_spread_evenly_over_processes():
+    from train.devices import worker_mesh
+
+    with pytest.raises(ValueError, match="--workers 4 cannot be spread evenly over 3 processes: use a multiple"):
+        worker_mesh(4, "data", 3)
