@@ -403,7 +403,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         summary, _ = run(prepared)
     except loop.Interrupted as interrupted:
-        report.console.print(f"{interrupted}: python -m train.images --resume {prepared.out}")
+        report.say(f"{interrupted}: python -m train.images --resume {prepared.out}")
         sys.exit(128 + interrupted.signal)
     if distributed.is_first():
         report.console.print(report.summary_table([summary], f"{options.dataset}, {options.model}"))

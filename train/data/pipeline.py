@@ -7,6 +7,10 @@ processes or threads, and a run resumes anywhere without replaying what came bef
 import dataclasses
 import functools
 import math
+import os
+import signal
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, overload
 
@@ -246,9 +250,29 @@ def _load(source, chunks_per_batch: int, assemble, threads: int, processes: int)
         from absl import flags
 
         flags.FLAGS.mark_as_parsed()  # grain hands absl's flags on to its processes
-        data = data.mp_prefetch(grain.MultiprocessingOptions(num_workers=processes, per_worker_buffer_size=2))
+        workers = grain.MultiprocessingOptions(num_workers=processes, per_worker_buffer_size=2)
+        data = data.mp_prefetch(workers, worker_init_fn=_follow_the_parent)
     data = data.batch(chunks_per_batch, drop_remainder=True, batch_fn=assemble)
     return iter(grain.experimental.ThreadPrefetchIterDataset(data, prefetch_buffer_size=2))
+
+
+def _follow_the_parent(index: int, count: int) -> None:
+    """A loading process lives as long as the one that it loads for, no less and no longer.
+
+    A terminal and a scheduler send their signals to all processes, but the parent needs data until it stops; and a
+    parent that is killed ends nobody.
+    """
+    del index, count
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    parent = os.getppid()
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="watch-parent", daemon=True).start()
 
 
 def _stack(chunks: Sequence[Batch], leading: tuple[int, ...]) -> Batch:
