@@ -66,7 +66,7 @@ EXPERIMENTS = {
             "local": {"algorithm": "local"},
         },
         "allreduce",
-        (0.1, 0.2, 0.4, 0.8),
+        (0.1, 0.2, 0.4, 0.8, 1.6),
         0.9,
     ),
     "digits-64": Experiment(
@@ -80,7 +80,7 @@ EXPERIMENTS = {
             "allreduce": {"algorithm": "allreduce"},
         },
         "allreduce",
-        (0.05, 0.1, 0.2, 0.4),
+        (0.05, 0.1, 0.2, 0.4, 0.8),
     ),
 }  # fmt: skip
 
@@ -147,8 +147,9 @@ def compare(experiment: Experiment, rates: dict[str, Any], runs: Path) -> dict[s
     found: dict[str, list[Any]] = {label: [] for label in experiment.arms}
     for seed in SEEDS:
         for number, (label, arm) in enumerate(experiment.arms.items()):
-            out = runs / f"{number}-seed-{seed}"
-            settings = {**experiment.common, **arm, "learning_rate": rates[label]["best"], "seed": seed, "out": out}
+            rate = rates[label]["best"]
+            out = runs / f"{number}-{rate}-seed-{seed}"
+            settings = {**experiment.common, **arm, "learning_rate": rate, "seed": seed, "out": out}
             found[label].append(train_once(images.Options(**settings)))
     return found
 

@@ -56,8 +56,8 @@ def test_the_exported_model_is_read_by_others(tmp_path, monkeypatch):
     exec(script, scope)
     data = options.load_dataset()
     test = data.test.load(np.arange(len(data.test)), None)
-    logits = scope["model"]((test["image"] - data.mean) / data.std)
-    assert np.mean(np.argmax(logits, -1) == test["label"]) == pytest.approx(summary["eval"]["accuracy"])
+    assert np.mean(scope["classify"](test["image"]) == test["label"]) == pytest.approx(summary["eval"]["accuracy"])
+    assert scope["description"]["classes"] == list(data.classes)
 
 
 def test_the_options_in_the_commands_exist(monkeypatch):

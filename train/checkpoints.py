@@ -7,9 +7,9 @@ that what an interruption leaves half written is never taken for a checkpoint.
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,10 +35,12 @@ class Position:
         seconds: Spent in the training loop, without compilation, evaluation and checkpoints.
         data_wait_seconds: Part of them in which no step was running as its batch was not there yet, at most.
         late: Late contributions.
+        contributions: All contributions.
         max_staleness: The oldest contribution, in rounds.
         unreadable: Indices of training examples that could not be read.
         total_steps: Where the run is to end.
         setup: The options that it cannot change without starting again from its consensus model.
+        num_examples: In the training set.
         workers: P.
         first_step: The step at which the run began with this number of workers; 0 if it has always had it.
         first_example: ``examples`` at that step.
@@ -50,10 +52,12 @@ class Position:
     seconds: float = 0.0
     data_wait_seconds: float = 0.0
     late: int = 0
+    contributions: int = 0
     max_staleness: int = 0
     unreadable: tuple[int, ...] = ()
     total_steps: int = 0
     setup: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    num_examples: int = 0
     workers: int = 0
     first_step: int = 0
     first_example: int = 0
@@ -102,46 +106,68 @@ class Checkpoints:
         self._manager.wait_until_finished()
 
 
+class Restored(NamedTuple):
+    """What was read from a checkpoint.
+
+    Attributes:
+        position: Where the run was.
+        items: The trees by name.
+        unreadable: Steps of newer checkpoints that could not be read.
+    """
+
+    position: Position
+    items: dict[str, Any]
+    unreadable: tuple[int, ...] = ()
+
+
 def restore_newest(
     folder: Path, like: Callable[[Position], Mapping[str, Any]], warn: Callable[[str], None]
-) -> tuple[Position, dict[str, Any]] | None:
-    """Reads the newest checkpoint that can be read; one that cannot is set aside, under another name.
+) -> Restored | None:
+    """Reads the newest checkpoint that can be read; nothing is changed on disk.
 
     Args:
         folder: Of the checkpoints.
         like: From the position of a checkpoint to what is expected in it: trees by item name, leaves with shape, dtype
             and sharding, or NumPy arrays to get such.
-        warn: Told what was set aside.
+        warn: Told about checkpoints that cannot be read.
 
     Returns:
-        The position and the items, or None if there is no checkpoint.
+        What was read, or None if there is no checkpoint.
 
     Raises:
-        ValueError: A checkpoint holds other trees; names the first leaf that differs.
+        ValueError: A checkpoint holds other trees (names the first leaf that differs), or none can be read.
     """
-    for step in steps(folder):
+    unreadable: list[int] = []
+    for step in distributed.agreed(lambda: steps(folder)):
         try:
-            return restore(folder / str(step), like)
-        except ValueError as error:
-            if isinstance(error, DifferentModelError):
-                raise
-            damage = error
+            found = distributed.agreed(lambda step=step: restore(folder / str(step), like))
+            return found._replace(unreadable=tuple(unreadable))
+        except DifferentModelError:
+            raise
         except Exception as error:  # whatever orbax and its storage make of missing or damaged files
-            damage = error
-        aside = folder / f"damaged-{step}"
-        reason = (str(damage).splitlines() or [""])[0][:200]
-        warn(
-            f"checkpoint {folder / str(step)} cannot be read and is now {aside.name}: {type(damage).__name__}: {reason}"
+            reason = (str(error).splitlines() or [""])[0][:200]
+            warn(f"checkpoint {folder / str(step)} cannot be read: {type(error).__name__}: {reason}")
+            unreadable.append(step)
+    if unreadable:
+        raise ValueError(
+            f"none of the checkpoints in {folder} can be read (steps {', '.join(map(str, unreadable))}): see that the "
+            "disk is well, or move them away to start the run anew"
         )
-        if jax.process_index() == 0:
-            shutil.rmtree(aside, ignore_errors=True)
-            (folder / str(step)).rename(aside)
-        distributed.barrier(f"set aside {step}")
     return None
 
 
-def restore(checkpoint: Path, like: Callable[[Position], Mapping[str, Any]]) -> tuple[Position, dict[str, Any]]:
-    """Reads one checkpoint; arguments and result as for :func:`restore_newest`.
+def set_aside(folder: Path, unreadable: Iterable[int]) -> None:
+    """Renames checkpoints that cannot be read, so that their steps can be saved again; for all processes to call."""
+    if jax.process_index() == 0:
+        for step in unreadable:
+            aside = folder / f"damaged-{step}"
+            shutil.rmtree(aside, ignore_errors=True)
+            (folder / str(step)).rename(aside)
+    distributed.barrier("set checkpoints aside")
+
+
+def restore(checkpoint: Path, like: Callable[[Position], Mapping[str, Any]]) -> Restored:
+    """Reads one checkpoint; ``like`` as for :func:`restore_newest`.
 
     Raises:
         DifferentModelError: It holds other trees.
@@ -160,7 +186,7 @@ def restore(checkpoint: Path, like: Callable[[Position], Mapping[str, Any]]) -> 
             checkpoint.absolute(),
             args=ocp.args.Composite(**{name: ocp.args.StandardRestore({_TREE: tree}) for name, tree in wanted.items()}),
         )
-    return position, {name: items[name][_TREE] for name in wanted}
+    return Restored(position, {name: items[name][_TREE] for name in wanted})
 
 
 def steps(folder: Path) -> list[int]:

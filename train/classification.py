@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from models.resnet import RESNETS, ResNet, ResNetConfig
 from train import recipe
 from train.data import Batch, Dataset, pipeline
-from train.devices import local_rows, place, replicated
+from train.devices import local_rows, place, replicated, sharded
 from wagma_jax.strategies import Strategy
 
 
@@ -185,8 +185,20 @@ class Evaluation:
         self._mesh = mesh
         devices = 1 if mesh is None else mesh.size
         self._batch_size = devices * min(self.ROWS_PER_DEVICE, math.ceil(len(data.test) / devices))
-        self._step = jax.jit(functools.partial(eval_step, network, data), out_shardings=replicated(mesh))
+        self._step: Any = jax.jit(functools.partial(eval_step, network, data), out_shardings=replicated(mesh))
         self.unreadable: set[int] = set()
+
+    def compile(self, model: Any) -> None:
+        """Compiles the step for a model of these shapes, as :meth:`__call__` gets one."""
+        shape, sharding = (self._batch_size,), sharded(self._mesh, self._axis_name)
+        batch = {
+            "image": jax.ShapeDtypeStruct((*shape, *self._data.image_shape), np.uint8, sharding=sharding),
+            "label": jax.ShapeDtypeStruct(shape, np.int32, sharding=sharding),
+        }
+        counts = jax.ShapeDtypeStruct(shape, np.bool_, sharding=sharding)
+        whole = replicated(self._mesh)
+        model = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), model)
+        self._step = self._step.lower(model, batch, counts).compile()
 
     def __call__(self, model: Any) -> dict[str, float]:
         """Loss and accuracy of a model without a worker axis."""

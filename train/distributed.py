@@ -4,10 +4,16 @@ Uses ``jax.distributed``; the processes find each other from the environment of 
 explicit options. Nothing here is needed, or done, where there is one process.
 """
 
+import contextlib
+import hashlib
 import importlib.util
+import json
 import os
-from collections.abc import Mapping
-from typing import Any
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
 import numpy as np
@@ -16,10 +22,13 @@ from jax.experimental import multihost_utils
 INITIALIZATION_TIMEOUT = 300
 """Seconds in which all processes must have come."""
 
-_MAX_MESSAGE = 4096
+HEARTBEAT_TIMEOUT = 30
+"""Seconds after which a process that has died is missed."""
 
-# The number of processes as the launchers of MPI programs tell it: Open MPI; MPICH, Intel MPI and Cray by PMI.
-_MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+T = TypeVar("T")
+N = TypeVar("N", int, float)
+
+_MAX_MESSAGE = 4096
 
 
 def initialize(
@@ -56,27 +65,73 @@ def initialize(
             raise ValueError(f"--process-id must be in [0, {num_processes}), got {process_id}")
         _join(coordinator_address=coordinator, num_processes=num_processes, process_id=process_id)
         return num_processes
-    if "SLURM_STEP_NODELIST" in environment and (size := int(environment.get("SLURM_NTASKS", 1))) > 1:
-        _join(cluster_detection_method="slurm")
-        return size
-    size = max((int(environment[name]) for name in _MPI_SIZES if name in environment), default=1)
-    if size > 1:
-        if importlib.util.find_spec("mpi4py") is None:
+    found = launched(environment)
+    if found is not None:
+        if found.method == "mpi4py" and importlib.util.find_spec("mpi4py") is None:
             raise ValueError(
-                f"started by MPI as one of {size} processes, but mpi4py, through which they find each other, is not "
-                "installed: run make setup or pip install 'wagma_jax[mpi]', or give --coordinator, --processes and "
-                "--process-id"
+                f"started by MPI as one of {found.processes} processes, but mpi4py, by which they find each other, is "
+                "not installed: run make setup or pip install 'wagma_jax[mpi]', or give --coordinator, --processes "
+                "and --process-id"
             )
-        _join(cluster_detection_method="mpi4py")
-        return size
+        _join(cluster_detection_method=found.method)
+        if found.alone_on_host:  # JAX gives each process one accelerator of its host
+            for name in ("jax_cuda_visible_devices", "jax_rocm_visible_devices"):
+                jax.config.update(name, "all")
+        return found.processes
     if "," in environment.get("TPU_WORKER_HOSTNAMES", "") or "MEGASCALE_COORDINATOR_ADDRESS" in environment:
         _join()
         return jax.process_count()
     return 1
 
 
+class Launched(NamedTuple):
+    """What a launcher tells in the environment.
+
+    Attributes:
+        processes: How many.
+        method: How JAX is to find them.
+        alone_on_host: Whether this one has the accelerators of its host for itself.
+    """
+
+    processes: int
+    method: str
+    alone_on_host: bool
+
+
+def launched(environment: Mapping[str, str]) -> Launched | None:
+    """What Slurm or MPI tell about the processes of the run; None if there is one."""
+    # Open MPI before Slurm, under which its daemons are started; PMI after it, which Slurm speaks too.
+    for launcher in (_open_mpi, _slurm, _pmi):
+        found = launcher(environment)
+        if found is not None and found.processes > 1:
+            return found
+    return None
+
+
+def _open_mpi(environment: Mapping[str, str]) -> Launched | None:
+    if "OMPI_COMM_WORLD_SIZE" not in environment:
+        return None
+    alone = environment.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1"
+    return Launched(int(environment["OMPI_COMM_WORLD_SIZE"]), "mpi4py", alone)
+
+
+def _slurm(environment: Mapping[str, str]) -> Launched | None:
+    if "SLURM_STEP_NODELIST" not in environment or "SLURM_PROCID" not in environment:
+        return None
+    tasks = environment.get("SLURM_STEP_TASKS_PER_NODE", "")  # as 1(x16)
+    return Launched(int(environment.get("SLURM_NTASKS", 1)), "slurm", re.fullmatch(r"1(\(x\d+\))?", tasks) is not None)
+
+
+def _pmi(environment: Mapping[str, str]) -> Launched | None:
+    if "PMI_SIZE" not in environment:
+        return None
+    return Launched(int(environment["PMI_SIZE"]), "mpi4py", environment.get("MPI_LOCALNRANKS") == "1")
+
+
 def _join(**arguments: Any) -> None:
-    jax.distributed.initialize(initialization_timeout=INITIALIZATION_TIMEOUT, **arguments)
+    jax.distributed.initialize(
+        initialization_timeout=INITIALIZATION_TIMEOUT, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT, **arguments
+    )
 
 
 def is_first() -> bool:
@@ -84,21 +139,87 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+class ProcessError(RuntimeError):
+    """What was to be done by all processes failed on some; the message is the first one's."""
+
+
 def agree(error: Exception | None) -> None:
     """Raises on all processes if there is an error on any: nobody goes on alone and waits for ever.
 
     Raises:
-        ValueError: The first process's error, in order of the processes.
+        ValueError: The error of the first process that has one; on that process itself its own.
+        ProcessError: Likewise for other errors.
     """
-    message = "" if error is None else str(error) or repr(error)
     if jax.process_count() == 1:
-        messages = [message]
-    else:
-        messages = [_decode(row) for row in multihost_utils.process_allgather(_encode(message))]
-    for process, text in enumerate(messages):
-        if text:
-            here = process == jax.process_index()
-            raise ValueError(text if here else f"process {process}: {text}") from (error if here else None)
+        if error is not None:
+            raise error
+        return
+    kind = "ValueError" if isinstance(error, ValueError) else "other"
+    text = "" if error is None else f"{kind}:{str(error) or repr(error)}"
+    messages = [_decode(row) for row in multihost_utils.process_allgather(_encode(text))]
+    if error is not None:
+        raise error
+    for process, message in enumerate(messages):
+        if message:
+            kind, _, reason = message.partition(":")
+            raise (ValueError if kind == "ValueError" else ProcessError)(f"process {process}: {reason}")
+
+
+def agreed(function: Callable[[], T]) -> T:
+    """Calls a function on all processes, and returns its result only if it worked on all.
+
+    Raises:
+        ValueError: What the function raised, or another process's.
+        ProcessError: For errors of other kinds, where there are several processes.
+    """
+    if jax.process_count() == 1:
+        return function()
+    result, error = None, None
+    try:
+        result = function()
+    except ValueError as problem:
+        error = problem
+    except Exception as problem:  # whatever it is, the others must not wait for this process
+        reason = (str(problem).splitlines() or [""])[0][:300]
+        error = ProcessError(f"{type(problem).__name__}: {reason}")
+        error.__cause__ = problem
+    agree(error)
+    return cast(T, result)
+
+
+def check_same(what: Mapping[str, Any]) -> None:
+    """Raises ValueError on all processes if any value, by its name, differs from the first process's."""
+    mine = {name: str(value) for name, value in what.items()}
+    error = None
+    if jax.process_count() > 1:
+        digests = {name: hashlib.sha256(value.encode()).hexdigest()[:16] for name, value in mine.items()}
+        first = json.loads(from_first(json.dumps(digests)))
+        different = [name for name in digests if first.get(name) != digests[name]]
+        if different:
+            listed = ", ".join(f"{name}: {mine[name][:60]}" for name in different)
+            error = ValueError(f"differs from process 0: {listed}; start all processes with the same options and data")
+    agree(error)
+
+
+class KeepsTogether(Exception):
+    """What all processes raise at the same time."""
+
+
+@contextlib.contextmanager
+def ending_together() -> Iterator[None]:
+    """With several processes, an unexpected exception ends this one at once: the others learn of it and end too.
+
+    Without it they would wait, inside of a collective, for a process that waits for them to shut down.
+    """
+    try:
+        yield
+    except Exception as problem:
+        if jax.process_count() == 1 or isinstance(problem, KeepsTogether):
+            raise
+        traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
 
 
 def from_first(text: str) -> str:
@@ -121,11 +242,11 @@ def fetch(tree: Any) -> Any:
     return multihost_utils.process_allgather(tree, tiled=True)
 
 
-def highest(number: int) -> int:
+def highest(number: N) -> N:
     """The highest number that any process has; to be called by all."""
     if jax.process_count() == 1:
         return number
-    return int(multihost_utils.process_allgather(np.asarray(number)).max())
+    return type(number)(multihost_utils.process_allgather(np.asarray(number)).max())
 
 
 def union(numbers: set[int]) -> set[int]:

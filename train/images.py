@@ -18,7 +18,7 @@ import wagma_jax as wagma
 from train import checkpoints as ckpt
 from train import distributed, loop, recipe, report, resume
 from train.classification import Evaluation, Network, TrainState, create_network, inputs, train_step
-from train.data import Augmentation, Dataset, catalog, pipeline
+from train.data import Augmentation, Dataset, TooManyUnreadableError, catalog, pipeline
 from train.devices import local_rows, place, replicated, sharded, worker_mesh
 from train.options import RunOptions
 from train.options import parse as parse_options
@@ -33,6 +33,7 @@ else:
 AXIS = "data"
 CHECKPOINTS = "checkpoints"
 CONSENSUS = "consensus"
+SUMMARY = "summary.json"
 
 _LATENESS = 3  # beside the seed, in what lateness is drawn from; the data order has the numbers below
 
@@ -140,49 +141,48 @@ def prepare(options: Options) -> Prepared:
     """
     options.check()
     num_processes = options.join_processes()
-    prepared, error = None, None
-    try:
-        prepared = _prepare(options, num_processes)
-    except ValueError as problem:
-        error = problem
-    distributed.agree(error)
-    assert prepared is not None
-    if options.resume is None:
-        prepared = dataclasses.replace(prepared, out=options.make_out("images"))
-    if distributed.is_first():
-        dataclasses.replace(options, resume=None).save(prepared.out)
-    return prepared
-
-
-def _prepare(options: Options, num_processes: int) -> Prepared:
     mesh = worker_mesh(options.workers, AXIS, num_processes)
+    strategy, data, network = distributed.agreed(lambda: _check(options))
+    shared = {f"--{name.replace('_', '-')}": value for name, value in options.to_json().items() if name != "process_id"}
+    distributed.check_same(shared | {"training examples": len(data.train), "classes": data.classes})
+    num_examples = len(data.train)
+    position, state = ckpt.Position(setup=options.setup(), workers=options.workers, num_examples=num_examples), None
+    if options.resume is not None:
+        parts = _parts(options, network, strategy, recipe.Progress(1))
+        found = resume.restore(options, options.resume / CHECKPOINTS, parts, num_examples, mesh, AXIS)
+        if found is not None:
+            position, state = found[0], TrainState(**found[1])
+    total = options.total_steps(num_examples, position.first_step, position.first_example)
+    if position.step >= total and (options.resume is None or (options.resume / SUMMARY).exists()):
+        raise ValueError(
+            f"the run in {options.resume} is at step {position.step} of {total}, which is its end: raise --steps or "
+            "--epochs to train on"
+        )
+    position = dataclasses.replace(position, total_steps=max(total, position.step))
+    out = options.make_out("images") if options.resume is None else options.resume
+    if distributed.is_first():
+        options.save(out)
+    return Prepared(options, strategy, data, network, mesh, position, out, state)
+
+
+def _check(options: Options) -> tuple[Strategy, Dataset, Network]:
+    """What one process can check by itself."""
     strategy = options.strategy(AXIS)
     if options.tensorboard:
         report.check_tensorboard()
+    if options.resume is not None:
+        saved = Options.load(options.resume)
+        options.check_resumes(saved)
+        if saved.checkpoint_every == 0:
+            raise ValueError(f"the run in {options.resume} was made with --checkpoint-every 0: start a new run")
     data = options.load_dataset()
     if options.examples_per_step() > len(data.train):
         raise ValueError(
             f"--workers {options.workers} times --batch-size {options.batch_size} is more than the {len(data.train)} "
             f"training examples of {options.dataset}: lower one of them"
         )
-    network = create_network(options.model, options.precision, data)
-    position, state = ckpt.Position(setup=options.setup(), workers=options.workers), None
-    if options.resume is not None:
-        options.check_resumes(Options.load(options.resume))
-        parts = _parts(options, network, strategy, recipe.Progress(1))
-        found = resume.restore(options, options.resume / CHECKPOINTS, parts, mesh, AXIS)
-        if found is not None:
-            position, state = found[0], TrainState(**found[1])
-    total = options.total_steps(len(data.train), position.first_step, position.first_example)
-    if position.step >= total:
-        raise ValueError(
-            f"the run in {options.resume} is at step {position.step} of {total}, which is its end: raise --steps or "
-            "--epochs to train on"
-        )
-    position = dataclasses.replace(position, total_steps=total)
-    prepared = Prepared(options, strategy, data, network, mesh, position, options.resume or Path(), state)
-    assert prepared.order.num_workers == options.workers  # and raises where shards would be empty
-    return prepared
+    pipeline.Order(len(data.train), options.workers, options.batch_size, options.seed, options.sampling)
+    return strategy, data, create_network(options.model, options.precision, data)
 
 
 def _parts(options: Options, network: Network, strategy: Strategy, progress: recipe.Progress) -> resume.StateParts:
@@ -210,9 +210,11 @@ def run(prepared: Prepared) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """
     options, data, out, position = prepared.options, prepared.data, prepared.out, prepared.position
     report.say(prepared.strategy.schedule.describe().splitlines()[0])
+    report.say("compiling ...")
     evaluation = _evaluation(options, prepared.network, data, prepared.mesh)
     consensus = _consensus(prepared.mesh)
     state = prepared.state if prepared.state is not None else _new_state(prepared)
+    evaluation.compile(jax.eval_shape(consensus, state.model))
     work = _work(prepared, state, lambda state: evaluation(consensus(state.model)))
     with contextlib.ExitStack() as stack:
         metrics = stack.enter_context(report.MetricsFile(out / "metrics.jsonl", position.step, distributed.is_first()))
@@ -231,20 +233,39 @@ def run(prepared: Prepared) -> tuple[dict[str, Any], list[dict[str, Any]]]:
             lambda index: report.warn(f"unreadable: {data.train.describe(index)}"),
         )
     if outcome.signal is not None:
-        raise loop.Interrupted(outcome, out)
-    config = jax.tree.map(str, dataclasses.asdict(prepared.network.config) | {"dtype": options.precision})
+        raise loop.Interrupted(outcome, out, saved=saver is not None)
     model = distributed.fetch(consensus(outcome.state.model))
-    ckpt.export(out / CONSENSUS, model, {"options": options.to_json(), "classes": data.classes, "config": config})
-    summary = _summary(prepared, outcome, metrics.rows[-1]["eval"], evaluation.unreadable)
+    ckpt.export(out / CONSENSUS, model, _description(prepared))
+    evaluated = [row["eval"] for row in metrics.rows if "eval" in row and row["step"] == outcome.position.step]
+    unreadable = distributed.union(evaluation.unreadable)
+    summary = _summary(prepared, outcome, evaluated[-1] if evaluated else evaluation(model), unreadable)
     if distributed.is_first():
-        _write_unreadable(out / "unreadable.txt", data, outcome.position.unreadable, evaluation.unreadable)
-        report.write_summary(out / "summary.json", summary)
+        _write_unreadable(out / "unreadable.txt", data, outcome.position.unreadable, unreadable)
         report.plot_runs(
             out / "training.png",
             {options.algorithm: metrics.rows},
             f"{options.dataset}, {options.model}, {options.workers} workers, seed {options.seed}",
         )
+        report.write_summary(out / SUMMARY, summary)  # the last: it says that all else is there
     return summary | {"out": str(out)}, metrics.rows
+
+
+def _description(prepared: Prepared) -> dict[str, Any]:
+    """What a reader of the exported model needs to know."""
+    data, config = prepared.data, prepared.network.config
+    kept = {name: value for name, value in dataclasses.asdict(config).items() if not name.endswith("dtype")}
+    return {
+        "model": prepared.options.model,
+        "config": kept,
+        "classes": data.classes,
+        "input": {
+            "shape": data.image_shape,
+            "range": "uint8; the model takes (image - mean) / std",
+            "mean": data.mean.tolist(),
+            "std": data.std.tolist(),
+        },
+        "options": prepared.options.to_json(),
+    }
 
 
 def _new_state(prepared: Prepared) -> TrainState:
@@ -299,7 +320,6 @@ def _work(prepared: Prepared, state: TrainState, evaluate: Callable[[TrainState]
     apart = for_workers(functools.partial(wagma.consensus_distance, axis_name=AXIS))
     distance = jax.jit(lambda state: apart(state.model["params"])[0], out_shardings=replicated(mesh))
     jax.block_until_ready(distance(state))
-    evaluate(state)
     return loop.Work(step, batches, lateness, evaluate, lambda state: float(distance(state)))
 
 
@@ -323,9 +343,10 @@ def _summary(
         "data_wait_fraction": position.data_wait_seconds / position.seconds,
         # the workers of one program wait inside of its collectives, where nothing tells their waits apart
         "wait_seconds": [None] * options.workers,
-        "late_fraction": position.late / (position.step * options.workers),
+        "late_fraction": position.late / position.contributions,
         "max_staleness": position.max_staleness,
         "eval": evaluated,
+        "test_examples": len(prepared.data.test) - len(unreadable),
         "unreadable": {"train": len(position.unreadable), "test": len(unreadable)},
         "consensus_distance_before_last_round": outcome.distance,
         "processes": jax.process_count(),
@@ -345,8 +366,11 @@ def _write_unreadable(path: Path, data: Dataset, train: Iterable[int], test: Ite
         report.warn(f"{len(lines)} examples could not be read, and are listed in {path}")
 
 
-def evaluate(options: Options) -> dict[str, float]:
+def evaluate(options: Options) -> tuple[dict[str, float], int]:
     """Metrics of the consensus model of a run, of one of its checkpoints, or of an exported model.
+
+    Returns:
+        The metrics by name, and how many test examples could not be read.
 
     Raises:
         ValueError: ``options.evaluate`` is none of these, or its model does not fit the data.
@@ -357,7 +381,8 @@ def evaluate(options: Options) -> dict[str, float]:
     data = options.load_dataset()
     network = create_network(options.model, options.precision, data)
     mesh = worker_mesh(min(options.workers, len(jax.devices())), AXIS)
-    return _evaluation(options, network, data, mesh)(load_consensus(path, network))
+    evaluation = _evaluation(options, network, data, mesh)
+    return evaluation(load_consensus(path, network)), len(evaluation.unreadable)
 
 
 def load_consensus(path: Path, network: Network) -> Any:
@@ -392,19 +417,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         options = parse(sys.argv[1:] if arguments is None else arguments)
         if options.evaluate is not None:
-            metrics = evaluate(options)
-            report.console.print(
-                report.evaluation_table(metrics, f"{options.evaluate}, consensus model, {options.dataset}")
-            )
+            metrics, unreadable = evaluate(options)
+            if unreadable:
+                report.warn(f"{unreadable} test examples could not be read, and do not count")
+            report.say(f"consensus model of {options.evaluate}, {options.dataset}")
+            report.console.print(report.evaluation_table(metrics))
             return
         prepared = prepare(options)
-    except ValueError as error:
-        sys.exit(f"train.images: {error}")
+    except (ValueError, KeyboardInterrupt) as error:
+        sys.exit(f"train.images: {error}" if isinstance(error, ValueError) else 130)
+    again = f"go on with: python -m train.images --resume {prepared.out}"
     try:
-        summary, _ = run(prepared)
+        with distributed.ending_together():
+            summary, _ = run(prepared)
     except loop.Interrupted as interrupted:
-        report.say(f"{interrupted}: python -m train.images --resume {prepared.out}")
+        report.say(f"{interrupted}{f'; {again}' if interrupted.saved else ', without a checkpoint'}")
         sys.exit(128 + interrupted.signal)
+    except TooManyUnreadableError as error:
+        sys.exit(f"train.images: {error}; then {again}")
+    except KeyboardInterrupt:
+        report.warn(f"stopped without saving; {again}")
+        sys.exit(130)
     if distributed.is_first():
         report.console.print(report.summary_table([summary], f"{options.dataset}, {options.model}"))
         report.console.print(f"results: {summary['out']}")

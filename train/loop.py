@@ -70,20 +70,20 @@ class Outcome(NamedTuple):
     signal: int | None
 
 
-class Interrupted(Exception):
+class Interrupted(distributed.KeepsTogether):
     """A signal asked the run to stop, and it stopped.
 
     Attributes:
         signal: Its number.
+        saved: Whether there is a checkpoint.
     """
 
-    def __init__(self, outcome: Outcome, out: Path):
+    def __init__(self, outcome: Outcome, out: Path, saved: bool):
         assert outcome.signal is not None
         self.signal = outcome.signal
+        self.saved = saved
         step = outcome.position.step
-        super().__init__(
-            f"{signal.Signals(self.signal).name}: stopped at step {step} with results in {out}; go on with"
-        )
+        super().__init__(f"{signal.Signals(self.signal).name}: stopped at step {step} with results in {out}")
 
 
 def run(
@@ -117,6 +117,7 @@ def run(
     pending: list[dict[str, jax.Array]] = []
     in_flight: deque[dict[str, jax.Array]] = deque()
     logged, apart, received = position, 0.0, 0
+    announced = diverged = False
 
     def next_batch():
         begun = time.perf_counter()
@@ -153,6 +154,9 @@ def run(
             state, step_metrics = work.step(state, batch, work.lateness(t))
             pending.append(step_metrics)
             in_flight.append(step_metrics)
+            if interrupts.received is not None and not announced:
+                announced = True
+                bar.console.print(f"{interrupts.received.name}: stopping at the next log point; once more to stop now")
             if done < total_steps:
                 batch = next_batch()
             if len(in_flight) > _IN_FLIGHT:
@@ -169,8 +173,9 @@ def run(
                 step=done,
                 examples=position.examples + (done - logged.step) * per_step,
                 seconds=watch.seconds,
-                data_wait_seconds=sum(waits),
+                data_wait_seconds=max(position.data_wait_seconds, distributed.highest(sum(waits))),
                 late=position.late + int(window["late"].sum()),
+                contributions=position.contributions + window["late"].size,
                 max_staleness=max(position.max_staleness, int(window["staleness"].max())),
                 unreadable=tuple(sorted(distributed.union(unreadable))),
             )
@@ -186,6 +191,9 @@ def run(
                 data_wait_fraction=waited,
                 late_fraction=float(window["late"].mean()),
             )
+            if not diverged and not np.isfinite([apart, window["loss"].mean()]).all():
+                diverged = True
+                report.warn(f"loss or parameters are not finite at step {done}: a lower --learning-rate may help")
             if evaluating:
                 metrics.write(
                     step=done, examples=position.examples, seconds=position.seconds, eval=work.evaluate(state)
@@ -197,9 +205,9 @@ def run(
             if received and done < total_steps:
                 break
             watch.start()
-    _close(batches)
-    if checkpoints is not None:
-        checkpoints.wait()
+        _close(batches)
+        if checkpoints is not None:
+            checkpoints.wait()
     return Outcome(state, position, apart, received if position.step < total_steps else None)
 
 

@@ -56,12 +56,13 @@ class RunOptions:
         eval_every: Steps between evaluations of the consensus model.
         checkpoint_every: Steps between checkpoints, beside the one at the end; 0: none at all.
         keep_checkpoints: How many of the newest checkpoints stay.
-        resume: Folder of a run to go on with, from its newest checkpoint and with its options; those given beside it
-            replace them where that is possible.
+        resume: Folder of a run to go on with, from its newest checkpoint and with its options. Given beside it,
+            --steps or --epochs move its end (and stretch the schedule of the rate); another number of workers,
+            algorithm, batch size or the like makes it go on from the consensus model.
         evaluate: A run, one of its checkpoints, or an exported model: evaluate its consensus model, and nothing more.
         tensorboard: Write the metrics for TensorBoard, too (needs the extra 'tensorboard').
         loader_threads: Threads that load data, in each process that does.
-        loader_processes: Processes that load data; 0: the threads of this one do.
+        loader_processes: Processes that load data, for files on a host with many cores; 0: the threads of this one do.
         coordinator: HOST:PORT of process 0, where several processes train together and neither Slurm nor MPI tells.
         processes: Number of processes that train together; with --coordinator.
         process_id: Which of the processes this is, from 0; with --coordinator.
@@ -129,6 +130,12 @@ class RunOptions:
         left = self.epochs * num_examples - first_example
         return max(first_step + math.ceil(left / self.examples_per_step()), 1)
 
+    def share_done(self, step: int, examples: int, num_examples: int) -> float:
+        """Which share of the training, as these options have it, so many steps with so many examples are."""
+        if self.epochs is None:
+            return min(step / self.total_steps(num_examples), 1.0)
+        return min(examples / (self.epochs * num_examples), 1.0)
+
     def strategy(self, axis_name: str) -> Strategy:
         """The algorithm, ready for a training step."""
         return build(
@@ -148,26 +155,20 @@ class RunOptions:
 
     def make_out(self, name: str) -> Path:
         """Creates the folder of the results; ValueError if it holds anything already. To be called by all processes."""
-        stamp = distributed.from_first(time.strftime("%Y%m%d-%H%M%S"))
-        out = Path("runs") / f"{name}-{self.algorithm}-{stamp}" if self.out is None else self.out
-        error = None
+        out, error = self.out, None
         if distributed.is_first():
             try:
-                out.mkdir(parents=True, exist_ok=True)
-                if any(out.iterdir()):
-                    error = ValueError(
-                        f"--out {out} exists and is not empty: choose another folder, remove it, or go on with the run "
-                        "in it by --resume"
-                    )
-            except OSError as problem:
-                error = ValueError(f"--out {out} cannot be made ({problem}): choose a folder that can")
+                out = _new_folder(Path("runs") / f"{name}-{self.algorithm}-{time.strftime('%Y%m%d-%H%M%S')}", out)
+            except ValueError as problem:
+                error = problem
         distributed.agree(error)
-        return out
+        return Path(distributed.from_first(str(out)))
 
     def save(self, out: Path) -> None:
-        """Writes the options to a run's folder, for :meth:`load`."""
+        """Writes the options to a run's folder, for :meth:`load`; without those that are of this start alone."""
+        kept = dataclasses.replace(self, resume=None, coordinator=None, processes=None, process_id=None)
         fresh = out / (OPTIONS_FILE + ".new")
-        fresh.write_text(json.dumps(self.to_json(), indent=2) + "\n")
+        fresh.write_text(json.dumps(kept.to_json(), indent=2) + "\n")
         os.replace(fresh, out / OPTIONS_FILE)
 
     def to_json(self) -> dict[str, Any]:
@@ -212,6 +213,8 @@ class RunOptions:
         """Raises ValueError if these options would make another run of a saved one."""
         for field in dataclasses.fields(self):
             mine, its = getattr(self, field.name), getattr(saved, field.name)
+            if field.name == "dataset":  # the same data may lie elsewhere now
+                mine, its = (str(name).partition(":")[0] for name in (mine, its))
             if mine != its and field.name not in _FREE | _RESTARTING:
                 raise ValueError(
                     f"--{field.name.replace('_', '-')} is {its} in the run that --resume names, got {mine}: leave it "
@@ -221,6 +224,28 @@ class RunOptions:
             raise ValueError(
                 f"the results of --resume {self.resume} go on in its own folder: leave out --out {self.out}"
             )
+
+
+def _new_folder(default: Path, wanted: Path | None) -> Path:
+    """Makes the folder that is wanted, or a new one, and claims it by an empty file of options."""
+    for number in range(1000):
+        out = wanted or (default if number == 0 else default.with_name(f"{default.name}-{number}"))
+        try:
+            out.mkdir(parents=True, exist_ok=wanted is not None)
+            if not any(out.iterdir()):
+                (out / OPTIONS_FILE).open("x").close()
+                return out
+        except FileExistsError as problem:
+            if wanted is not None and not wanted.is_dir():
+                raise ValueError(f"--out {out} cannot be made ({problem}): choose a folder that can") from None
+        except OSError as problem:
+            raise ValueError(f"--out {out} cannot be made ({problem}): choose a folder that can") from None
+        if wanted is not None:
+            break
+    raise ValueError(
+        f"--out {wanted or default} exists and is not empty: choose another folder, remove it, or go on with the run "
+        "in it by --resume"
+    )
 
 
 def parse(
@@ -257,10 +282,13 @@ def parse(
         default = dataclasses.replace(default, **presets[found.preset])
     elif found.resume:
         default = dataclasses.replace(cls.load(Path(found.resume)), out=Path(found.resume))
-        if any(word.split("=")[0] in ("--epochs", "--steps") for word in arguments):  # one takes the other's place
-            default = dataclasses.replace(default, steps=None, epochs=None)
     elif found.evaluate:
-        default = cls.from_json(find_options(Path(found.evaluate)))
+        try:
+            default = cls.from_json(find_options(Path(found.evaluate)))
+        except TypeError as error:
+            raise ValueError(f"{found.evaluate} is of another script or version ({error})") from None
+    if any(word.split("=")[0] in ("--epochs", "--steps") for word in arguments):  # one takes the other's place
+        default = dataclasses.replace(default, steps=None, epochs=None)
     default = dataclasses.replace(default, preset=None, resume=None, evaluate=None)
     return cli(cls, prog=prog, description=str(cls.__doc__).partition("\n")[0], args=list(arguments), default=default)
 

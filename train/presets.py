@@ -13,7 +13,7 @@ imagenet-resnet50
     Expected:  the recipe with an allreduce gives about 76 % top-1 (Goyal et al., 76.3 % with 8,192 images a step,
                without label smoothing); the paper reports WAGMA-SGD close to Allreduce-SGD. Neither has been
                measured with this code: it has been run on folders of a few thousand small images only.
-    Memory:    per worker parameters, momentum and last publication (0.1 GB each in float32), and about 13 GB of
+    Memory:    per worker parameters and momentum (0.1 GB each in float32), and by an estimate some 10 GB of
                activations in bfloat16; --accumulate 4 takes a quarter of the latter.
     Network:   about 0.2 GB sent per worker and step (GroupSchedule.describe() has the exact figures).
 """

@@ -149,9 +149,9 @@ def summary_table(summaries: Sequence[dict[str, Any]], title: str) -> Table:
     return table
 
 
-def evaluation_table(metrics: dict[str, float], title: str) -> Table:
+def evaluation_table(metrics: dict[str, float]) -> Table:
     """One row per metric."""
-    table = Table(title=title, box=box.SIMPLE_HEAD, show_header=False)
+    table = Table(box=box.SIMPLE_HEAD, show_header=False)
     for name, value in metrics.items():
         table.add_row(name, _metric(name, value))
     return table
@@ -170,13 +170,14 @@ def plot_runs(path: Path, runs: dict[str, list[dict[str, Any]]], title: str) -> 
     for (label, rows), style in zip(runs.items(), ("-", "--", "-.", ":") * len(runs), strict=False):
         logs = [row for row in rows if "loss" in row]
         evals = [row for row in rows if "eval" in row]
-        loss.plot(*_curve(logs, "loss"), style, label=label, linewidth=1.6)
+        line = {"linestyle": style, "marker": "." if len(logs) < 3 else "", "label": label, "linewidth": 1.6}
+        loss.plot(*_curve(logs, "loss"), **line)
         reached = [100 * row["eval"]["accuracy"] for row in evals]
         accuracy.plot(
             [row["examples"] for row in evals], reached, style, marker="o", label=f"{reached[-1]:.1f} % in the end"
         )
-        distance.plot(*_curve(logs, "consensus_distance"), style, label=label, linewidth=1.6)
-        rate.plot(*_curve(logs, "examples_per_second"), style, label=label, linewidth=1.6)
+        distance.plot(*_curve(logs, "consensus_distance"), **line)
+        rate.plot(*_curve(logs, "examples_per_second"), **line)
     losses = [row["loss"] for rows in runs.values() for row in rows if row.get("loss") is not None]
     scale = "log" if losses and min(losses) > 0 and max(losses) > 10 * min(losses) else "linear"
     loss.set(ylabel="training loss (cross-entropy, nats)", yscale=scale, title="training loss, mean of the workers")

@@ -13,7 +13,6 @@ from train import checkpoints, report
 from train.checkpoints import Position
 from train.devices import sharded
 from train.options import RunOptions
-from train.recipe import Progress
 
 
 class StateParts(NamedTuple):
@@ -35,18 +34,19 @@ class StateParts(NamedTuple):
 
 
 def restore(
-    options: RunOptions, folder: Path, parts: StateParts, mesh: Mesh | None, axis_name: str
+    options: RunOptions, folder: Path, parts: StateParts, num_examples: int, mesh: Mesh | None, axis_name: str
 ) -> tuple[Position, dict[str, Any]] | None:
     """Position and state at the newest checkpoint in a folder; nothing of the run's own is compiled.
 
     If algorithm, workers or batches are not those of the checkpoint, the result is that of a run which begins at that
     step: all workers get the mean of the parameters, statistics and momentum, the algorithm's state is new, and the
-    examples that the run has not seen in this epoch are dealt out anew.
+    data goes on where all workers together had come (with each example once an epoch if all draw from the whole set).
 
     Args:
         options: Those of the resumed run.
         folder: Of the checkpoints.
         parts: How the state is made.
+        num_examples: In the training set.
         mesh: Where the workers are.
         axis_name: Of the workers.
 
@@ -54,7 +54,7 @@ def restore(
         The position, and the state of all workers by the names of its parts; None if there is no checkpoint.
 
     Raises:
-        ValueError: The checkpoint is of another model.
+        ValueError: The checkpoint is of another model or data set, or none can be read.
     """
 
     def like(position: Position) -> dict[str, Any]:
@@ -70,22 +70,29 @@ def restore(
     if found is None:
         report.say(f"there is no checkpoint in {folder}: starting from step 0")
         return None
-    position, items = found
+    position, items, unreadable = found
+    if position.num_examples != num_examples:
+        raise ValueError(
+            f"the run has trained on {position.num_examples} examples, and the data set has {num_examples} now: give "
+            "the data that it was begun with, or start a new run"
+        )
+    checkpoints.set_aside(folder, unreadable)
     changes = options.setup_changes(position.setup)
     if not changes:
-        report.say(f"going on exactly from step {position.step}")
+        total = options.total_steps(num_examples, position.first_step, position.first_example)
+        stretched = f", with a schedule for {total} steps instead of {position.total_steps}"
+        report.say(f"going on from step {position.step}{stretched if total != position.total_steps else ''}")
         return position, items
     report.say(
         f"{', '.join(changes)}: starting again from the consensus of {position.workers} workers at step {position.step}"
     )
-    share = Progress(position.total_steps, position.first_step, position.first_share).share(position.step)
     position = dataclasses.replace(
         position,
         setup=options.setup(),
         workers=options.workers,
         first_step=position.step,
         first_example=position.examples,
-        first_share=float(share),
+        first_share=options.share_done(position.step, position.examples, num_examples),
     )
     means = checkpoints.mean_of_workers(items)
     copies = wagma.replicate(means, options.workers, mesh=mesh, axis_name=axis_name)

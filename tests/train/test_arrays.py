@@ -209,7 +209,11 @@ def test_a_missing_file_is_named(folder):
         ("t10k-labels-idx1-ubyte", idx(np.zeros(4, np.uint8)), "each of the 5 images of t10k-images.*got 4 labels"),
         ("t10k-labels-idx1-ubyte", idx(np.full(5, 10, np.uint8)), r"labels must be in \[0, 10\), got 10"),
     ],
-)
+    ids=[
+        "empty", "text", "wrong kind", "half packed", "no gzip", "half a header", "wrong shape", "too short",
+        "too long", "fewer labels", "label out of range",
+    ],
+)  # fmt: skip
 def test_damaged_files_are_named(name, content, message, folder):
     (folder / name).write_bytes(content)
     with pytest.raises(ValueError, match=message) as caught:

@@ -83,6 +83,8 @@ def test_the_preset_reads_as_its_record(tmp_path):
     assert (options.workers, options.preset, options.group_size) == (16, "imagenet-resnet50", None)
     assert options.strategy("data").schedule.group_size == 4  # the square root
     assert images.parse([]).preset is None
+    fewer = images.parse(["--preset", "imagenet-resnet50", "--steps", "100"])
+    assert (fewer.steps, fewer.epochs) == (100, None)
     with pytest.raises(ValueError, match="imagenet"):
         images.prepare(options)
 

@@ -61,7 +61,7 @@ def test_killed_twice_and_resumed_gives_the_same_numbers(tmp_path):
     killed(again, broken, came + int(rng.integers(2, 8)), rng.random() / 20)
     ((status, output),) = run_all([again], timeout=200)
     assert status == 0, output
-    assert "going on exactly from step" in output
+    assert "going on from step" in output
     assert numbers(broken) == numbers(whole)
     jax.tree.map(np.testing.assert_array_equal, exported(broken), exported(whole))
     summaries = [json.loads((out / "summary.json").read_text()) for out in (broken, whole)]
@@ -75,9 +75,9 @@ def test_sigterm_saves_and_says_how_to_go_on(tmp_path):
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and process.poll() is None and not (out / "metrics.jsonl").exists():
+        path = out / "metrics.jsonl"
+        while time.monotonic() < deadline and process.poll() is None and not (path.exists() and path.read_text()):
             time.sleep(0.01)
-        time.sleep(0.5)
         process.send_signal(signal.SIGTERM)
         output, _ = process.communicate(timeout=60)
     finally:
@@ -99,7 +99,7 @@ def test_another_number_of_workers_starts_from_the_consensus(tmp_path, capsys):
     out = tmp_path / "run"
     run(out, steps=None, epochs=0.2)
     assert len(numbers(out)) == 9 + 5
-    before = images.evaluate(images.Options(evaluate=out))
+    before, _ = images.evaluate(images.Options(evaluate=out))
     capsys.readouterr()
     summary, rows = run(out, steps=None, epochs=0.4, workers=2, batch_size=12, resume=out)
     said = " ".join(capsys.readouterr().out.split())
@@ -109,12 +109,35 @@ def test_another_number_of_workers_starts_from_the_consensus(tmp_path, capsys):
     assert summary["steps"] == 18 + 12
     assert [row["examples"] for row in rows if row["step"] == 20] == [288 + 2 * 24] * 2
     assert summary["workers"] == 2
-    position, _ = restore_newest(out / "checkpoints", lambda position: {}, pytest.fail)
+    position = restore_newest(out / "checkpoints", lambda position: {}, pytest.fail).position
     assert (position.first_step, position.first_example, position.workers) == (18, 288, 2)
-    assert position.first_share == pytest.approx(1)  # the first run had reached its end
+    assert position.first_share == pytest.approx(288 / 574.8)  # of the epochs that it has now
     assert [row["eval"]["loss"] for row in rows if "eval" in row and row["step"] == 18] == [
         pytest.approx(before["loss"])
     ]
+
+
+def test_after_a_restart_the_run_learns_on(tmp_path):
+    """The schedule goes on where the run is by its new budget; the one that it had was used up."""
+    out = tmp_path / "run"
+    run(out, steps=8)
+    before = exported(out)
+    summary, _ = run(out, steps=24, workers=2, resume=out, late_probability=0.5)
+    moved = jax.tree.leaves(jax.tree.map(lambda a, b: np.abs(a - b).max(), before["params"], exported(out)["params"]))
+    assert max(moved) > 1e-2
+    assert restore_newest(out / "checkpoints", lambda position: {}, pytest.fail).position.first_share == 8 / 24
+    assert summary["late_fraction"] == pytest.approx(0.5 * 16 * 2 / (8 * 4 + 16 * 2), abs=0.15)  # none before
+
+
+def test_killed_after_its_last_step_a_run_is_finished(tmp_path):
+    out = tmp_path / "run"
+    expected, rows = run(out, steps=8)
+    for name in ("summary.json", "training.png"):
+        (out / name).unlink()
+    summary, again = run(out, steps=8, resume=out)
+    assert (out / "training.png").exists()
+    assert json.loads((out / "summary.json").read_text())["eval"] == summary["eval"] == expected["eval"]
+    assert again == rows
 
 
 def test_the_state_after_a_restart_is_the_mean(tmp_path):
@@ -143,10 +166,12 @@ def test_a_finished_run_goes_on_with_more_steps(tmp_path):
     assert rows[-1]["step"] == 12
 
 
-def test_without_a_checkpoint_it_starts_over(tmp_path, capsys):
+def test_killed_before_its_first_checkpoint_it_starts_over(tmp_path, capsys):
     out = tmp_path / "run"
-    _, expected = run(out, steps=8, checkpoint_every=0)
-    _, rows = run(out, steps=8, checkpoint_every=0, resume=out)
+    _, expected = run(out, steps=8)
+    (out / "checkpoints").rename(tmp_path / "aside")
+    (out / "summary.json").unlink()
+    _, rows = run(out, steps=8, resume=out)
     assert "there is no checkpoint in" in capsys.readouterr().out
     assert [row["loss"] for row in rows if "loss" in row] == [row["loss"] for row in expected if "loss" in row]
 
@@ -192,7 +217,7 @@ def test_evaluate_a_run_a_checkpoint_and_an_export(tmp_path, capsys):
     for path in (out, out / "checkpoints" / "8", out / "consensus"):
         images.main(["--evaluate", str(path)])
         assert f"{summary['eval']['accuracy']:.2%}" in capsys.readouterr().out
-        assert images.evaluate(images.Options(evaluate=path))["loss"] == pytest.approx(
+        assert images.evaluate(images.Options(evaluate=path))[0]["loss"] == pytest.approx(
             summary["eval"]["loss"], rel=1e-5
         )
     images.main(["--evaluate", str(out / "checkpoints" / "4")])
@@ -200,3 +225,37 @@ def test_evaluate_a_run_a_checkpoint_and_an_export(tmp_path, capsys):
         images.main(["--evaluate", str(tmp_path / "nothing")])
     with pytest.raises(SystemExit, match="belongs to no run"):
         images.main(["--evaluate", str(tmp_path)])
+
+
+def test_a_run_without_checkpoints_is_not_resumed(tmp_path):
+    out = tmp_path / "run"
+    run(out, steps=4, checkpoint_every=0)
+    with pytest.raises(ValueError, match="was made with --checkpoint-every 0: start a new run"):
+        run(out, steps=8, resume=out)
+
+
+def test_evaluating_changes_nothing_on_disk(tmp_path):
+    out = tmp_path / "run"
+    run(out, steps=8)
+    (out / "checkpoints" / "8" / "position" / "metadata").write_text("{")
+    before = sorted(out.rglob("*"))
+    images.evaluate(images.Options(evaluate=out))
+    assert sorted(out.rglob("*")) == before
+
+
+def test_what_a_start_alone_has_is_not_kept(tmp_path):
+    options = images.Options(coordinator="host:1234", processes=2, process_id=1, steps=7)
+    options.save(tmp_path)
+    assert images.parse(["--resume", str(tmp_path)]).coordinator is None
+    assert images.parse(["--resume", str(tmp_path)]).steps == 7
+    assert images.parse(["--resume", str(tmp_path), "--epochs", "2"]).steps is None
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(time, "strftime", lambda form: "now")
+    outs = {str(images.Options().make_out("images")) for _ in range(3)}
+    assert outs == {f"runs/images-wagma-now{suffix}" for suffix in ("", "-1", "-2")}
+    images.Options(out=tmp_path / "mine").make_out("images")
+    with pytest.raises(ValueError, match="exists and is not empty"):
+        images.Options(out=tmp_path / "mine").make_out("images")

@@ -28,6 +28,10 @@ class Batch(TypedDict):
     unreadable: np.ndarray
 
 
+class TooManyUnreadableError(RuntimeError):
+    """So many examples cannot be read that something else must be wrong."""
+
+
 class Examples(Protocol):
     """One split of a data set. Safe to use from several threads, and picklable."""
 
@@ -62,7 +66,7 @@ class Dataset:
         image_shape: (height, width, channels) of what ``load`` returns.
         mean: float32 [channels]: what to subtract from the uint8 images.
         std: float32 [channels]: what to divide by after that.
-        chunk: How many examples a thread loads at a time; None: a worker's batch.
+        chunk: How many examples a thread loads at a time; None: all that a process needs for a step.
     """
 
     name: str

@@ -6,11 +6,11 @@ from typing import Protocol, get_args
 
 import numpy as np
 
-from train.data import Augmentation, Batch
+from train.data import Augmentation, Batch, TooManyUnreadableError
 from train.data.preprocessing import MODES, UnreadableImage, central_box, decode_crop, random_box, random_flip
 
 MAX_FAILURES = 100
-"""So many unreadable examples in a row are no accident."""
+"""So many unreadable examples, drawn at random in a row, are no accident."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -75,14 +75,14 @@ class EncodedExamples:
     def load(self, indices: np.ndarray, draws: Sequence[np.random.Generator] | None) -> Batch:
         """Reads examples, as ``Examples.load``.
 
-        For an example that cannot be read, training takes the next one that can.
+        For an example that cannot be read, training takes another one that can, drawn from all.
 
         Args:
             indices: int64 [examples], each in [0, len).
             draws: A generator per example for training, None for evaluation.
 
         Raises:
-            RuntimeError: In training, ``MAX_FAILURES`` examples in a row cannot be read, or none at all.
+            TooManyUnreadableError: In training, ``MAX_FAILURES`` examples drawn in a row cannot be read.
         """
         images = np.zeros((len(indices), self.size, self.size, self.channels), np.uint8)
         labels = np.zeros(len(indices), np.int32)
@@ -120,17 +120,17 @@ class EncodedExamples:
         return random_flip(decode_crop(data, self.channels, self.size, choose), draw), label
 
     def _stand_in(self, wanted: int, draw: np.random.Generator) -> tuple[np.ndarray, int]:
-        tries = min(MAX_FAILURES, len(self))
+        # drawn from all: what is broken often lies together, and neighbours are of one class
         last = wanted
-        for step in range(1, tries):
-            last = (wanted + step) % len(self)
+        for _ in range(MAX_FAILURES):
+            last = int(draw.integers(len(self)))
             try:
                 return self._example(last, draw)
             except UNREADABLE:
                 pass
-        raise RuntimeError(
-            f"{tries} training examples in a row cannot be read, the last one {self.describe(last)}. Check that the"
-            " disk is still there, and that the files are whole"
+        raise TooManyUnreadableError(
+            f"{MAX_FAILURES} training examples drawn in a row cannot be read, the last one {self.describe(last)}. Check"
+            " that the disk is still there, and that the files are whole"
         )
 
 
