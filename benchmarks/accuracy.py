@@ -54,9 +54,10 @@ class Experiment:
 
 EXPERIMENTS = {
     "fashion-mnist": Experiment(
-        "Fashion-MNIST, ResNet of 77,754 parameters, 8 workers of 16 images, 3 epochs",
+        "Fashion-MNIST, ResNet of 77,754 parameters, 8 workers of 16 images, sync period 5, 3 epochs",
         {
             "dataset": "fashion-mnist", "model": "resnet_small", "workers": 8, "batch_size": 16, "epochs": 3.0,
+            "sync_period": 5,
             "log_every": 20, "eval_every": 469, "checkpoint_every": 469,
         },
         {
@@ -66,7 +67,7 @@ EXPERIMENTS = {
             "local": {"algorithm": "local"},
         },
         "allreduce",
-        (0.1, 0.2, 0.4, 0.8, 1.6),
+        (0.8, 1.6),
         0.9,
     ),
     "digits-64": Experiment(

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -153,7 +154,9 @@ def prepare(options: Options) -> Prepared:
         if found is not None:
             position, state = found[0], TrainState(**found[1])
     total = options.total_steps(num_examples, position.first_step, position.first_example)
-    if position.step >= total and (options.resume is None or (options.resume / SUMMARY).exists()):
+    # what was interrupted after its last step may still be evaluated, exported and summarized
+    ended = options.resume is None or (options.resume / SUMMARY).exists() or position.first_step == position.step
+    if position.step >= total and ended:
         raise ValueError(
             f"the run in {options.resume} is at step {position.step} of {total}, which is its end: raise --steps or "
             "--epochs to train on"
@@ -239,6 +242,8 @@ def run(prepared: Prepared) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     evaluated = [row["eval"] for row in metrics.rows if "eval" in row and row["step"] == outcome.position.step]
     unreadable = distributed.union(evaluation.unreadable)
     summary = _summary(prepared, outcome, evaluated[-1] if evaluated else evaluation(model), unreadable)
+    distances = [row["consensus_distance"] for row in metrics.rows if "consensus_distance" in row]
+    summary["consensus_distance_before_last_round"] = distances[-1]
     if distributed.is_first():
         _write_unreadable(out / "unreadable.txt", data, outcome.position.unreadable, unreadable)
         report.plot_runs(
@@ -348,7 +353,6 @@ def _summary(
         "eval": evaluated,
         "test_examples": len(prepared.data.test) - len(unreadable),
         "unreadable": {"train": len(position.unreadable), "test": len(unreadable)},
-        "consensus_distance_before_last_round": outcome.distance,
         "processes": jax.process_count(),
         "devices": 1 if prepared.mesh is None else prepared.mesh.size,
         "jax_version": jax.__version__,
@@ -414,6 +418,7 @@ def parse(arguments: Sequence[str]) -> Options:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns of what it then puts right itself
     try:
         options = parse(sys.argv[1:] if arguments is None else arguments)
         if options.evaluate is not None:

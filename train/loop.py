@@ -60,13 +60,11 @@ class Outcome(NamedTuple):
     Attributes:
         state: The last one.
         position: Where the run is.
-        distance: To the consensus, just before the last logged round.
         signal: What asked it to stop before the end, or None.
     """
 
     state: Any
     position: Position
-    distance: float
     signal: int | None
 
 
@@ -208,7 +206,7 @@ def run(
         _close(batches)
         if checkpoints is not None:
             checkpoints.wait()
-    return Outcome(state, position, apart, received if position.step < total_steps else None)
+    return Outcome(state, position, received if position.step < total_steps else None)
 
 
 def _window(pending: Sequence[Mapping[str, jax.Array]]) -> dict[str, np.ndarray]:

@@ -220,7 +220,7 @@ class RunOptions:
                     f"--{field.name.replace('_', '-')} is {its} in the run that --resume names, got {mine}: leave it "
                     "out, or start a new run"
                 )
-        if self.out != self.resume:
+        if self.out not in (None, self.resume):
             raise ValueError(
                 f"the results of --resume {self.resume} go on in its own folder: leave out --out {self.out}"
             )

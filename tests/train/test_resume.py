@@ -138,6 +138,11 @@ def test_killed_after_its_last_step_a_run_is_finished(tmp_path):
     assert (out / "training.png").exists()
     assert json.loads((out / "summary.json").read_text())["eval"] == summary["eval"] == expected["eval"]
     assert again == rows
+    for name in ("consensus_distance_before_last_round", "examples", "wall_seconds", "late_fraction"):
+        assert summary[name] == expected[name]
+    (out / "summary.json").unlink()
+    with pytest.raises(ValueError, match="at step 8 of 8, which is its end"):  # nothing to begin anew for
+        run(out, steps=8, workers=2, resume=out)
 
 
 def test_the_state_after_a_restart_is_the_mean(tmp_path):
