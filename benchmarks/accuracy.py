@@ -81,7 +81,7 @@ EXPERIMENTS = {
             "allreduce": {"algorithm": "allreduce"},
         },
         "allreduce",
-        (0.05, 0.1, 0.2, 0.4, 0.8),
+        (0.1, 0.4),
     ),
 }  # fmt: skip
 

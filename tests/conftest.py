@@ -8,7 +8,7 @@ import tempfile
 # could read what another has half written.
 _CACHE = tempfile.mkdtemp(prefix="wagma-test-compilations-")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 import jax  # noqa: E402
 

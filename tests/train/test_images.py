@@ -104,18 +104,14 @@ def test_wagma_learns_the_digits(tmp_path):
 def test_command_line(tmp_path):
     out = tmp_path / "cli"
     command = [sys.executable, "-m", "train.images", "--workers", "9", "--algorithm", "wagma", "--group-size", "3"]
-    command += ["--steps", "3", "--batch-size", "2", "--out", out]
+    command += ["--steps", "3", "--batch-size", "2", "--checkpoint-every", "0", "--out", out]
     ((status, output),) = run_all([command], environment={"COLUMNS": "120"}, timeout=200)
     assert status == 0, output
     assert "accuracy" in output
     assert json.loads((out / "summary.json").read_text())["devices"] == 1
     before = (out / "summary.json").read_bytes()
-    ((status, output),) = run_all([command], environment={"COLUMNS": "120"}, timeout=200)
-    assert status == 1
-    assert (
-        "exists and is not empty: choose another folder, remove it, or go on with the run in it by --resume" in output
-    )
-    assert "Traceback" not in output
+    with pytest.raises(SystemExit, match="exists and is not empty: choose another folder, remove it, or go on with"):
+        images.main([str(word) for word in command[3:]])
     assert (out / "summary.json").read_bytes() == before
 
 

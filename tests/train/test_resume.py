@@ -1,6 +1,7 @@
 """Interrupted runs: killed at any moment and resumed they give the same numbers; stopped by a signal they save."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from processes import ROOT, run_all
+from processes import ROOT
 
 from train import images
 from train.checkpoints import restore_newest, steps
@@ -50,18 +51,16 @@ def killed(command, out, rows, pause):
     return len(numbers(out))
 
 
-def test_killed_twice_and_resumed_gives_the_same_numbers(tmp_path):
+def test_killed_twice_and_resumed_gives_the_same_numbers(tmp_path, capsys):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    ((status, output),) = run_all([[*COMMAND, *OPTIONS, "--out", whole]], timeout=200)
-    assert status == 0, output
+    images.main([*OPTIONS, "--out", str(whole)])
     rng = np.random.default_rng(0)
     came = killed([*COMMAND, *OPTIONS, "--out", broken], broken, int(rng.integers(3, 8)), rng.random() / 20)
     assert came < len(numbers(whole))
-    again = [*COMMAND, "--resume", broken]
-    killed(again, broken, came + int(rng.integers(2, 8)), rng.random() / 20)
-    ((status, output),) = run_all([again], timeout=200)
-    assert status == 0, output
-    assert "going on from step" in output
+    killed([*COMMAND, "--resume", broken], broken, came + int(rng.integers(2, 8)), rng.random() / 20)
+    capsys.readouterr()
+    images.main(["--resume", str(broken)])
+    assert "going on from step" in capsys.readouterr().out
     assert numbers(broken) == numbers(whole)
     jax.tree.map(np.testing.assert_array_equal, exported(broken), exported(whole))
     summaries = [json.loads((out / "summary.json").read_text()) for out in (broken, whole)]
@@ -93,6 +92,14 @@ def test_sigterm_saves_and_says_how_to_go_on(tmp_path):
 def run(folder, **options):
     defaults = {"workers": 4, "batch_size": 4, "log_every": 2, "eval_every": 4, "checkpoint_every": 4, "out": folder}
     return images.train(images.Options(**{**defaults, **options}))
+
+
+@pytest.fixture(scope="module")
+def four_steps(tmp_path_factory):
+    """A run that nobody changes."""
+    out = tmp_path_factory.mktemp("four") / "run"
+    run(out, steps=4)
+    return out
 
 
 def test_another_number_of_workers_starts_from_the_consensus(tmp_path, capsys):
@@ -193,9 +200,8 @@ def test_killed_before_its_first_checkpoint_it_starts_over(tmp_path, capsys):
         ({"resume": "nowhere"}, "nowhere is not the folder of a run"),
     ],
 )
-def test_what_cannot_be_resumed_is_left_as_it_was(options, message, tmp_path):
-    out = tmp_path / "run"
-    run(out, steps=4)
+def test_what_cannot_be_resumed_is_left_as_it_was(options, message, four_steps, tmp_path):
+    out = four_steps
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     changed = {name: tmp_path / value if name in ("out", "resume") else value for name, value in options.items()}
     with pytest.raises(ValueError, match=message):
@@ -203,17 +209,16 @@ def test_what_cannot_be_resumed_is_left_as_it_was(options, message, tmp_path):
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
-def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+def test_a_checkpoint_of_another_model_is_refused(four_steps, tmp_path):
     """Somebody put another run's checkpoints there, or edited the options."""
-    out, other = tmp_path / "run", tmp_path / "other"
-    run(out, steps=4)
-    run(other, steps=4, model="resnet_small")
-    (out / "checkpoints").rename(tmp_path / "aside")
-    (other / "checkpoints").rename(out / "checkpoints")
+    out = tmp_path / "run"
+    shutil.copytree(four_steps, out)
+    written = json.loads((out / "options.json").read_text())
+    (out / "options.json").write_text(json.dumps({**written, "model": "resnet_small"}))
     with pytest.raises(ValueError, match="it holds another model or optimizer than these options ask for"):
-        run(out, steps=8, resume=out)
+        run(out, steps=8, resume=out, model="resnet_small")
     with pytest.raises(ValueError, match="it holds another model"):
-        images.evaluate(images.Options(evaluate=out))
+        images.evaluate(images.Options(evaluate=out, model="resnet_small"))
 
 
 def test_evaluate_a_run_a_checkpoint_and_an_export(tmp_path, capsys):
@@ -239,12 +244,13 @@ def test_a_run_without_checkpoints_is_not_resumed(tmp_path):
         run(out, steps=8, resume=out)
 
 
-def test_evaluating_changes_nothing_on_disk(tmp_path):
+def test_evaluating_changes_nothing_on_disk(four_steps, tmp_path):
     out = tmp_path / "run"
-    run(out, steps=8)
-    (out / "checkpoints" / "8" / "position" / "metadata").write_text("{")
+    shutil.copytree(four_steps, out)
+    (out / "checkpoints" / "4" / "position" / "metadata").write_text("{")
     before = sorted(out.rglob("*"))
-    images.evaluate(images.Options(evaluate=out))
+    with pytest.raises(ValueError, match="none of the checkpoints"):
+        images.evaluate(images.Options(evaluate=out))
     assert sorted(out.rglob("*")) == before
 
 
