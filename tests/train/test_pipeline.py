@@ -109,14 +109,6 @@ def test_another_number_of_workers_goes_on_where_the_others_were():
     assert sorted([*before.reshape(-1), *after.reshape(-1)]) == list(range(60))
 
 
-def test_processes_load_the_same():
-    order = Order(64, 2, 8, seed=0)
-    expected = collected(order, range(2), range(4))
-    got = collected(order, range(2), range(4), processes=2, chunk=4, threads=2)
-    for name, values in expected.items():
-        np.testing.assert_array_equal(got[name], values)
-
-
 def test_finish_runs_on_every_batch():
     order = Order(20, 1, 5, seed=0)
     batches = training_batches(Numbers(20), order, range(1), range(3), lambda batch: batch["label"].sum())
