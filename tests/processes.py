@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,3 +41,10 @@ def run_all(
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     return [(process.returncode, output) for process, output in zip(processes, outputs, strict=True)]
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens at."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]

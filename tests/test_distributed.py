@@ -1,18 +1,11 @@
 """Several processes without MPI give the same numbers."""
 
 import os
-import socket
 import sys
 
-from processes import ROOT, run_all
+from processes import ROOT, free_port, run_all
 
 PROGRAM = ROOT / "tests" / "programs" / "distributed_average.py"
-
-
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
 
 
 def test_two_processes_with_two_devices_each():

@@ -145,8 +145,7 @@ def restore_newest(
         except DifferentModelError:
             raise
         except Exception as error:  # whatever orbax and its storage make of missing or damaged files
-            reason = (str(error).splitlines() or [""])[0][:200]
-            warn(f"checkpoint {folder / str(step)} cannot be read: {type(error).__name__}: {reason}")
+            warn(f"checkpoint {folder / str(step)} cannot be read: {distributed.in_a_line(error)}")
             unreadable.append(step)
     if unreadable:
         raise ValueError(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from models.resnet import RESNETS, ResNet, ResNetConfig
 from train import recipe
@@ -191,10 +191,7 @@ class Evaluation:
     def compile(self, model: Any) -> None:
         """Compiles the step for a model of these shapes, as :meth:`__call__` gets one."""
         shape, sharding = (self._batch_size,), sharded(self._mesh, self._axis_name)
-        batch = {
-            "image": jax.ShapeDtypeStruct((*shape, *self._data.image_shape), np.uint8, sharding=sharding),
-            "label": jax.ShapeDtypeStruct(shape, np.int32, sharding=sharding),
-        }
+        batch = input_shapes(self._data, shape, sharding)
         counts = jax.ShapeDtypeStruct(shape, np.bool_, sharding=sharding)
         whole = replicated(self._mesh)
         model = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), model)
@@ -206,7 +203,7 @@ class Evaluation:
         batches = pipeline.evaluation_batches(self._data.test, self._batch_size, rows, **self._loading)
         sums: dict[str, float] = {}
         for loaded, counts in batches:
-            self.unreadable |= set(loaded["unreadable"][loaded["unreadable"] >= 0].tolist())
+            self.unreadable |= set(unreadable(loaded).tolist())
             arguments = place((inputs(loaded), counts), self._mesh, self._axis_name)
             for name, value in jax.device_get(self._step(model, *arguments)).items():
                 sums[name] = sums.get(name, 0.0) + float(value)
@@ -221,3 +218,16 @@ class Evaluation:
 def inputs(batch: Batch) -> dict[str, np.ndarray]:
     """What a step takes of a batch."""
     return {"image": batch["image"], "label": batch["label"]}
+
+
+def input_shapes(data: Dataset, leading: tuple[int, ...], sharding: NamedSharding | None) -> dict[str, Any]:
+    """The shapes of :func:`inputs` with some leading axes."""
+    return {
+        "image": jax.ShapeDtypeStruct((*leading, *data.image_shape), np.uint8, sharding=sharding),
+        "label": jax.ShapeDtypeStruct(leading, np.int32, sharding=sharding),
+    }
+
+
+def unreadable(batch: Batch) -> np.ndarray:
+    """Indices of the examples of a batch that could not be read."""
+    return batch["unreadable"][batch["unreadable"] >= 0]

@@ -180,11 +180,15 @@ def agreed(function: Callable[[], T]) -> T:
     except ValueError as problem:
         error = problem
     except Exception as problem:  # whatever it is, the others must not wait for this process
-        reason = (str(problem).splitlines() or [""])[0][:300]
-        error = ProcessError(f"{type(problem).__name__}: {reason}")
+        error = ProcessError(in_a_line(problem))
         error.__cause__ = problem
     agree(error)
     return cast(T, result)
+
+
+def in_a_line(error: Exception) -> str:
+    """The kind of an error and the first line of its message, which libraries make long."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
 
 
 def check_same(what: Mapping[str, Any]) -> None:

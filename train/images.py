@@ -18,10 +18,19 @@ from jax.sharding import Mesh
 import wagma_jax as wagma
 from train import checkpoints as ckpt
 from train import distributed, loop, recipe, report, resume
-from train.classification import Evaluation, Network, TrainState, create_network, inputs, train_step
+from train.classification import (
+    Evaluation,
+    Network,
+    TrainState,
+    create_network,
+    input_shapes,
+    inputs,
+    train_step,
+    unreadable,
+)
 from train.data import Augmentation, Dataset, TooManyUnreadableError, catalog, pipeline
 from train.devices import local_rows, place, replicated, sharded, worker_mesh
-from train.options import RunOptions
+from train.options import RunOptions, flag
 from train.options import parse as parse_options
 from train.presets import PRESETS
 from wagma_jax.strategies import Strategy
@@ -144,7 +153,7 @@ def prepare(options: Options) -> Prepared:
     num_processes = options.join_processes()
     mesh = worker_mesh(options.workers, AXIS, num_processes)
     strategy, data, network = distributed.agreed(lambda: _check(options))
-    shared = {f"--{name.replace('_', '-')}": value for name, value in options.to_json().items() if name != "process_id"}
+    shared = {flag(name): value for name, value in options.to_json().items() if name != "process_id"}
     distributed.check_same(shared | {"training examples": len(data.train), "classes": data.classes})
     num_examples = len(data.train)
     position, state = ckpt.Position(setup=options.setup(), workers=options.workers, num_examples=num_examples), None
@@ -240,12 +249,13 @@ def run(prepared: Prepared) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     model = distributed.fetch(consensus(outcome.state.model))
     ckpt.export(out / CONSENSUS, model, _description(prepared))
     evaluated = [row["eval"] for row in metrics.rows if "eval" in row and row["step"] == outcome.position.step]
-    unreadable = distributed.union(evaluation.unreadable)
-    summary = _summary(prepared, outcome, evaluated[-1] if evaluated else evaluation(model), unreadable)
+    lost = distributed.union(evaluation.unreadable)
     distances = [row["consensus_distance"] for row in metrics.rows if "consensus_distance" in row]
-    summary["consensus_distance_before_last_round"] = distances[-1]
+    summary = _summary(
+        prepared, outcome.position, evaluated[-1] if evaluated else evaluation(model), lost, distances[-1]
+    )
     if distributed.is_first():
-        _write_unreadable(out / "unreadable.txt", data, outcome.position.unreadable, unreadable)
+        _write_unreadable(out / "unreadable.txt", data, outcome.position.unreadable, lost)
         report.plot_runs(
             out / "training.png",
             {options.algorithm: metrics.rows},
@@ -302,7 +312,7 @@ def _work(prepared: Prepared, state: TrainState, evaluate: Callable[[TrainState]
             prepared.order,
             mine,
             range(first_step - position.first_step, position.total_steps - position.first_step),
-            lambda batch: (place(inputs(batch), mesh, AXIS), batch["unreadable"][batch["unreadable"] >= 0]),
+            lambda batch: (place(inputs(batch), mesh, AXIS), unreadable(batch)),
             chunk=data.chunk,
             threads=options.loader_threads,
             processes=options.loader_processes,
@@ -314,11 +324,7 @@ def _work(prepared: Prepared, state: TrainState, evaluate: Callable[[TrainState]
         draws = np.random.default_rng((options.seed, _LATENESS, t)).random(options.workers)
         return place(draws[mine.start : mine.stop] < options.late_probability, mesh, AXIS)
 
-    shape = (options.workers, options.batch_size)
-    batch = {
-        "image": jax.ShapeDtypeStruct((*shape, *data.image_shape), np.uint8, sharding=sharded(mesh, AXIS)),
-        "label": jax.ShapeDtypeStruct(shape, np.int32, sharding=sharded(mesh, AXIS)),
-    }
+    batch = input_shapes(data, (options.workers, options.batch_size), sharded(mesh, AXIS))
     optimizer = options.local_optimizer(prepared.progress)
     one_step = functools.partial(train_step, prepared.network, data, options, optimizer, prepared.strategy)
     step = jax.jit(for_workers(one_step), donate_argnums=0).lower(state, batch, lateness(0)).compile()
@@ -329,9 +335,9 @@ def _work(prepared: Prepared, state: TrainState, evaluate: Callable[[TrainState]
 
 
 def _summary(
-    prepared: Prepared, outcome: loop.Outcome, evaluated: dict[str, float], unreadable: set[int]
+    prepared: Prepared, position: ckpt.Position, evaluated: dict[str, float], lost: set[int], distance: float
 ) -> dict[str, Any]:
-    options, position, schedule = prepared.options, outcome.position, prepared.strategy.schedule
+    options, schedule = prepared.options, prepared.strategy.schedule
     return {
         "algorithm": options.algorithm,
         "transport": options.transport,
@@ -351,8 +357,9 @@ def _summary(
         "late_fraction": position.late / position.contributions,
         "max_staleness": position.max_staleness,
         "eval": evaluated,
-        "test_examples": len(prepared.data.test) - len(unreadable),
-        "unreadable": {"train": len(position.unreadable), "test": len(unreadable)},
+        "test_examples": len(prepared.data.test) - len(lost),
+        "unreadable": {"train": len(position.unreadable), "test": len(lost)},
+        "consensus_distance_before_last_round": distance,
         "processes": jax.process_count(),
         "devices": 1 if prepared.mesh is None else prepared.mesh.size,
         "jax_version": jax.__version__,
@@ -401,11 +408,10 @@ def load_consensus(path: Path, network: Network) -> Any:
 
     if (path / "description.json").is_file():
         return ckpt.load_export(path, network.like)
-    if path.name.isdigit():
-        return ckpt.mean_of_workers(ckpt.restore(path, like)[1]["model"])
-    found = ckpt.restore_newest(path / CHECKPOINTS, like, report.warn)
+    named = path.name.isdigit()
+    found = ckpt.restore(path, like) if named else ckpt.restore_newest(path / CHECKPOINTS, like, report.warn)
     if found is not None:
-        return ckpt.mean_of_workers(found[1]["model"])
+        return ckpt.mean_of_workers(found.items["model"])
     if (path / CONSENSUS).is_dir():
         return ckpt.load_export(path / CONSENSUS, network.like)
     raise ValueError(f"{path} has neither a checkpoint nor an exported model: train on with --resume {path}")
@@ -422,15 +428,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         options = parse(sys.argv[1:] if arguments is None else arguments)
         if options.evaluate is not None:
-            metrics, unreadable = evaluate(options)
-            if unreadable:
-                report.warn(f"{unreadable} test examples could not be read, and do not count")
+            metrics, lost = evaluate(options)
+            if lost:
+                report.warn(f"{lost} test examples could not be read, and do not count")
             report.say(f"consensus model of {options.evaluate}, {options.dataset}")
             report.console.print(report.evaluation_table(metrics))
             return
         prepared = prepare(options)
-    except (ValueError, KeyboardInterrupt) as error:
-        sys.exit(f"train.images: {error}" if isinstance(error, ValueError) else 130)
+    except ValueError as error:
+        sys.exit(f"train.images: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
     again = f"go on with: python -m train.images --resume {prepared.out}"
     try:
         with distributed.ending_together():

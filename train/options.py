@@ -2,9 +2,9 @@
 
 import argparse
 import dataclasses
+import itertools
 import json
 import math
-import os
 import time
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from train import distributed
+from train.data import Sampling
+from train.files import write_whole
 from wagma_jax.strategies import ALGORITHMS, Settings, Strategy, build
 
 if TYPE_CHECKING:
@@ -77,7 +79,7 @@ class RunOptions:
     steps: int | None = None
     epochs: float | None = None
     batch_size: int = 16
-    sampling: Literal["whole", "shard"] = "whole"
+    sampling: Sampling = "whole"
     seed: int = 0
     out: Path | None = None
     log_every: int = 10
@@ -100,10 +102,10 @@ class RunOptions:
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+                raise ValueError(f"{flag(name)} must be at least 1, got {value}")
         for name in ("checkpoint_every", "loader_processes", "seed"):
             if (value := getattr(self, name)) < 0:
-                raise ValueError(f"--{name.replace('_', '-')} must not be negative, got {value}")
+                raise ValueError(f"{flag(name)} must not be negative, got {value}")
         if not 0 <= self.late_probability < 1:
             raise ValueError(f"--late-probability must be in [0, 1), got {self.late_probability}")
         if self.epochs is not None and not 0 < self.epochs < math.inf:
@@ -155,21 +157,14 @@ class RunOptions:
 
     def make_out(self, name: str) -> Path:
         """Creates the folder of the results; ValueError if it holds anything already. To be called by all processes."""
-        out, error = self.out, None
-        if distributed.is_first():
-            try:
-                out = _new_folder(Path("runs") / f"{name}-{self.algorithm}-{time.strftime('%Y%m%d-%H%M%S')}", out)
-            except ValueError as problem:
-                error = problem
-        distributed.agree(error)
-        return Path(distributed.from_first(str(out)))
+        name = f"{name}-{self.algorithm}-{time.strftime('%Y%m%d-%H%M%S')}"
+        made = distributed.agreed(lambda: _new_folder(Path("runs") / name, self.out) if distributed.is_first() else "")
+        return Path(distributed.from_first(str(made)))
 
     def save(self, out: Path) -> None:
         """Writes the options to a run's folder, for :meth:`load`; without those that are of this start alone."""
         kept = dataclasses.replace(self, resume=None, coordinator=None, processes=None, process_id=None)
-        fresh = out / (OPTIONS_FILE + ".new")
-        fresh.write_text(json.dumps(kept.to_json(), indent=2) + "\n")
-        os.replace(fresh, out / OPTIONS_FILE)
+        write_whole(out / OPTIONS_FILE, json.dumps(kept.to_json(), indent=2) + "\n")
 
     def to_json(self) -> dict[str, Any]:
         """The options as JSON has them, for :meth:`from_json`."""
@@ -204,7 +199,7 @@ class RunOptions:
     def setup_changes(self, saved: Mapping[str, Any]) -> list[str]:
         """How the set-up differs from a saved one, for people."""
         return [
-            f"--{name.replace('_', '-')} {saved.get(name)} -> {value}"
+            f"{flag(name)} {saved.get(name)} -> {value}"
             for name, value in self.setup().items()
             if saved.get(name) != value
         ]
@@ -217,7 +212,7 @@ class RunOptions:
                 mine, its = (str(name).partition(":")[0] for name in (mine, its))
             if mine != its and field.name not in _FREE | _RESTARTING:
                 raise ValueError(
-                    f"--{field.name.replace('_', '-')} is {its} in the run that --resume names, got {mine}: leave it "
+                    f"{flag(field.name)} is {its} in the run that --resume names, got {mine}: leave it "
                     "out, or start a new run"
                 )
         if self.out not in (None, self.resume):
@@ -226,26 +221,35 @@ class RunOptions:
             )
 
 
+def flag(name: str) -> str:
+    """How the command line spells an option."""
+    return f"--{name.replace('_', '-')}"
+
+
 def _new_folder(default: Path, wanted: Path | None) -> Path:
-    """Makes the folder that is wanted, or a new one, and claims it by an empty file of options."""
-    for number in range(1000):
-        out = wanted or (default if number == 0 else default.with_name(f"{default.name}-{number}"))
-        try:
-            out.mkdir(parents=True, exist_ok=wanted is not None)
-            if not any(out.iterdir()):
-                (out / OPTIONS_FILE).open("x").close()
-                return out
-        except FileExistsError as problem:
-            if wanted is not None and not wanted.is_dir():
-                raise ValueError(f"--out {out} cannot be made ({problem}): choose a folder that can") from None
-        except OSError as problem:
-            raise ValueError(f"--out {out} cannot be made ({problem}): choose a folder that can") from None
-        if wanted is not None:
-            break
+    """Makes the folder that is wanted, or else a new one, and claims it."""
+    numbered = (default.with_name(f"{default.name}-{number}") for number in itertools.count(1))
+    for out in itertools.chain([default], numbered) if wanted is None else [wanted]:
+        if _claim(out):
+            return out
     raise ValueError(
-        f"--out {wanted or default} exists and is not empty: choose another folder, remove it, or go on with the run "
-        "in it by --resume"
+        f"--out {wanted} exists and is not empty: choose another folder, remove it, or go on with the run in it by "
+        "--resume"
     )
+
+
+def _claim(out: Path) -> bool:
+    """Makes a folder, with an empty file of options as the sign of its owner; False if it holds anything already."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if any(out.iterdir()):
+            return False
+        (out / OPTIONS_FILE).open("x").close()
+    except OSError as problem:
+        if isinstance(problem, FileExistsError) and out.is_dir():  # another run was faster
+            return False
+        raise ValueError(f"--out {out} cannot be made ({problem}): choose a folder that can") from None
+    return True
 
 
 def parse(

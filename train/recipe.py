@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from train.options import flag
+
 ScheduleName = Literal["cosine", "step", "constant"]
 OptimizerName = Literal["sgd", "lars"]
 PrecisionName = Literal["float32", "bfloat16"]
@@ -70,7 +72,7 @@ class RecipeOptions:
             value = getattr(self, name)
             if not 0 <= value < high:
                 default = getattr(RecipeOptions, name)
-                raise ValueError(f"{_flag(name)} must be in [0, {high}), got {value}: the default is {default}")
+                raise ValueError(f"{flag(name)} must be in [0, {high}), got {value}: the default is {default}")
         if not 0 < self.step_factor <= 1:
             raise ValueError(f"--step-factor must be in (0, 1], got {self.step_factor}: the default is 0.1")
         if not isinstance(self.accumulate, int) or self.accumulate < 1:
@@ -84,7 +86,7 @@ class RecipeOptions:
         ):
             value = getattr(self, name)
             if value not in choices:
-                raise ValueError(f"{_flag(name)} must be one of {', '.join(choices)}, got {value!r}: pass one of those")
+                raise ValueError(f"{flag(name)} must be one of {', '.join(choices)}, got {value!r}: pass one of those")
         limits = (0, *self.step_boundaries, 1)
         if not all(low < high for low, high in itertools.pairwise(limits)):
             raise ValueError(
@@ -284,10 +286,6 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) 
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype), smoothing)
     return optax.softmax_cross_entropy(logits, targets)
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
 
 
 def _kernels(params: Any) -> Any:

@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import math
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from train import distributed
+from train.files import write_whole
 
 console = Console()
 
@@ -64,9 +64,7 @@ class MetricsFile:
             self.rows = [row for row in map(_parsed, path.read_text().splitlines()) if row and row["step"] <= step]
         self._file = None
         if write:
-            fresh = path.with_name(path.name + ".new")
-            fresh.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
-            os.replace(fresh, path)
+            write_whole(path, "".join(json.dumps(row) + "\n" for row in self.rows))
             self._file = path.open("a")
 
     def __enter__(self) -> "MetricsFile":
@@ -124,7 +122,7 @@ class TensorBoard:
 
 def write_summary(path: Path, summary: dict[str, Any]) -> None:
     """Writes summary.json."""
-    path.write_text(json.dumps(_plain(summary), indent=2) + "\n")
+    write_whole(path, json.dumps(_plain(summary), indent=2) + "\n")
 
 
 def summary_table(summaries: Sequence[dict[str, Any]], title: str) -> Table:

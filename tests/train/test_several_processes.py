@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from processes import run_all
+from processes import free_port, run_all
 
 from train import distributed, images
 
@@ -16,12 +16,6 @@ OPTIONS = [
     "--log-every", "3", "--eval-every", "6", "--checkpoint-every", "6",
 ]  # fmt: skip
 COMMAND = [sys.executable, "-m", "train.images"]
-
-
-def free_port():
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
 
 
 def metrics(out):

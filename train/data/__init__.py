@@ -12,6 +12,9 @@ import numpy as np
 Augmentation = Literal["none", "flip", "crop-flip"]
 """What training does to images: nothing, random mirroring, or random crops and mirroring."""
 
+Sampling = Literal["whole", "shard"]
+"""What a worker draws from: the whole training set, or a part of its own."""
+
 
 class Batch(TypedDict):
     """Some examples, in the order in which they were asked for.

@@ -1,11 +1,8 @@
 """Data sets by the names that the command line has for them."""
 
-import dataclasses
 from pathlib import Path
 
 from train.data import Augmentation, Dataset, arrays, folders, records
-
-_CHUNK = 8  # images from files: enough to spread one batch over many threads
 
 FORMS = "digits, fashion-mnist[:DIR], imagefolder:DIR or tfrecord:GLOB"
 
@@ -44,9 +41,7 @@ def load(
     if kind == "fashion-mnist":
         return arrays.fashion_mnist(Path(where) if where else arrays.DEFAULT_FOLDER, augment or "none")
     if kind == "imagefolder":
-        found = folders.image_folder(Path(where), image_size, channels, augment or "crop-flip")
-        return dataclasses.replace(found, chunk=_CHUNK)
+        return folders.image_folder(Path(where), image_size, channels, augment or "crop-flip")
     if kind == "tfrecord":
-        found = records.tfrecords(where, image_size, channels, augment or "crop-flip", num_classes=num_classes)
-        return dataclasses.replace(found, chunk=_CHUNK)
+        return records.tfrecords(where, image_size, channels, augment or "crop-flip", num_classes=num_classes)
     raise ValueError(f"--dataset must be {FORMS}, got {name!r}")

@@ -6,11 +6,20 @@ from typing import Protocol, get_args
 
 import numpy as np
 
-from train.data import Augmentation, Batch, TooManyUnreadableError
-from train.data.preprocessing import MODES, UnreadableImage, central_box, decode_crop, random_box, random_flip
+from train.data import Augmentation, Batch, Dataset, TooManyUnreadableError
+from train.data.preprocessing import (
+    UnreadableImage,
+    central_box,
+    check_channels,
+    decode_crop,
+    random_box,
+    random_flip,
+)
 
 MAX_FAILURES = 100
 """So many unreadable examples, drawn at random in a row, are no accident."""
+CHUNK = 8
+"""Images that a thread loads at a time: few enough to spread one batch over many threads."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -60,8 +69,7 @@ class EncodedExamples:
     def __init__(self, reader: Reader, size: int, channels: int, augment: Augmentation):
         if size < 1:
             raise ValueError(f"size must be at least 1, got {size}")
-        if channels not in MODES:
-            raise ValueError(f"channels must be 1 (grey) or 3 (RGB), got {channels}")
+        check_channels(channels)
         if augment not in get_args(Augmentation):
             raise ValueError(f"augment must be one of {', '.join(get_args(Augmentation))}, got {augment}")
         self.reader = reader
@@ -151,6 +159,29 @@ def check_sample(examples: EncodedExamples, count: int = 64) -> None:
             f"expected images that Pillow can read, but none of the {len(tried)} tried can be decoded{first}; check"
             " that these are the right files, and that they were downloaded completely"
         )
+
+
+def encoded_dataset(
+    name: str, readers: Sequence[Reader], classes: tuple[str, ...], size: int, channels: int, augment: Augmentation
+) -> Dataset:
+    """A data set of encoded images, a sample of which has been read.
+
+    Args:
+        name: As on the command line.
+        readers: Of the images to train on, and of those to evaluate on.
+        classes: The name of each class, by label.
+        size: As in ``EncodedExamples``.
+        channels: As there.
+        augment: As there.
+
+    Raises:
+        ValueError: No image of a sample can be read; or as ``EncodedExamples``.
+    """
+    train, test = (EncodedExamples(reader, size, channels, augment) for reader in readers)
+    for split in (train, test):
+        check_sample(split)
+    mean, std = imagenet_statistics(channels)
+    return Dataset(name, train, test, classes, (size, size, channels), mean, std, CHUNK)
 
 
 def imagenet_statistics(channels: int) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from train.data import Augmentation, Dataset
-from train.data.encoded import EncodedExamples, check_sample, imagenet_statistics
+from train.data.encoded import encoded_dataset
 from train.data.preprocessing import EXTENSIONS
 
 TEST_FOLDERS = ("val", "validation", "test")
@@ -96,19 +96,7 @@ def image_folder(path: str | Path, size: int, channels: int, augment: Augmentati
         raise ValueError(f"expected {LAYOUT}, but {root} has no folder {missing}; it holds {_listing(found)}")
     readers = [FolderReader(root / name) for name in ("train", test)]
     _check_same_classes(*readers)
-    splits = [EncodedExamples(reader, size, channels, augment) for reader in readers]
-    for split in splits:
-        check_sample(split)
-    mean, std = imagenet_statistics(channels)
-    return Dataset(
-        name=f"imagefolder:{path}",
-        train=splits[0],
-        test=splits[1],
-        classes=readers[0].classes,
-        image_shape=(size, size, channels),
-        mean=mean,
-        std=std,
-    )
+    return encoded_dataset(f"imagefolder:{path}", readers, readers[0].classes, size, channels, augment)
 
 
 class _Scan(NamedTuple):

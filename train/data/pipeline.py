@@ -12,15 +12,13 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, overload
+from typing import Any, overload
 
 import grain
 import grain.experimental
 import numpy as np
 
-from train.data import Batch, Examples
-
-Sampling = Literal["whole", "shard"]
+from train.data import Batch, Examples, Sampling
 
 # Drawn from the seed, each for its own purpose, by one of these numbers beside it.
 _WHOLE, _SHARD, _AUGMENTATION = 0, 1, 2
@@ -74,20 +72,16 @@ class Order:
         """Which examples stand at these positions, int64 [batch]."""
         # whole permutations: grain's own shuffle looks up each index by itself, which takes 6 us an index
         if self.sampling == "shard":
-            owned = np.arange(worker, self.num_examples, self.num_workers)
-            permutation = functools.partial(_permutation_of_shard, len(owned))
-            key = (self.seed, _SHARD, worker)
+            first, stride, key, permutation = worker, self.num_workers, (_SHARD, worker), _permutation_of_shard
         else:
-            owned = None
-            permutation = functools.partial(_permutation_of_all, self.num_examples)
-            key = (self.seed, _WHOLE)
-        size = self.num_examples if owned is None else len(owned)
+            first, stride, key, permutation = 0, 1, (_WHOLE,), _permutation_of_all
+        size = len(range(first, self.num_examples, stride))
         epochs, within = np.divmod(positions, size)
         indices = np.empty(len(positions), np.int64)
         for epoch in np.unique(epochs):
             here = epochs == epoch
-            indices[here] = permutation((*key, int(epoch)))[within[here]]
-        return indices if owned is None else owned[indices]
+            indices[here] = permutation(size, (self.seed, *key, int(epoch)))[within[here]]
+        return first + stride * indices
 
     def take(self, step: int, workers: Sequence[int], rows: range) -> tuple[np.ndarray, "Draws"]:
         """What some workers take at a step: the indices, and the generators that the augmentation draws from.

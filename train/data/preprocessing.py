@@ -51,7 +51,7 @@ def decode(data: bytes, channels: int) -> Image.Image:
     Raises:
         UnreadableImage: The data is no image, or broken, or has more pixels than Pillow takes for safe.
     """
-    _check_channels(channels)
+    check_channels(channels)
     with _reasons():
         return _converted(_opened(data), channels)
 
@@ -74,7 +74,7 @@ def decode_crop(data: bytes, channels: int, size: int, choose: Callable[[int, in
     Raises:
         UnreadableImage: As ``decode`` does.
     """
-    _check_channels(channels)
+    check_channels(channels)
     with _reasons():
         image = _opened(data)
         is_jpeg = image.format in ("JPEG", "MPO")
@@ -201,7 +201,8 @@ def random_flip(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return image[:, ::-1] if rng.random() < 0.5 else image
 
 
-def _check_channels(channels: int) -> None:
+def check_channels(channels: int) -> None:
+    """Raises ValueError for other numbers of channels than 1 and 3."""
     if channels not in MODES:
         raise ValueError(f"channels must be 1 (grey) or 3 (RGB), got {channels}")
 

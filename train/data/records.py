@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 from rich.progress import Progress
 
 from train.data import Augmentation, Dataset
-from train.data.encoded import DamagedRecord, EncodedExamples, check_sample, imagenet_statistics
+from train.data.encoded import DamagedRecord, encoded_dataset
 
 HEADER, FOOTER = 12, 4
 INDEXING_THREADS = 16
@@ -257,19 +257,7 @@ def tfrecords(pattern: str, size: int, channels: int, augment: Augmentation, num
             reader.num_classes = len(classes)
     else:
         classes = tuple(str(label) for label in range(num_classes))
-    splits = [EncodedExamples(reader, size, channels, augment) for reader in readers]
-    for split in splits:
-        check_sample(split)
-    mean, std = imagenet_statistics(channels)
-    return Dataset(
-        name=f"tfrecord:{pattern}",
-        train=splits[0],
-        test=splits[1],
-        classes=classes,
-        image_shape=(size, size, channels),
-        mean=mean,
-        std=std,
-    )
+    return encoded_dataset(f"tfrecord:{pattern}", readers, classes, size, channels, augment)
 
 
 def find_schema(feature: Any) -> Schema | None:
