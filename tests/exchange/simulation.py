@@ -1,0 +1,355 @@
+"""Workers that run the protocol over a network that delivers messages in any order: one immutable state of all.
+
+Models are symbols: ("W", worker, round) is a publication, ("sum", ...) a group's sum with the contributions that it is
+made of, ("mean", k) a global mean. `moves` lists what can happen next, `apply` makes it happen and checks each invariant
+that can be seen in one step; `check_end` checks a state in which nothing can happen any more.
+"""
+
+from typing import NamedTuple
+
+from wagma_jax.exchange import protocol
+from wagma_jax.exchange.buffers import GroupSum, Inbox, Merge, Outbox, global_mean
+from wagma_jax.exchange.protocol import Kind, Message, Rest, Rounds, State
+
+
+class Violation(AssertionError):
+    """An invariant does not hold."""
+
+
+def require(condition, text):
+    if not condition:
+        raise Violation(text)
+
+
+class Trainer(NamedTuple):
+    """plan: what is still to be done, "a" (average) and "c" (consensus), then close; waits: for a round, or "rest"."""
+
+    plan: str
+    counter: int = -1
+    waits: int | str | None = None
+    base: int = -1  # the newest round whose result the model contains
+    model: tuple = ("W", -1)
+    closed: bool = False
+
+
+class World(NamedTuple):
+    engines: tuple[State, ...]
+    outboxes: tuple[Outbox, ...]
+    inboxes: tuple[Inbox, ...]
+    trainers: tuple[Trainer, ...]
+    network: frozenset = frozenset()  # (source, dest, event)
+    running: tuple = ()  # per worker: (round, group, version contributed) of the exchange that it is in, or None
+    contributions: frozenset = frozenset()  # ((round, group), worker, version) of exchanges not over at all members
+    sent: frozenset = frozenset()  # (source, dest, message) about rounds that the source has not completed
+    failed: bool = False
+
+
+class Cluster:
+    """The rules of the game for one set of machines."""
+
+    def __init__(
+        self, schedule, plans, quorum=1, clock="step", machine=Rounds, abort_at=None, mean=global_mean, inbox=Inbox
+    ):
+        self.schedule = schedule
+        self.size = schedule.num_workers
+        self.machines = [machine(schedule, worker, quorum, clock) for worker in range(self.size)]
+        self.plans = plans
+        self.clock = clock
+        self.abort_at = abort_at  # this worker's trainer fails instead of its n-th call: (worker, n)
+        self.global_mean = mean
+        self.inbox = inbox
+        # with all arrivals asked for, and equally many calls, nobody is ever late
+        self.synchronous = clock == "step" and quorum >= schedule.group_size and len(set(plans)) == 1
+
+    def start(self):
+        return World(
+            engines=(State(),) * self.size,
+            outboxes=tuple(Outbox(-1, ("W", worker, -1)) for worker in range(self.size)),
+            inboxes=(self.inbox(),) * self.size,
+            trainers=tuple(Trainer(plan) for plan in self.plans),
+            running=(None,) * self.size,
+        )
+
+    def moves(self, world):
+        moves = []
+        for worker in range(self.size):
+            trainer, engine = world.trainers[worker], world.engines[worker]
+            if not trainer.closed and not engine.over and not engine.aborted:
+                ready = trainer.waits is None or (trainer.waits != "rest" and engine.round > trainer.waits)
+                if trainer.waits == "rest":
+                    ready = engine.resting == Rest.NONE and not self._pending(world, worker)
+                if ready:
+                    moves.append(("trainer", worker))
+            if world.running[worker] is not None and self._all_in(world, worker):
+                moves.append(("completed", worker))
+        for source, dest, event in world.network:
+            if world.running[dest] is None and not self._overtakes(world, source, dest, event):
+                moves.append(("deliver", source, dest, event))
+        return moves
+
+    def _overtakes(self, world, source, dest, event):
+        """Only an ABORT must not arrive before what its sender said earlier."""
+        if not isinstance(event, protocol.Receive) or event.message.kind != Kind.ABORT:
+            return False
+        return any(entry[:2] == (source, dest) and entry[2] != event for entry in world.network)
+
+    def apply(self, world, move):
+        if move[0] == "deliver":
+            _, source, dest, event = move
+            world = world._replace(network=world.network - {(source, dest, event)})
+            return self._step(world, dest, event)
+        if move[0] == "completed":
+            return self._completed(world, move[1])
+        return self._trainer(world, move[1])
+
+    def check_quiet(self, world):
+        """Where only trainers can move: whoever is to wait for one of them must have asked for it."""
+        if self.machines[0].quorum > 1:
+            return
+        for worker, (trainer, engine) in enumerate(zip(world.trainers, world.engines, strict=True)):
+            t = trainer.waits
+            waits = isinstance(t, int) and engine.round <= t and not engine.over and not self.schedule.is_sync(t)
+            require(not waits, f"worker {worker} waits at round {t} for another's trainer")
+
+    # the trainer
+
+    def _trainer(self, world, worker):
+        trainer, engine = world.trainers[worker], world.engines[worker]
+        if trainer.waits is not None:
+            return self._wake(world, worker)
+        if self.abort_at is not None and self.abort_at == (worker, len(self.plans[worker]) - len(trainer.plan)):
+            world = self._set(world, "trainers", worker, trainer._replace(closed=True))
+            return self._post(world, worker, protocol.Abort("failed"))
+        if not trainer.plan or trainer.plan[0] == "c":
+            rest = Rest.CONSENSUS if trainer.plan else Rest.CLOSE
+            plan = trainer.plan[1:]
+            world = self._set(world, "trainers", worker, trainer._replace(plan=plan, waits="rest"))
+            return self._post(world, worker, protocol.Retire(rest))
+        target = self.machines[worker].target(engine, trainer.counter)
+        require(target > trainer.counter, "a trainer's rounds grow")
+        if self.clock == "round":
+            sync = next((k for k in range(engine.round, target) if self.schedule.is_sync(k)), None)
+            require(sync is None, f"a jump passes the open sync round {sync}")
+        model = ("W", worker, target)
+        outbox = world.outboxes[worker]
+        require(target > outbox.version, "versions never decrease, and are told apart")
+        world = self._set(world, "outboxes", worker, outbox.publish(target, model))
+        trainer = trainer._replace(plan=trainer.plan[1:], counter=target, waits=target, model=model)
+        world = self._set(world, "trainers", worker, trainer)
+        return self._post(world, worker, protocol.Arrive(target))
+
+    def _wake(self, world, worker):
+        trainer, engine, outbox = world.trainers[worker], world.engines[worker], world.outboxes[worker]
+        newest = engine.round - 1
+        if trainer.waits == "rest":
+            trainer = trainer._replace(waits=None, counter=max(trainer.counter, newest), base=max(trainer.base, newest))
+            return self._set(world, "trainers", worker, trainer)
+        counter = trainer.counter if self.clock == "step" else max(trainer.counter, newest)
+        if self.schedule.is_sync(trainer.waits):
+            k = trainer.waits
+            require(
+                outbox == Outbox(k, ("mean", k)), f"after sync round {k} worker {worker} takes {outbox}, not the mean"
+            )
+            trainer = trainer._replace(waits=None, counter=counter, base=k, model=outbox.model)
+            return self._set(world, "trainers", worker, trainer)
+        version = trainer.model[2]
+        inbox, merge, taken = world.inboxes[worker].collect(version)
+        world = self._set(world, "inboxes", worker, inbox)
+        base = trainer.base
+        if taken is not None:
+            require(taken.round > base, f"the sum of round {taken.round} enters a model of round {base} (again)")
+            base = taken.round
+            contained = (worker, version) in taken.total
+            require(contained == (merge == Merge.SUM), f"{merge} of W' = {version} with {taken}")
+            require(not taken.is_mean or merge == Merge.SUM, "a mean cannot be merged as a sum")
+        else:
+            require(
+                self.clock == "round" or newest > trainer.waits or base >= trainer.waits or base >= 0, "a sum is there"
+            )
+        trainer = trainer._replace(waits=None, counter=counter, base=base)
+        return self._set(world, "trainers", worker, trainer)
+
+    # the engine
+
+    def _step(self, world, worker, event):
+        before = world.engines[worker]
+        after, actions = self.machines[worker].step(before, event)
+        require(after.round >= before.round, "rounds grow")
+        world = self._set(world, "engines", worker, after)
+        for position, action in enumerate(actions):
+            if isinstance(action, protocol.Send):
+                world = self._send(world, worker, action)
+                continue
+            if isinstance(action, protocol.Fail):
+                world = world._replace(failed=True)
+                continue
+            require(position == len(actions) - 1, "an exchange or an end is the last action")
+            if isinstance(action, protocol.Exchange):
+                world = self._enter(world, worker, action)
+            elif isinstance(action, protocol.Consensus):
+                everyone = tuple(range(self.size))
+                left = [kind for kind, r, _ in after.facts if r >= after.round and kind in (Kind.ARRIVED, Kind.FORCE)]
+                require(not left or after.aborted, f"worker {worker} is woken while a round is activated")
+                require(all(engine.resting == Rest.CONSENSUS for engine in world.engines), "all rest")
+                world = self._begin(world, worker, ("consensus", 0), everyone, 0)
+            else:
+                require(action == protocol.Shutdown(), f"unknown action {action}")
+                alone = any(t.waits != "rest" and not t.closed for t in world.trainers)
+                require(after.aborted or not alone, "an engine leaves while one trains")
+                trainer = world.trainers[worker]._replace(closed=True)
+                world = self._set(world, "trainers", worker, trainer)
+        return world
+
+    def _enter(self, world, worker, action):
+        r, group = action
+        engine = world.engines[worker]
+        require(r == engine.round, "rounds are executed in order")
+        sync = self.schedule.is_sync(r)
+        require(
+            group == (tuple(range(self.size)) if sync else self.schedule.group_of(worker, r)), "the group of the round"
+        )
+        version = world.outboxes[worker].version
+        require(version <= r, "nobody contributes a model of the future")
+        require(
+            version == r or not self.synchronous, f"worker {worker} is late at round {r} although all are waited for"
+        )
+        if sync:
+            rests = engine.resting != Rest.NONE
+            require(version == r or rests, f"worker {worker} takes part in sync round {r} with {version}")
+        elif self.schedule.sync_period is not None:
+            require(r - version <= self.schedule.sync_period - 1, f"staleness {r - version} at round {r}")
+        for peer in group:
+            at = world.engines[peer]
+            require(
+                at.round == r or (at.round > r and peer in self._members(world, (r, group))), f"{peer} is not at {r}"
+            )
+            after_failure = bool(at.aborted)
+            activated = sync or self.machines[peer]._activated(at, r) or world.running[peer] is not None or at.round > r
+            coming = any(
+                dest == peer and isinstance(event, protocol.Receive) and event.message.round == r
+                for _, dest, event in world.network
+            )
+            require(
+                activated or coming or after_failure,
+                f"worker {worker} would wait inside round {r} for the trainer of {peer}",
+            )
+            if sync and not after_failure:
+                served = at.round > r or self.machines[peer]._served(at, r)
+                require(served, f"worker {worker} would wait inside sync round {r} for {peer}")
+        return self._begin(world, worker, r, group, version)
+
+    def _begin(self, world, worker, r, group, version):
+        require(world.running[worker] is None, "one exchange at a time")
+        world = self._set(world, "running", worker, (r, group, version))
+        return world._replace(contributions=world.contributions | {((r, group), worker, version)})
+
+    def _members(self, world, exchange):
+        return {worker for of, worker, _ in world.contributions if of == exchange}
+
+    def _all_in(self, world, worker):
+        r, group, _ = world.running[worker]
+        return self._members(world, (r, group)) == set(group)
+
+    def _completed(self, world, worker):
+        r, group, version = world.running[worker]
+        made_of = frozenset((w, v) for of, w, v in world.contributions if of == (r, group))
+        outbox, inbox = world.outboxes[worker], world.inboxes[worker]
+        if isinstance(r, tuple):
+            newest = max(world.engines[worker].round - 1, outbox.version)
+            outbox, inbox = self.global_mean(outbox, inbox, newest, ("mean", r))
+        elif self.schedule.is_sync(r):
+            outbox, inbox = self.global_mean(outbox, inbox, r, ("mean", r))
+        else:
+            is_mean = version == r
+            inbox = inbox.put(GroupSum(r, version, len(group), made_of, is_mean))
+        world = self._set(world, "outboxes", worker, outbox)
+        world = self._set(world, "inboxes", worker, inbox)
+        world = self._set(world, "running", worker, None)
+        if all(world.running[peer] is None or world.running[peer][:2] != (r, group) for peer in group):
+            remaining = frozenset(c for c in world.contributions if c[0] != (r, group))
+            world = world._replace(contributions=remaining)
+        return self._step(self._forget(world, worker, r), worker, protocol.Completed())
+
+    def _forget(self, world, worker, r):
+        about = {
+            entry
+            for entry in world.sent
+            if entry[0] == worker
+            and ((entry[2].kind in (Kind.REST, Kind.WAKE)) if isinstance(r, tuple) else entry[2].round == r)
+        }
+        activations = [entry for entry in about if entry[2].kind in (Kind.ARRIVED, Kind.FORCE, Kind.READY)]
+        most = 2 * (self.schedule.group_size - 1)
+        require(isinstance(r, tuple) or self.schedule.is_sync(r) or len(activations) <= most, f"{activations}")
+        return world._replace(sent=world.sent - about)
+
+    # messages
+
+    def _send(self, world, source, action):
+        dest, message = action
+        require(dest != source, "no message to oneself")
+        require((source, dest, message) not in world.sent, f"{message} is sent to {dest} again")
+        world = world._replace(sent=world.sent | {(source, dest, message)})
+        return world._replace(network=world.network | {(source, dest, protocol.Receive(source, message))})
+
+    def _post(self, world, worker, event):
+        return world._replace(network=world.network | {(worker, worker, event)})
+
+    def _pending(self, world, worker):
+        return any(source == dest == worker for source, dest, _ in world.network)
+
+    def _set(self, world, field, worker, value):
+        values = getattr(world, field)
+        return world._replace(**{field: (*values[:worker], value, *values[worker + 1 :])})
+
+    # the end
+
+    def check_end(self, world):
+        failed = self.abort_at is not None
+        require(all(engine.over for engine in world.engines), f"not all are at their end: {self._stuck(world)}")
+        require(world.failed == failed, "a failure is seen, and only where there is one")
+        require(not any(world.running), f"an exchange is never over: {world.running}")
+        if not failed:
+            require(all(trainer.closed for trainer in world.trainers), "all trainers are done")
+            require(not world.contributions, "every exchange is over")
+
+    def _stuck(self, world):
+        return [
+            (e.round, e.resting.name, e.exchanging, t.waits) for e, t in zip(world.engines, world.trainers, strict=True)
+        ]
+
+
+def explore(cluster, limit=2_000_000):
+    """Every state that can be reached; their number."""
+    start = cluster.start()
+    seen, stack = {start}, [start]
+    while stack:
+        world = stack.pop()
+        moves = cluster.moves(world)
+        if not moves:
+            cluster.check_end(world)
+        if all(move[0] == "trainer" for move in moves):
+            cluster.check_quiet(world)
+        for move in moves:
+            after = cluster.apply(world, move)
+            if after not in seen:
+                seen.add(after)
+                require(len(seen) <= limit, f"more than {limit} states")
+                stack.append(after)
+    return len(seen)
+
+
+def walk(cluster, choose, limit=20_000):
+    """One run, its moves chosen by choose(number of moves); the number of moves made."""
+    world = cluster.start()
+    for count in range(limit):
+        moves = sorted(cluster.moves(world), key=repr)
+        if not moves:
+            cluster.check_end(world)
+            return count
+        if all(move[0] == "trainer" for move in moves):
+            cluster.check_quiet(world)
+        world = cluster.apply(world, moves[choose(len(moves))])
+    raise Violation(f"no end after {limit} moves")
+
+
+__all__ = ["Cluster", "Inbox", "Message", "Violation", "World", "explore", "global_mean", "walk"]

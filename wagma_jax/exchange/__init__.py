@@ -1,0 +1,1 @@
+"""Averaging across processes over MPI."""
