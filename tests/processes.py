@@ -16,22 +16,22 @@ def run_all(
 ) -> list[tuple[int, str]]:
     """Runs commands at the same time, from the project's folder; (exit status, output) of each.
 
-    Each gets a process group of its own, and what is left of all groups is killed in the end, whatever happens.
+    Each gets a process group of its own, and what is left of all groups is killed in the end, whatever happens. Only
+    the first uses the cache of compilations, see conftest.py.
     """
-    environment = os.environ | (environment or {})
-    if len(commands) > 1:  # see conftest.py
-        environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+    first = os.environ | (environment or {})
+    others = first | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
     processes = [
         subprocess.Popen(
             [str(word) for word in command],
             cwd=ROOT,
-            env=environment,
+            env=others if i else first,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
         )
-        for command in commands
+        for i, command in enumerate(commands)
     ]
     try:
         outputs = [process.communicate(timeout=timeout)[0] for process in processes]

@@ -1,18 +1,40 @@
-"""Wait-avoiding group model averaging (WAGMA-SGD) for JAX."""
+"""Wait-avoiding group model averaging (WAGMA-SGD) for JAX.
 
-from wagma_jax.averager import GroupAverager, GroupAverageState
-from wagma_jax.averaging import AverageInfo
-from wagma_jax.collectives import consensus, consensus_distance, group_mean
-from wagma_jax.schedule import GroupSchedule
-from wagma_jax.transformations import allreduce_gradients, group_average, wagma
-from wagma_jax.workers import for_workers, replicate
+Names are looked up when they are first used: what needs MPI is imported only then, and the `wagma` command starts without
+JAX.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from wagma_jax.averager import GroupAverager, GroupAverageState
+    from wagma_jax.averaging import AverageInfo
+    from wagma_jax.collectives import consensus, consensus_distance, group_mean
+    from wagma_jax.exchange import ExchangeError, ExchangeInfo, GroupExchange
+    from wagma_jax.schedule import GroupSchedule
+    from wagma_jax.transformations import allreduce_gradients, group_average, wagma
+    from wagma_jax.workers import for_workers, replicate
 
 __version__ = "0.1.0"
 
+_MODULES = {
+    "averager": ("GroupAverageState", "GroupAverager"),
+    "averaging": ("AverageInfo",),
+    "collectives": ("consensus", "consensus_distance", "group_mean"),
+    "exchange": ("ExchangeError", "ExchangeInfo", "GroupExchange"),
+    "schedule": ("GroupSchedule",),
+    "transformations": ("allreduce_gradients", "group_average", "wagma"),
+    "workers": ("for_workers", "replicate"),
+}
+
 __all__ = [
     "AverageInfo",
+    "ExchangeError",
+    "ExchangeInfo",
     "GroupAverageState",
     "GroupAverager",
+    "GroupExchange",
     "GroupSchedule",
     "allreduce_gradients",
     "consensus",
@@ -23,3 +45,16 @@ __all__ = [
     "replicate",
     "wagma",
 ]
+
+
+def __getattr__(name: str):
+    for module, names in _MODULES.items():
+        if name in names:
+            value = getattr(importlib.import_module(f"wagma_jax.{module}"), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module 'wagma_jax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -60,7 +60,7 @@ def group_average(
     def update(updates, state, params=None, *, late=None, **extra_args):
         del extra_args
         if params is None:
-            _raise_no_params(updates)
+            raise_no_params(updates)
         averager.check_varying(params)  # updates that vary would hide that params do not
         target = optax.apply_updates(params, updates)
         averaged, state, info = averager.average(target, state, late)
@@ -144,7 +144,8 @@ def allreduce_gradients(axis_name: collectives.AxisName = "data") -> optax.Gradi
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
-def _raise_no_params(updates: Any) -> NoReturn:
+def raise_no_params(updates: Any) -> NoReturn:
+    """Raises what optax raises where ``update`` needs ``params``."""
     # optax keeps the message in a private module; its own links raise it
     link = optax.add_decayed_weights(0.0)
     link.update(updates, link.init(updates), None)

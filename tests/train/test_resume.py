@@ -18,8 +18,8 @@ from train.checkpoints import restore_newest, steps
 TIMES = {"seconds", "examples_per_second", "data_wait_fraction"}
 # lateness, augmentation, shards: everything that draws
 OPTIONS = [
-    "--workers", "4", "--steps", "240", "--batch-size", "4", "--late-probability", "0.3", "--augment", "crop-flip",
-    "--sampling", "shard", "--log-every", "10", "--eval-every", "60", "--checkpoint-every", "20",
+    "--workers", "4", "--steps", "120", "--batch-size", "4", "--late-probability", "0.3", "--augment", "crop-flip",
+    "--sampling", "shard", "--log-every", "5", "--eval-every", "30", "--checkpoint-every", "10",
 ]  # fmt: skip
 COMMAND = [sys.executable, "-m", "train.images"]
 
@@ -95,6 +95,13 @@ def run(folder, **options):
 
 
 @pytest.fixture(scope="module")
+def eight_steps(tmp_path_factory):
+    """A run that nobody changes, its summary and its rows."""
+    out = tmp_path_factory.mktemp("eight") / "run"
+    return out, *run(out, steps=8)
+
+
+@pytest.fixture(scope="module")
 def four_steps(tmp_path_factory):
     """A run that nobody changes."""
     out = tmp_path_factory.mktemp("four") / "run"
@@ -107,8 +114,9 @@ def test_another_number_of_workers_starts_from_the_consensus(tmp_path, capsys):
     run(out, steps=None, epochs=0.2)
     assert len(numbers(out)) == 9 + 5
     before, _ = images.evaluate(images.Options(evaluate=out))
+    model = exported(out)
     capsys.readouterr()
-    summary, rows = run(out, steps=None, epochs=0.4, workers=2, batch_size=12, resume=out)
+    summary, rows = run(out, steps=None, epochs=0.4, workers=2, batch_size=12, resume=out, late_probability=0.5)
     said = " ".join(capsys.readouterr().out.split())
     assert "--batch-size 4 -> 12, --workers 4 -> 2: starting again from the consensus of 4 workers at step 18" in said
     # 0.4 epochs are 574.8 examples, 288 of which were seen in 18 steps; 24 a step from there on
@@ -122,23 +130,16 @@ def test_another_number_of_workers_starts_from_the_consensus(tmp_path, capsys):
     assert [row["eval"]["loss"] for row in rows if "eval" in row and row["step"] == 18] == [
         pytest.approx(before["loss"])
     ]
-
-
-def test_after_a_restart_the_run_learns_on(tmp_path):
-    """The schedule goes on where the run is by its new budget; the one that it had was used up."""
-    out = tmp_path / "run"
-    run(out, steps=8)
-    before = exported(out)
-    summary, _ = run(out, steps=24, workers=2, resume=out, late_probability=0.5)
-    moved = jax.tree.leaves(jax.tree.map(lambda a, b: np.abs(a - b).max(), before["params"], exported(out)["params"]))
+    # the schedule goes on where the run is by its new budget; the one that it had was used up
+    moved = jax.tree.leaves(jax.tree.map(lambda a, b: np.abs(a - b).max(), model["params"], exported(out)["params"]))
     assert max(moved) > 1e-2
-    assert restore_newest(out / "checkpoints", lambda position: {}, pytest.fail).position.first_share == 8 / 24
-    assert summary["late_fraction"] == pytest.approx(0.5 * 16 * 2 / (8 * 4 + 16 * 2), abs=0.15)  # none before
+    print("LATE", summary["late_fraction"])
+    assert summary["late_fraction"] == pytest.approx(0.5 * 12 * 2 / (18 * 4 + 12 * 2), abs=0.06)  # none before
 
 
-def test_killed_after_its_last_step_a_run_is_finished(tmp_path):
-    out = tmp_path / "run"
-    expected, rows = run(out, steps=8)
+def test_killed_after_its_last_step_a_run_is_finished(eight_steps, tmp_path):
+    original, expected, rows = eight_steps
+    out = shutil.copytree(original, tmp_path / "run")
     for name in ("summary.json", "training.png"):
         (out / name).unlink()
     summary, again = run(out, steps=8, resume=out)
@@ -167,9 +168,8 @@ def test_the_state_after_a_restart_is_the_mean(tmp_path):
     assert {np.asarray(leaf).tolist()[0] for leaf in momenta if leaf.ndim == 1} == {6}  # the steps of the schedule
 
 
-def test_a_finished_run_goes_on_with_more_steps(tmp_path):
-    out = tmp_path / "run"
-    run(out, steps=8)
+def test_a_finished_run_goes_on_with_more_steps(eight_steps, tmp_path):
+    out = shutil.copytree(eight_steps[0], tmp_path / "run")
     with pytest.raises(ValueError, match="is at step 8 of 8, which is its end: raise --steps"):
         run(out, steps=8, resume=out)
     before = numbers(out)
@@ -178,9 +178,9 @@ def test_a_finished_run_goes_on_with_more_steps(tmp_path):
     assert rows[-1]["step"] == 12
 
 
-def test_killed_before_its_first_checkpoint_it_starts_over(tmp_path, capsys):
-    out = tmp_path / "run"
-    _, expected = run(out, steps=8)
+def test_killed_before_its_first_checkpoint_it_starts_over(eight_steps, tmp_path, capsys):
+    original, _, expected = eight_steps
+    out = shutil.copytree(original, tmp_path / "run")
     (out / "checkpoints").rename(tmp_path / "aside")
     (out / "summary.json").unlink()
     _, rows = run(out, steps=8, resume=out)
@@ -221,9 +221,8 @@ def test_a_checkpoint_of_another_model_is_refused(four_steps, tmp_path):
         images.evaluate(images.Options(evaluate=out, model="resnet_small"))
 
 
-def test_evaluate_a_run_a_checkpoint_and_an_export(tmp_path, capsys):
-    out = tmp_path / "run"
-    summary, _ = run(out, steps=8)
+def test_evaluate_a_run_a_checkpoint_and_an_export(eight_steps, tmp_path, capsys):
+    out, summary, _ = eight_steps
     for path in (out, out / "checkpoints" / "8", out / "consensus"):
         images.main(["--evaluate", str(path)])
         assert f"{summary['eval']['accuracy']:.2%}" in capsys.readouterr().out

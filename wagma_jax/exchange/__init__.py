@@ -1,1 +1,15 @@
-"""Averaging across processes over MPI."""
+"""Averaging across processes over MPI. Needs the extra ``mpi``."""
+
+try:
+    import mpi4jax  # noqa: F401
+    from mpi4py import MPI  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "averaging across processes needs mpi4py and mpi4jax, which the extra 'mpi' brings: "
+        "pip install 'wagma_jax[mpi]'"
+    ) from error
+
+from wagma_jax.exchange.engine import ExchangeError
+from wagma_jax.exchange.group_exchange import ExchangeInfo, GroupExchange
+
+__all__ = ["ExchangeError", "ExchangeInfo", "GroupExchange"]

@@ -1,0 +1,430 @@
+"""One thread that runs the protocol over MPI: it sends and receives control messages, and performs the exchanges.
+
+It knows no algorithm: what is published, averaged and merged are the records of ``buffers``, which it swaps under a
+lock. The trainer's thread calls the public methods; everything else happens in the engine's thread. Control messages
+are polled for, since MPI has no wait that sleeps: often while something happens, every two milliseconds while nothing does.
+"""
+
+import collections
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from mpi4py import MPI
+
+from wagma_jax.exchange import protocol
+from wagma_jax.exchange.buffers import GroupSum, Inbox, Merge, Outbox, global_mean
+from wagma_jax.exchange.protocol import Message, Rest, Rounds, State
+from wagma_jax.exchange.wire import Buffers, Wire
+
+SHORTEST_POLL = 20e-6  # seconds; doubles while nothing comes
+LONGEST_POLL = 2e-3
+LONGEST_POLL_WAITING = 250e-6  # while the trainer waits
+WIND_UP_SECONDS = 5.0  # after a failure: how long what was promised to others is waited for
+ANSWER_SECONDS = 1.0
+RECORDS = 4096
+_TAG = 11
+
+
+class ExchangeError(RuntimeError):
+    """The run is over: this worker's engine or another worker has failed."""
+
+
+class Record(NamedTuple):
+    """What was exchanged in a round: its group, and the version of each member's contribution."""
+
+    round: int
+    group: tuple[int, ...]
+    contributed: tuple[int, ...]
+
+
+class Status(NamedTuple):
+    """Where a worker stands, for those who wait.
+
+    Attributes:
+        round: Its current round.
+        waits_for: The workers that its engine waits for; itself if its trainer has not arrived.
+        busy: Seconds since its trainer was last inside a call, 0 while it is.
+    """
+
+    round: int
+    waits_for: tuple[int, ...]
+    busy: float
+
+
+class _Ask(NamedTuple):
+    """A question to another worker's engine, answered by a Status; or, from the trainer, to find out who is missing."""
+
+
+class _Bye(NamedTuple):
+    """The last message of an engine."""
+
+
+class Taken(NamedTuple):
+    """What the trainer found after its round.
+
+    Attributes:
+        newest: The newest complete round.
+        record: Of the round that it called for, None if that is too long ago.
+        merge: What its next model is made by; None for the mean of a sync round.
+        result: The sum to be merged; None for Merge.OWN.
+        buffers: The publication: the mean after a sync round, else the model that was passed in.
+    """
+
+    newest: int
+    record: Record | None
+    merge: Merge | None
+    result: GroupSum | None
+    buffers: Buffers
+
+
+class Engine:
+    """Runs one worker's protocol until all have closed.
+
+    Args:
+        machine: The protocol of this worker.
+        wire: Exchanges buffers.
+        control: A communicator for control messages, used by nobody else.
+        model: W_0, all buffers; published as version -1.
+        ordinary: From all buffers to those that ordinary rounds exchange.
+    """
+
+    def __init__(
+        self,
+        machine: Rounds,
+        wire: Wire,
+        control: MPI.Intracomm,
+        model: Buffers,
+        ordinary: Callable[[Buffers], Buffers],
+    ):
+        self.machine = machine
+        self.wire = wire
+        self.control = control
+        self.ordinary = ordinary
+        self.state = State()
+        self.outbox = Outbox(-1, model)
+        self.inbox = Inbox()
+        self.exchanging: tuple[int, tuple[int, ...], float] | None = None  # round, group, since when
+        self.messages_sent = 0
+        self._records: collections.OrderedDict[int, Record] = collections.OrderedDict()
+        self._failure: tuple[str, BaseException | None] | None = None
+        self._consensus: Buffers | None = None
+        self._in_use: Buffers | None = None  # the publication that an exchange is reading
+        self._spare: Buffers | None = None  # a former publication, for the next
+        self._memory: dict[bool, Buffers] = {}  # for the mean of a sync round (True) or an ordinary one
+        self._changed = threading.Condition()  # guards all of the above
+        self._events: collections.deque[Any] = collections.deque()
+        self._wake = threading.Semaphore(0)
+        self._requests: list[MPI.Request] = []
+        self._deadline: float | None = None  # of winding up
+        self._waiting = False
+        self._left = time.perf_counter()  # when the trainer was last inside a call
+        self._answers: dict[int, Status] = {}
+        self._asked: set[int] = set()
+        self._byes: set[int] = set()
+        self._thread = threading.Thread(target=self._run, name=f"wagma exchange {machine.worker}", daemon=True)
+
+    # the trainer's side
+
+    def start(self) -> None:
+        """Starts the thread."""
+        self._thread.start()
+
+    def target(self, counter: int) -> int:
+        """The round that a call now would arrive at."""
+        with self._changed:
+            return self.machine.target(self.state, counter)
+
+    def complete(self, t: int) -> bool:
+        """Whether round t is complete here."""
+        with self._changed:
+            return self.state.round > t
+
+    def spare(self) -> Buffers | None:
+        """Buffers that nobody needs any more."""
+        with self._changed:
+            spare, self._spare = self._spare, None
+            return spare
+
+    def arrive(self, model: Buffers, counter: int, memory: Callable[[bool], Buffers]) -> int:
+        """Publishes W' and arrives at a round.
+
+        Args:
+            model: W', all buffers, the engine's from now on.
+            counter: The round of the previous call.
+            memory: Allocates memory for the mean of a sync round (True) or an ordinary one.
+
+        Returns:
+            The round.
+        """
+        t = self.target(counter)
+        is_sync = self.machine.schedule.is_sync(t)
+        allocated = None if self.complete(t) or is_sync in self._memory else memory(is_sync)
+        with self._changed:
+            if allocated is not None:
+                self._memory[is_sync] = allocated
+            t = self.machine.target(self.state, counter)
+            self._retire(self.outbox.model)
+            self.outbox = self.outbox.publish(t, model)
+        self._post(protocol.Arrive(t))
+        return t
+
+    def take(self, t: int, timeout: float) -> Taken:
+        """Waits until round t is complete, and takes the newest sum, or the mean.
+
+        Raises:
+            ExchangeError: The run is over.
+            TimeoutError: It took longer than ``timeout`` seconds; says who was waited for.
+        """
+        with self._changed:
+            self._wait(lambda: self.state.round > t, timeout, f"round {t}")
+            record = self._records.get(t)
+            merge, result = None, None
+            if not self.machine.schedule.is_sync(t):
+                self.inbox, merge, result = self.inbox.collect(self.outbox.version)
+            return Taken(self.state.round - 1, record, merge, result, self.outbox.model)
+
+    def consensus(self, model: Buffers, timeout: float) -> tuple[int, Buffers]:
+        """The global mean of what all workers hand in; this worker's engine goes on serving others meanwhile.
+
+        Returns:
+            The newest round that is complete here, and the mean, which is now published as well.
+        """
+        with self._changed:
+            self._consensus = model
+        self._post(protocol.Retire(Rest.CONSENSUS))
+        with self._changed:
+            self._wait(lambda: self._consensus is None, timeout, "consensus()")
+            return self.state.round - 1, self.outbox.model
+
+    def close(self, timeout: float) -> None:
+        """Serves the others until all have closed, and ends the thread."""
+        self._post(protocol.Retire(Rest.CLOSE))
+        with self._changed:
+            self._wait(lambda: self.state.over, timeout, "close()")
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            raise TimeoutError(f"the engine's thread has not ended within {timeout:.0f} s")
+        self.raise_failure()
+
+    def abort(self, text: str) -> None:
+        """Tells all others that this worker has failed, and ends the thread as soon as nobody counts on it."""
+        self._post(protocol.Abort(text))
+        self._thread.join(WIND_UP_SECONDS + 1)
+
+    def raise_failure(self) -> None:
+        """Raises what ended the run.
+
+        Raises:
+            ExchangeError: With the engine's own exception as its cause, if there was one.
+        """
+        if self._failure is not None:
+            text, cause = self._failure
+            raise ExchangeError(text) from cause
+
+    def enter(self) -> None:
+        """The trainer is inside a call."""
+        self._waiting = True
+
+    def leave(self) -> None:
+        """The trainer is on its own again."""
+        self._waiting = False
+        self._left = time.perf_counter()
+
+    def _post(self, event: Any) -> None:
+        self._events.append(event)
+        self._wake.release()
+
+    def _wait(self, condition: Callable[[], bool], timeout: float, what: str) -> None:
+        since = time.perf_counter()
+        if self._changed.wait_for(lambda: condition() or self._failure is not None, timeout):
+            if not condition():
+                self.raise_failure()
+            return
+        self._post(_Ask())
+        self._changed.wait_for(lambda: condition() or self._failure is not None, ANSWER_SECONDS)
+        if condition():
+            return
+        self.raise_failure()
+        raise TimeoutError(f"{what} has waited for {time.perf_counter() - since:.1f} s: {self._diagnosis()}")
+
+    def _diagnosis(self) -> str:
+        if self.exchanging is not None:
+            r, group, since = self.exchanging
+            others = [rank for rank in group if rank != self.machine.worker]
+            seconds = time.perf_counter() - since
+            return f"inside the exchange of round {r} with the ranks {others} for {seconds:.1f} s; the network is stuck"
+        lines = []
+        for rank in sorted(self._asked):
+            status = self._answers.get(rank)
+            if status is None:
+                lines.append(f"rank {rank} does not answer: it is gone, or stuck in code that holds Python's lock")
+            elif rank in status.waits_for and status.busy:
+                lines.append(
+                    f"rank {rank} has not arrived at round {status.round}: it has computed for {status.busy:.1f} s"
+                )
+        return "; ".join(lines) or "the engine does not answer"
+
+    # the engine's thread
+
+    def _run(self) -> None:
+        try:
+            while not self.state.over:
+                event = self._next()
+                if event is None:
+                    break
+                self._handle(event)
+            self._finish()
+        except BaseException as error:
+            text = f"rank {self.machine.worker}'s exchange failed: {type(error).__name__}: {error}"
+            with self._changed:
+                self._failure = self._failure or (text, error)
+            for dest in range(self.control.size):
+                if dest != self.machine.worker:
+                    self._send(dest, Message(protocol.Kind.ABORT, 0, text))
+            self._flush()
+        finally:
+            with self._changed:
+                self.state = self.state._replace(over=True)
+                self._changed.notify_all()
+
+    def _handle(self, event: Any) -> None:
+        if isinstance(event, _Ask):
+            return self._ask(self.machine.waits_for(self.state))
+        if isinstance(event, protocol.Receive) and not isinstance(event.message, Message):
+            return self._other(event.source, event.message)
+        with self._changed:
+            self.state, actions = self.machine.step(self.state, event)
+        while actions:
+            action = actions.pop(0)
+            if isinstance(action, protocol.Send):
+                self._send(action.dest, action.message)
+            elif isinstance(action, protocol.Fail):
+                with self._changed:
+                    self._failure = (action.text, None)
+                    self._changed.notify_all()
+            elif isinstance(action, protocol.Exchange):
+                actions += self._exchange(action.round, action.group)
+            elif isinstance(action, protocol.Consensus):
+                actions += self._global_mean()
+        if self.state.aborted and self._deadline is None:
+            self._deadline = time.perf_counter() + WIND_UP_SECONDS
+        return None
+
+    def _exchange(self, r: int, group: tuple[int, ...]) -> list[Any]:
+        """Exchanges the publication with the group; what to do next."""
+        is_sync = self.machine.schedule.is_sync(r)
+        with self._changed:
+            version, model = self.outbox
+            self._in_use = model
+            is_mean = is_sync or version == r
+            memory = self._memory.pop(is_sync, None) if is_mean else self._reuse()
+            self.exchanging = (r, group, time.perf_counter())
+        buffers = model if is_sync else self.ordinary(model)
+        result = "mean" if is_mean else "sum"
+        if memory is None:
+            memory = self.wire.memory(buffers, result)
+        contributed, total = self.wire.exchange(group, result, (r, version), buffers, memory)
+        with self._changed:
+            self._records[r] = Record(r, group, contributed)
+            if len(self._records) > RECORDS:
+                self._records.popitem(last=False)
+            if is_sync:
+                self.outbox, self.inbox = global_mean(self.outbox, self.inbox, r, total)
+            else:
+                self.inbox = self.inbox.put(GroupSum(r, version, len(group), total, is_mean))
+            return self._completed(model)
+
+    def _global_mean(self) -> list[Any]:
+        everyone = tuple(range(self.machine.schedule.num_workers))
+        with self._changed:
+            model = self._consensus
+            assert model is not None
+            self.exchanging = (self.state.round, everyone, time.perf_counter())
+        _, mean = self.wire.exchange(everyone, "mean", (-1, -1), model, self.wire.memory(model, "mean"))
+        with self._changed:
+            version = max(self.state.round - 1, self.outbox.version)
+            self.outbox, self.inbox = global_mean(self.outbox, self.inbox, version, mean)
+            self._consensus = None
+            return self._completed(None)
+
+    def _completed(self, model: Buffers | None) -> list[Any]:
+        self.exchanging, self._in_use = None, None
+        if model is not None and model is not self.outbox.model:
+            self._retire(model)
+        self.state, actions = self.machine.step(self.state, protocol.Completed())
+        self._changed.notify_all()
+        return actions
+
+    def _retire(self, model: Buffers) -> None:
+        """Keeps a former publication as memory for the next, unless an exchange still reads it."""
+        if model is not self._in_use:
+            self._spare = model
+
+    def _reuse(self) -> Buffers | None:
+        """The memory of a sum that the trainer has not come for; it is to be replaced."""
+        newest = self.inbox.newest
+        if newest is None or newest.taken or newest.is_mean:
+            return None
+        self.inbox = Inbox()
+        return newest.total
+
+    # control messages
+
+    def _next(self) -> Any:
+        """The next event; sleeps in between. None when the others have been waited for long enough after a failure."""
+        delay = SHORTEST_POLL
+        status = MPI.Status()
+        while True:
+            if self._events:
+                return self._events.popleft()
+            message = self.control.improbe(MPI.ANY_SOURCE, _TAG, status)
+            if message is not None:
+                return protocol.Receive(status.Get_source(), message.recv())
+            if self._requests:
+                self._requests = [request for request in self._requests if not request.Test()]
+            woken = self._wake.acquire(timeout=delay)
+            longest = LONGEST_POLL_WAITING if self._waiting else LONGEST_POLL
+            delay = SHORTEST_POLL if woken else min(2 * delay, longest)
+            if self._deadline is not None and time.perf_counter() > self._deadline:
+                return None
+
+    def _send(self, dest: int, message: Any) -> None:
+        self._requests.append(self.control.isend(message, dest, _TAG))
+        self.messages_sent += 1
+
+    def _ask(self, ranks: tuple[int, ...]) -> None:
+        for rank in ranks:
+            if rank not in self._asked and rank != self.machine.worker:
+                self._asked.add(rank)
+                self._send(rank, _Ask())
+
+    def _other(self, source: int, message: Any) -> None:
+        if isinstance(message, _Ask):
+            busy = 0.0 if self._waiting else time.perf_counter() - self._left
+            self._send(source, Status(self.state.round, self.machine.waits_for(self.state), busy))
+        elif isinstance(message, Status):
+            self._answers[source] = message
+            self._ask(message.waits_for)
+        elif isinstance(message, _Bye):
+            self._byes.add(source)
+
+    def _finish(self) -> None:
+        """Sends the last message, and receives everybody's: nothing is left on the way."""
+        others = [rank for rank in range(self.control.size) if rank != self.machine.worker]
+        if not self.state.aborted:
+            for rank in others:
+                self._send(rank, _Bye())
+            while not self._byes.issuperset(others):
+                event = self._next()
+                if isinstance(event, protocol.Receive):
+                    self._other(event.source, event.message)
+        self._flush()
+
+    def _flush(self) -> None:
+        """Waits until what was sent is on its way."""
+        end = time.perf_counter() + WIND_UP_SECONDS
+        while self._requests and time.perf_counter() < end:
+            self._requests = [request for request in self._requests if not request.Test()]
+            time.sleep(SHORTEST_POLL)

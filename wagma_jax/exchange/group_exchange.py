@@ -1,0 +1,467 @@
+"""Wait-avoiding group model averaging for training scripts: one object per process."""
+
+import atexit
+import contextlib
+import os
+import sys
+import threading
+import time
+import warnings
+import weakref
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.experimental import io_callback
+from mpi4py import MPI
+
+from wagma_jax.averaging import PolicyFunction, accumulation_dtype
+from wagma_jax.exchange.buffers import Merge
+from wagma_jax.exchange.engine import Engine, ExchangeError
+from wagma_jax.exchange.protocol import Clock, Rounds
+from wagma_jax.exchange.staging import Buffers, Staging
+from wagma_jax.exchange.wire import Wire
+from wagma_jax.schedule import GroupSchedule, integer
+from wagma_jax.transformations import raise_no_params
+
+SWITCH_INTERVAL = 5e-4  # seconds for which a thread may hold Python's lock while an exchange is open
+GOODBYE_SECONDS = 3.0  # after a failure: how long a process waits for the others to end, before it ends them
+_GOODBYE_TAG = 12
+
+
+class ExchangeInfo(NamedTuple):
+    """What one call of ``GroupExchange.average`` did.
+
+    Attributes:
+        round: The round that the call arrived at; -1 before the first.
+        is_sync: Whether it was a sync round (global mean).
+        late: Whether an older model of this worker was contributed to that round.
+        staleness: The age in rounds of this worker's contribution to it; 0 on time.
+        waited_seconds: How long the call waited for the round, exchange included, after W' was ready.
+        group: The ranks that averaged in that round.
+        contributed_rounds: The version of each one's contribution: the round it was published for, -1 for the
+            parameters at the start. Empty where a worker lags so far behind that this is forgotten.
+        base: The newest round whose result the returned model contains; -1 if none.
+    """
+
+    round: int
+    is_sync: bool
+    late: bool
+    staleness: int
+    waited_seconds: float
+    group: tuple[int, ...]
+    contributed_rounds: tuple[int, ...]
+    base: int
+
+
+class GroupExchange:
+    """Averages this process's model with rotating groups of other processes, without waiting for late ones (WAGMA-SGD).
+
+    After each local step call ``average``: the first of a group to arrive starts its exchange; for those that are
+    still computing, a background thread contributes the model that they published last. Whoever was late merges its own
+    model with the sum, ``(sum + W') / (S + 1)``. Every ``sync_period`` rounds all take the global mean. Reference: Li
+    et al., TPDS 2021, algorithm 2.
+
+    Use it as a context manager: an exception inside of it ends the whole run within seconds, and a normal end waits (at
+    no cost to the others) until all workers have ended. All processes construct it at the same time with the same
+    arguments. One exchange keeps up to three copies of the model beside the user's own.
+
+    Args:
+        comm: An ``mpi4py`` communicator; None: ``MPI.COMM_WORLD``. It is duplicated, so it may be used for anything.
+        params: A pytree of arrays to be averaged, on the CPU or on accelerators. All workers start from rank 0's: see
+            ``params``.
+        group_size: S, the largest number of workers in a group. The paper takes S = sqrt(P).
+        sync_period: Rounds between global means, which bounds staleness; None: never.
+        rotate: Whether groups change from round to round.
+        quorum: How many members of a group must arrive before an exchange starts: 1 for the first, up to ``group_size``
+            for all, that is without late workers.
+        clock: "step": every worker takes part in every round with a step of its own (the paper). "round": a worker that
+            finds newer rounds complete jumps to them, so that one that is always slow takes fewer steps.
+        average: The per-leaf policy, from a leaf's key path and value to "mean", "keep" or "sync" (mean at sync rounds
+            only). None averages floating and complex leaves and keeps all others.
+        timeout_seconds: How long a call waits for others before it raises TimeoutError.
+
+    Raises:
+        ValueError: An argument is out of range, or differs between ranks; the trees differ between ranks (on all
+            ranks, naming the first leaf).
+        TypeError: ``comm`` is no communicator.
+        RuntimeError: MPI was initialized without MPI_THREAD_MULTIPLE.
+    """
+
+    def __init__(
+        self,
+        comm: MPI.Intracomm | None,
+        params: Any,
+        *,
+        group_size: int,
+        sync_period: int | None = 10,
+        rotate: bool = True,
+        quorum: int = 1,
+        clock: Clock = "step",
+        average: PolicyFunction | None = None,
+        timeout_seconds: float = 600.0,
+    ):
+        comm = MPI.COMM_WORLD if comm is None else comm
+        if not isinstance(comm, MPI.Intracomm):
+            raise TypeError(
+                f"comm must be an mpi4py.MPI.Intracomm or None, got {comm!r}: pass for example MPI.COMM_WORLD"
+            )
+        if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
+            raise RuntimeError(
+                "MPI was initialized without MPI_THREAD_MULTIPLE, which the background thread needs: leave "
+                "mpi4py.rc.thread_level at 'multiple', and use an MPI that was built with threads"
+            )
+        _check_thread_pool()
+        self._closed = True  # until everything is there
+        self._control = comm.Dup()
+        error: Exception | None = None
+        staging, schedule, leaves, description = None, None, [], None
+        try:
+            schedule = GroupSchedule(comm.size, group_size, sync_period, rotate)
+            quorum = _between("quorum", quorum, 1, group_size)
+            if clock not in ("step", "round"):
+                raise ValueError(f"clock must be 'step' or 'round', got {clock!r}")
+            if not timeout_seconds > 0:
+                raise ValueError(f"timeout_seconds must be positive, got {timeout_seconds!r}")
+            staging = Staging(params, average)
+            leaves = staging.check(params)
+            settings = {"schedule": repr(schedule), "quorum": str(quorum), "clock": clock}
+            description = settings, staging.describe(), str(staging.treedef)
+        except Exception as caught:
+            error = caught
+        self._agree(error, description)
+        assert staging is not None
+        assert schedule is not None
+        self.schedule, self.rank, self.timeout_seconds = schedule, comm.rank, float(timeout_seconds)
+        self._staging = staging
+        self._leaves = leaves
+        self._models = comm.Dup()
+        self._wire = Wire(self._models)
+        model, self._differs = self._broadcast(staging.pack(leaves))
+        self._warm_up(model)
+        self._start: Buffers | None = model
+        self._counter = -1
+        self._base = -1
+        self._nothing = ExchangeInfo(-1, False, False, 0, 0.0, (), (), -1)
+        self.info = self._nothing
+        self._engine = Engine(
+            Rounds(schedule, comm.rank, quorum, clock), self._wire, self._control, model, staging.ordinary
+        )
+        self._lock = threading.Lock()
+        _open(self)
+        self._closed = False
+        self._engine.start()
+
+    @property
+    def round(self) -> int:
+        """The newest round that this worker has arrived at (or been carried past, while resting); -1 at the start."""
+        return self._counter
+
+    @property
+    def params(self) -> Any:
+        """The parameters that all workers start from: rank 0's, before the first call of ``average``."""
+        if self._start is None:
+            raise RuntimeError("params are those at the start, and are gone after the first call of average()")
+        self._differs = False
+        return self._staging.unpack(self._leaves, self._staging.copy(self._start))
+
+    def average(self, params: Any) -> tuple[Any, ExchangeInfo]:
+        """One round: publishes W' and takes the group's mean, or merges the newest sum if this worker is late.
+
+        Args:
+            params: W', the pytree after the local step; built like the constructor's ``params``. It may be donated or
+                changed afterwards: what is returned, and what is published, are copies.
+
+        Returns:
+            The new pytree, its leaves on the devices of ``params``, and what was done.
+
+        Raises:
+            ValueError: ``params`` is built differently.
+            ExchangeError: The run is over, since another worker or this one's exchange has failed.
+            TimeoutError: It took longer than ``timeout_seconds``; says which rank was waited for.
+            RuntimeError: The exchange is closed.
+        """
+        with self._call("average"):
+            leaves = self._staging.check(params)
+            if self._differs:
+                warnings.warn(
+                    "params of this rank differed from rank 0's, and exchange.params, which are equal on all ranks, "
+                    "were not used: start from them",
+                    stacklevel=3,
+                )
+                self._differs = False
+            model = self._staging.pack(leaves, self._engine.spare())
+            ready = time.perf_counter()
+            t = self._engine.arrive(model, self._counter, self._memory)
+            self._start, self._leaves = None, leaves
+            del model, params
+            taken = self._engine.take(t, self.timeout_seconds)
+            waited = time.perf_counter() - ready
+            is_sync = self.schedule.is_sync(t)
+            if is_sync:
+                tree = self._unpack(self._staging.copy(taken.buffers))
+                self._base = t
+            elif taken.merge == Merge.OWN or taken.result is None:
+                tree = self._unpack(self._staging.copy(taken.buffers))
+            else:
+                total, size = taken.result.total, taken.result.size
+                if taken.merge == Merge.LATE:
+                    total = self._staging.merge(total, self._staging.ordinary(taken.buffers), size)
+                elif not taken.result.is_mean:
+                    total = self._staging.merge(total, None, size)
+                tree = self._unpack(self._staging.completed(total, taken.buffers))
+                self._base = taken.result.round
+            self._counter = t if self._engine.machine.clock == "step" else max(t, taken.newest)
+            self.info = self._describe(t, is_sync, taken.record, waited)
+            self._leaves = []
+            return tree, self.info
+
+    def consensus(self, params: Any) -> Any:
+        """The global mean of all workers' ``params``; their engines go on serving workers that still train.
+
+        All ranks call it equally often, though not after equally many rounds; until the last has come, the others
+        rest in it.
+
+        Args:
+            params: As for ``average``. Leaves whose policy is "keep" come back as they are.
+
+        Returns:
+            The mean, equal on all ranks bit for bit.
+
+        Raises:
+            ExchangeError, TimeoutError, RuntimeError, ValueError: As ``average``.
+        """
+        with self._call("consensus"):
+            self._leaves = self._staging.check(params)
+            model = self._staging.pack(self._leaves)
+            newest, mean = self._engine.consensus(model, self.timeout_seconds)
+            self._counter = max(self._counter, newest)
+            self._base = max(self._base, newest)
+            self._start = None
+            return self._unpack(self._staging.copy(mean))
+
+    def as_transformation(self) -> optax.GradientTransformationExtraArgs:
+        """``average`` as the last link of an optax chain, for a jitted step: ``optax.chain(inner, this)``.
+
+        ``update`` needs ``params``; W' is what ``optax.apply_updates`` gives. The updates that it returns lead to the
+        average within one unit in the last place (leaves narrower than float32: exactly, by updates in float32). What
+        was done is in ``info`` after the step.
+        """
+
+        def update(updates, state, params=None, **extra_args):
+            del extra_args
+            if params is None:
+                raise_no_params(updates)
+            target = optax.apply_updates(params, updates)
+            like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), target)
+            averaged = io_callback(self._from_callback, like, target, ordered=True)
+            policies = iter(self._staging.policies)
+
+            def emit(w, u, new):
+                if next(policies) == "keep":
+                    return u
+                wide = accumulation_dtype(new.dtype)
+                return new.astype(wide) - jnp.asarray(w).astype(wide)
+
+            return jax.tree.map(emit, params, updates, averaged), state
+
+        return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+    def close(self) -> None:
+        """Waits until all ranks have called it, serving those that still train, and frees everything.
+
+        Raises:
+            ExchangeError: Another worker has failed.
+            TimeoutError: The others have not come within ``timeout_seconds``.
+        """
+        if self._closed:
+            return
+        with self._call("close"):
+            self._engine.close(self.timeout_seconds)
+            self._closed = True
+            _forget(self, failed=False)
+            self._control.Free()
+            self._models.Free()
+
+    def __enter__(self) -> "GroupExchange":
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        if error is None:
+            self.close()
+        else:
+            self._abort(f"rank {self.rank} ended with {kind.__name__}: {error}")
+
+    # helpers
+
+    @contextlib.contextmanager
+    def _call(self, name: str):
+        """One call at a time, while it is open; an error inside is told to all others."""
+        if self._closed:
+            raise RuntimeError(f"{name}() was called after the exchange was closed: build a new GroupExchange")
+        if not self._lock.acquire(blocking=False):
+            raise RuntimeError(f"{name}() was called from two threads at once: call it from one")
+        try:
+            self._engine.enter()
+            self._engine.raise_failure()
+            yield
+        except (ExchangeError, TimeoutError) as error:
+            self._abort(f"rank {self.rank} ended with {type(error).__name__}: {error}")
+            raise
+        finally:
+            self._engine.leave()
+            self._lock.release()
+
+    def _abort(self, text: str) -> None:
+        if not self._closed:
+            self._closed = True
+            self._engine.abort(text)
+            _forget(self, failed=True)
+
+    def _agree(self, error: Exception | None, description: Any) -> None:
+        """Raises on all ranks if one has an error, or another description than rank 0."""
+        text = None if error is None else f"{type(error).__name__}: {error}"
+        everyone = self._control.allgather((text, description))
+        failed = [rank for rank, (text, _) in enumerate(everyone) if text is not None]
+        problem = None
+        if error is None and failed:
+            problem = f"rank {failed[0]} could not build its exchange: {everyone[failed[0]][0]}"
+        elif not failed:
+            differences = [(rank, _difference(everyone[0][1], other)) for rank, (_, other) in enumerate(everyone)]
+            found = [(rank, difference) for rank, difference in differences if difference]
+            if found:
+                problem = f"rank {found[0][0]} and rank 0 differ: {found[0][1]}; pass the same on all ranks"
+        if error is not None or problem is not None:
+            self._control.Free()
+            raise error if error is not None else ValueError(problem)
+
+    def _broadcast(self, model: Buffers) -> tuple[Buffers, bool]:
+        """Rank 0's buffers, and whether the own ones differ from them."""
+        result, differs = [], False
+        for own in model:
+            mine = np.asarray(own).view(np.uint8)
+            theirs = np.array(mine) if self.rank == 0 else np.empty_like(mine)
+            for start in range(0, theirs.size, 1 << 30):
+                self._control.Bcast(theirs[start : start + (1 << 30)], root=0)
+            differs = differs or not np.array_equal(mine, theirs)
+            result.append(jax.device_put(theirs.view(own.dtype), self._staging.device, may_alias=False))
+        return self._staging.copy(tuple(result)), differs
+
+    def _warm_up(self, model: Buffers) -> None:
+        """Compiles every exchange by making it once, so that no round waits for a compiler."""
+        ordinary = self._staging.ordinary(model)
+        everyone = tuple(range(self.schedule.num_workers))
+        seen = set()
+        for t in range(self.schedule.period):
+            group = self.schedule.group_of(self.rank, t)
+            if self.schedule.groups(t) not in seen and self.schedule.sync_period != 1:
+                seen.add(self.schedule.groups(t))
+                for result in ("mean", "sum"):
+                    self._wire.exchange(group, result, (t, -1), ordinary, self._wire.memory(ordinary, result))
+        self._wire.exchange(everyone, "mean", (-1, -1), model, self._wire.memory(model, "mean"))
+
+    def _memory(self, is_sync: bool) -> Buffers:
+        with jax.default_device(self._staging.device):
+            model = self._engine.outbox.model
+            return self._wire.memory(model if is_sync else self._staging.ordinary(model), "mean")
+
+    def _unpack(self, buffers: Buffers) -> Any:
+        return self._staging.unpack(self._leaves, buffers)
+
+    def _from_callback(self, target: Any) -> Any:
+        tree, _ = self.average(target)
+        return jax.tree.map(np.asarray, tree)
+
+    def _describe(self, t, is_sync, record, waited) -> ExchangeInfo:
+        group = tuple(range(self.schedule.num_workers)) if is_sync else self.schedule.group_of(self.rank, t)
+        contributed = record.contributed if record is not None else ()
+        staleness = 0 if is_sync or not contributed else t - contributed[group.index(self.rank)]
+        return ExchangeInfo(t, is_sync, staleness > 0, staleness, waited, group, contributed, self._base)
+
+
+def _between(name: str, value: Any, low: int, high: int) -> int:
+    value = integer(name, value, f"pass {low} to {high}")
+    if not low <= value <= high:
+        raise ValueError(f"{name} must be between {low} and {high}, got {value}")
+    return value
+
+
+def _difference(expected: Any, came: Any) -> str | None:
+    """What differs first between two ranks' (settings, leaves, structure)."""
+    for name, value in expected[0].items():
+        if came[0][name] != value:
+            return f"{name} is {came[0][name]} there, and {value} on rank 0"
+    for ours, theirs in zip(expected[1], came[1], strict=False):
+        if ours != theirs:
+            (name, shape, dtype, policy), (other, other_shape, other_dtype, other_policy) = ours, theirs
+            return (
+                f"the leaf {other} is {other_dtype}{list(other_shape)} ({other_policy}) there, and on rank 0 it is "
+                f"{name}, {dtype}{list(shape)} ({policy})"
+            )
+    if len(expected[1]) != len(came[1]):
+        longer = max(expected[1], came[1], key=len)
+        return f"the leaf {longer[min(len(expected[1]), len(came[1]))][0]} is missing on one of them"
+    return None if expected[2] == came[2] else f"the tree is {came[2]} there, and {expected[2]} on rank 0"
+
+
+def _check_thread_pool() -> None:
+    """Warns where a long computation of the trainer would keep the engine's from running."""
+    threads = int(os.environ.get("NPROC") or len(os.sched_getaffinity(0)))
+    if threads < 2 and jax.config.read("jax_cpu_enable_async_dispatch"):
+        warnings.warn(
+            f"XLA has {threads} thread for computations on this CPU, so that the exchange waits while a step computes: "
+            "start with `wagma launch`, set NPROC=2 and give the process two cores (mpirun --bind-to none), or, before "
+            "anything else, jax.config.update('jax_cpu_enable_async_dispatch', False)",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
+# What a process does at its end. A process that fails must not wait in MPI_Finalize for others which compute on.
+
+_exchanges: "weakref.WeakSet[GroupExchange]" = weakref.WeakSet()
+_switch_interval: list[float] = []
+_failed = False
+
+
+def _open(exchange: GroupExchange) -> None:
+    if not _exchanges:
+        _switch_interval[:] = [sys.getswitchinterval()]
+        sys.setswitchinterval(min(_switch_interval[0], SWITCH_INTERVAL))
+    _exchanges.add(exchange)
+    atexit.unregister(_at_exit)
+    atexit.register(_at_exit)
+
+
+def _forget(exchange: GroupExchange, failed: bool) -> None:
+    global _failed
+    _failed = _failed or failed
+    _exchanges.discard(exchange)
+    if not _exchanges:
+        sys.setswitchinterval(_switch_interval[0])
+
+
+def _at_exit() -> None:
+    for exchange in list(_exchanges):
+        exchange._abort(f"rank {exchange.rank} ended without close()")
+    if not _failed or MPI.Is_finalized():
+        return
+    world = MPI.COMM_WORLD
+    end = time.perf_counter() + GOODBYE_SECONDS
+    others = set(range(world.size)) - {world.rank}
+    requests = [world.isend(None, rank, _GOODBYE_TAG) for rank in others]
+    status = MPI.Status()
+    while others and time.perf_counter() < end:
+        message = world.improbe(MPI.ANY_SOURCE, _GOODBYE_TAG, status)
+        if message is None:
+            time.sleep(0.01)
+            continue
+        message.recv()
+        others.discard(status.Get_source())
+    del requests
+    if others:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        world.Abort(1)

@@ -1,0 +1,193 @@
+"""Between the user's pytree and what is exchanged: flat buffers on the CPU, one for each dtype and policy.
+
+A model enters by one copy (`Staging.pack`) and leaves without one: the leaves that the user gets are views of the
+buffer that the average was written to, which nobody else refers to any more. Arrays on an accelerator are staged
+through the host.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wagma_jax.averaging import PolicyFunction, accumulation_dtype, leaf_name, leaf_policies, merge
+
+Buffers = tuple[jax.Array, ...]
+ALIGNMENT = 64  # bytes; XLA takes a view as it is only where it begins at a multiple
+
+
+class Part(NamedTuple):
+    """One averaged leaf within its buffer: index of the leaf in the tree, and offset and shape in elements."""
+
+    leaf: int
+    offset: int
+    shape: tuple[int, ...]
+
+
+class Layout(NamedTuple):
+    """One buffer: its dtype, whether ordinary rounds exchange it (else only sync rounds do), its size and parts."""
+
+    dtype: np.dtype
+    ordinary: bool
+    size: int
+    parts: tuple[Part, ...]
+
+
+class Staging:
+    """Packs and unpacks pytrees that are built like ``params``.
+
+    Args:
+        params: A pytree of arrays, scalars among them.
+        average: The per-leaf policy, as for ``averaging.leaf_policies``.
+
+    Raises:
+        ValueError, TypeError: From the policy.
+    """
+
+    def __init__(self, params: Any, average: PolicyFunction | None = None):
+        self.policies = leaf_policies(params, average)
+        paths_and_leaves, self.treedef = jax.tree_util.tree_flatten_with_path(params)
+        self.names = [leaf_name(path) for path, _ in paths_and_leaves]
+        self.shapes = [np.shape(leaf) for _, leaf in paths_and_leaves]
+        self.dtypes = [jnp.asarray(leaf).dtype if _is_host(leaf) else leaf.dtype for _, leaf in paths_and_leaves]
+        self.device = jax.local_devices(backend="cpu")[0]
+        self.layouts = self._layouts()
+        self._pack = jax.jit(self._concatenate, donate_argnums=1, keep_unused=True)
+        widened = any(accumulation_dtype(layout.dtype) != layout.dtype for layout in self.layouts)
+        # a sum that is wider than the model cannot become the model in place
+        self._merge = jax.jit(_merged, static_argnums=2, donate_argnums=() if widened else 0)
+        self._copy = jax.jit(lambda buffers: tuple(jnp.copy(buffer) for buffer in buffers))
+
+    def _layouts(self) -> tuple[Layout, ...]:
+        found: dict[tuple[str, bool], list[int]] = {}
+        for i, policy in enumerate(self.policies):
+            if policy != "keep":
+                found.setdefault((str(self.dtypes[i]), policy == "mean"), []).append(i)
+        layouts = []
+        for (_, ordinary), leaves in found.items():
+            dtype = self.dtypes[leaves[0]]
+            step = max(1, ALIGNMENT // dtype.itemsize)
+            parts, size = [], 0
+            for i in leaves:
+                parts.append(Part(i, size, self.shapes[i]))
+                size += -(-int(np.prod(self.shapes[i], dtype=np.int64)) // step) * step
+            layouts.append(Layout(dtype, ordinary, size, tuple(parts)))
+        return tuple(layouts)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what is averaged."""
+        return sum(layout.size * layout.dtype.itemsize for layout in self.layouts)
+
+    def describe(self) -> list[tuple[str, tuple[int, ...], str, str]]:
+        """(name, shape, dtype, policy) of every leaf: what must be equal on all workers."""
+        return [
+            (name, shape, str(dtype), policy)
+            for name, shape, dtype, policy in zip(self.names, self.shapes, self.dtypes, self.policies, strict=True)
+        ]
+
+    def check(self, tree: Any) -> list[Any]:
+        """The leaves of ``tree``.
+
+        Raises:
+            ValueError: It is not built like ``params``.
+        """
+        leaves, treedef = jax.tree.flatten(tree)
+        if treedef != self.treedef:
+            raise ValueError(f"the tree must be built like params: expected {self.treedef}, got {treedef}")
+        for leaf, name, shape, dtype in zip(leaves, self.names, self.shapes, self.dtypes, strict=True):
+            came = jnp.result_type(leaf) if _is_host(leaf) else leaf.dtype
+            if np.shape(leaf) != shape or came != dtype:
+                raise ValueError(
+                    f"{name} must be {dtype}{list(shape)} as in params, got {came}{list(np.shape(leaf))}: pass the "
+                    "same pytree as to the constructor"
+                )
+        return leaves
+
+    def pack(self, leaves: list[Any], spare: Buffers | None = None) -> Buffers:
+        """A copy of the averaged leaves, complete on return.
+
+        Args:
+            leaves: From ``check``.
+            spare: Buffers of this layout that nobody needs any more; they are donated.
+        """
+        wanted = [[leaves[part.leaf] for part in layout.parts] for layout in self.layouts]
+        if any(isinstance(leaf, jax.Array) and leaf.devices() != {self.device} for leaf in leaves):
+            wanted = jax.device_put(wanted, self.device)  # starts all transfers before it waits for one
+        if spare is None:
+            with jax.default_device(self.device):
+                spare = tuple(jnp.zeros(layout.size, layout.dtype) for layout in self.layouts)
+        return jax.block_until_ready(self._pack(wanted, spare))
+
+    def _concatenate(self, wanted: list[list[Any]], spare: Buffers) -> Buffers:
+        del spare  # only its memory is used
+        buffers = []
+        for layout, leaves in zip(self.layouts, wanted, strict=True):
+            pieces, end = [], 0
+            for part, leaf in zip(layout.parts, leaves, strict=True):
+                if part.offset > end:
+                    pieces.append(jnp.zeros(part.offset - end, layout.dtype))
+                pieces.append(jnp.asarray(leaf, layout.dtype).ravel())
+                end = part.offset + pieces[-1].size
+            if layout.size > end:
+                pieces.append(jnp.zeros(layout.size - end, layout.dtype))
+            buffers.append(jnp.concatenate(pieces))
+        return tuple(buffers)
+
+    def ordinary(self, buffers: Buffers) -> Buffers:
+        """Those of all buffers that ordinary rounds exchange."""
+        return tuple(buffer for buffer, layout in zip(buffers, self.layouts, strict=True) if layout.ordinary)
+
+    def completed(self, ordinary: Buffers, buffers: Buffers) -> Buffers:
+        """All buffers: ``ordinary`` where ordinary rounds exchange them, copies of ``buffers`` elsewhere."""
+        rest = iter(self.copy(tuple(b for b, layout in zip(buffers, self.layouts, strict=True) if not layout.ordinary)))
+        new = iter(ordinary)
+        return tuple(next(new) if layout.ordinary else next(rest) for layout in self.layouts)
+
+    def merge(self, totals: Buffers, own: Buffers | None, size: int) -> Buffers:
+        """The model after an ordinary round (``averaging.merge``); ``totals`` are donated.
+
+        Args:
+            totals: Sums of the buffers of ordinary rounds.
+            own: W' of a late worker, or None.
+            size: The number of contributions.
+        """
+        dtypes = tuple(layout.dtype for layout in self.layouts if layout.ordinary)
+        return self._merge(totals, own, (dtypes, size))
+
+    def copy(self, buffers: Buffers) -> Buffers:
+        """A copy in memory of its own."""
+        return self._copy(buffers)
+
+    def unpack(self, leaves: list[Any], buffers: Buffers) -> Any:
+        """The tree with the averaged leaves taken from ``buffers``, whose memory the tree owns from now on.
+
+        Args:
+            leaves: Where all other leaves come from, and the devices on which each leaf is wanted.
+            buffers: All buffers.
+        """
+        views, places, targets = [], [], []
+        for layout, buffer in zip(self.layouts, buffers, strict=True):
+            flat = np.asarray(buffer)
+            for part in layout.parts:
+                size = int(np.prod(part.shape, dtype=np.int64))
+                views.append(flat[part.offset : part.offset + size].reshape(part.shape))
+                leaf = leaves[part.leaf]
+                places.append(leaf.sharding if isinstance(leaf, jax.Array) else self.device)
+                targets.append(part.leaf)
+        result = list(leaves)
+        for i, leaf in zip(targets, jax.device_put(views, places, may_alias=True), strict=True):
+            result[i] = leaf
+        return self.treedef.unflatten(result)
+
+
+def _merged(totals: Buffers, own: Buffers | None, static: tuple[tuple[Any, ...], int]) -> Buffers:
+    dtypes, size = static
+    if own is None:
+        return tuple((total / size).astype(dtype) for total, dtype in zip(totals, dtypes, strict=True))
+    return tuple(merge(total, buffer, size, late=True) for total, buffer in zip(totals, own, strict=True))
+
+
+def _is_host(leaf: Any) -> bool:
+    return not isinstance(leaf, jax.Array)

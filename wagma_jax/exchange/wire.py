@@ -1,0 +1,236 @@
+"""Sums of flat buffers over a group of MPI processes: one compiled function for each group, over `mpi4jax`.
+
+Large buffers are exchanged chunk by chunk in a loop, so that what is received is summed while it is in the cache, and
+no second model is ever received. A sum is taken in float32 or wider, in an order that is the same for all members, and
+so has the same bits everywhere. The first hop carries the buffer's own dtype.
+
+Which exchange (all move ``n`` members' blocks of m elements; see Thakur, Rabenseifner, Gropp, IJHPCA 2005):
+
+- *recursive doubling*: log2(n) messages of m; for two members, and for small blocks;
+- *halving-doubling*: 2 log2(n) messages, 2 m (n - 1) / n elements in all; for large blocks;
+- *pairwise*: as many elements in 2 (n - 1) messages; where n is no power of two.
+
+All waiting for members happens before (see ``protocol``): a call here blocks only for as long as data moves.
+"""
+
+import math
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import mpi4jax
+import numpy as np
+from jax import lax
+from mpi4py import MPI
+
+from wagma_jax.averaging import accumulation_dtype, merge
+
+CHUNK_BYTES = 1 << 20
+SMALL_BLOCK_BYTES = 1 << 16
+_TAG = 7
+
+Result = Literal["sum", "mean"]
+Buffers = tuple[jax.Array, ...]
+
+
+class Wire:
+    """Compiled exchanges between this process and groups of others.
+
+    Args:
+        comm: Communicator of all workers, used by nobody else.
+        chunk_bytes: About how much is sent at a time.
+    """
+
+    def __init__(self, comm: MPI.Intracomm, chunk_bytes: int = CHUNK_BYTES):
+        self.comm = comm
+        self.chunk_bytes = chunk_bytes
+        self._exchanges: dict[tuple[tuple[int, ...], Result], Any] = {}
+        self._memory: dict[Any, Any] = {}
+
+    def memory(self, buffers: Buffers, result: Result) -> Buffers:
+        """Uninitialized memory for the result of an exchange of such buffers, for its ``memory`` argument.
+
+        The thread that calls this allocates it. glibc serves large requests from memory that was freed before only in
+        the arena of the main thread; elsewhere every page is fetched from the system anew.
+        """
+        key = (result, *((own.size, own.dtype) for own in buffers))
+        if key not in self._memory:
+            members = _Members(self.comm, (self.comm.rank,))
+            dtypes = [_dtype_of(result, own.dtype) for own in buffers]
+            sizes = [own.size for own in buffers]
+            allocate = lambda: tuple(members.uninitialized(*spec) for spec in zip(sizes, dtypes, strict=True))
+            self._memory[key] = jax.jit(allocate)
+        return self._memory[key]()
+
+    def exchange(
+        self, group: tuple[int, ...], result: Result, header: tuple[int, int], buffers: Buffers, memory: Buffers
+    ) -> tuple[tuple[int, ...], Buffers]:
+        """Sums the buffers of a group; compiled at the first call for a group. Blocks until it is done.
+
+        Args:
+            group: Ascending ranks, this one among them. All call this for the same round, with the same shapes and
+                dtypes, but ``result`` may differ.
+            result: "sum" (accumulation dtypes) or "mean" (the buffers' dtypes).
+            header: (round, version of this contribution).
+            buffers: This worker's contribution: 1-D arrays on a CPU device, left as they are.
+            memory: Where the result goes: arrays of its sizes and dtypes, which are donated.
+
+        Returns:
+            The version of each member's contribution, and the sums or means.
+
+        Raises:
+            RuntimeError: The members are not at the same round (a bug of this library).
+        """
+        key = (group, result)
+        if key not in self._exchanges:
+            members = _Members(self.comm, group)
+
+            def exchange(header, buffers, memory):
+                headers = _headers(members, header)
+                pairs = zip(buffers, memory, strict=True)
+                return headers, tuple(_total(members, own, out, result, self.chunk_bytes) for own, out in pairs)
+
+            self._exchanges[key] = jax.jit(exchange, donate_argnums=2, keep_unused=True)
+        exchange = self._exchanges[key]
+        headers, totals = jax.block_until_ready(exchange(np.asarray(header, np.int32), buffers, memory))
+        headers = np.asarray(headers)
+        if not (headers[:, 0] == header[0]).all():
+            raise RuntimeError(f"round {header[0]} met the rounds {headers[:, 0].tolist()} of the ranks {list(group)}")
+        return tuple(headers[:, 1].tolist()), totals
+
+
+class _Members(NamedTuple):
+    comm: MPI.Intracomm
+    group: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        return len(self.group)
+
+    @property
+    def position(self) -> int:
+        return self.group.index(self.comm.rank)
+
+    def swap(self, block: jax.Array, dest: int, source: int, size: int, dtype: Any) -> jax.Array:
+        """Sends ``block`` to one member and receives ``size`` elements of ``dtype`` from another; by position."""
+        like = jnp.zeros(size, _carrier(dtype))  # only its shape is used
+        received = mpi4jax.sendrecv(
+            lax.bitcast_convert_type(block, _carrier(block.dtype)),
+            like,
+            self.group[source],
+            self.group[dest],
+            sendtag=_TAG,
+            recvtag=_TAG,
+            comm=self.comm,
+        )
+        return lax.bitcast_convert_type(received, dtype)
+
+    def uninitialized(self, size: int, dtype: Any) -> jax.Array:
+        """Memory that nobody has written to: a receive from MPI_PROC_NULL leaves its buffer as it is."""
+        null = MPI.PROC_NULL
+        nothing = jnp.zeros(1, jnp.uint8)
+        memory = mpi4jax.sendrecv(
+            nothing, jnp.zeros(size, _carrier(dtype)), null, null, sendtag=_TAG, recvtag=_TAG, comm=self.comm
+        )
+        return lax.bitcast_convert_type(memory, dtype)
+
+
+def _carrier(dtype: Any) -> Any:
+    """A dtype of the same width that MPI knows."""
+    dtype = jnp.dtype(dtype)
+    if dtype.name in ("float32", "float64", "complex64", "complex128", "int32"):
+        return dtype
+    return jnp.dtype(f"uint{8 * dtype.itemsize}")
+
+
+def _dtype_of(result: Result, dtype: Any) -> Any:
+    return jnp.dtype(dtype) if result == "mean" else accumulation_dtype(dtype)
+
+
+def _headers(members: _Members, header: jax.Array) -> jax.Array:
+    """All members' headers, [n, 2]."""
+    slots = jnp.zeros((members.size, 2), header.dtype).at[members.position].set(header)
+    return _block_sum(members, slots.ravel(), header.dtype).reshape(members.size, 2)
+
+
+def _total(members: _Members, own: jax.Array, out: jax.Array, result: Result, chunk_bytes: int) -> jax.Array:
+    """The sum or mean of a buffer, chunk by chunk; the chunks are of equal size, and the last two may overlap."""
+    wide = accumulation_dtype(own.dtype)
+    count = max(1, math.ceil(own.size * own.dtype.itemsize / chunk_bytes))
+    chunk = math.ceil(own.size / count)
+    if count == 1:
+        return _finish(_block_sum(members, own, wide), own, members.size, result)
+
+    def body(i, out):
+        start = (jnp.minimum(i * chunk, own.size - chunk),)
+        block = lax.dynamic_slice(own, start, (chunk,))
+        total = _finish(_block_sum(members, block, wide), block, members.size, result)
+        return lax.dynamic_update_slice(out, total, start)
+
+    return lax.fori_loop(0, count, body, out)
+
+
+def _finish(total, own, size, result):
+    return merge(total, own, size) if result == "mean" else total
+
+
+def _block_sum(members: _Members, block: jax.Array, wide: Any) -> jax.Array:
+    """The sum of a 1-D block over the members, in dtype ``wide``."""
+    n = members.size
+    if n == 1:
+        return block.astype(wide)
+    if n & (n - 1):
+        return _pairwise(members, block, wide)
+    if n == 2 or block.size * block.dtype.itemsize <= SMALL_BLOCK_BYTES:
+        return _recursive_doubling(members, block, wide)
+    return _halving_doubling(members, block, wide)
+
+
+def _recursive_doubling(members, block, wide):
+    for bit in range(members.size.bit_length() - 1):
+        partner = members.position ^ (1 << bit)
+        received = members.swap(block, partner, partner, block.size, block.dtype)
+        block = block.astype(wide) + received.astype(wide)
+    return block
+
+
+def _halving_doubling(members, block, wide):
+    n, position = members.size, members.position
+    bounds = [k * block.size // n for k in range(n + 1)]
+    low, high = 0, n  # of the parts that ``block`` holds
+    mask = n // 2
+    while mask:
+        middle, partner = (low + high) // 2, position ^ mask
+        cut = bounds[middle] - bounds[low]
+        lower, upper = block[:cut], block[cut:]
+        kept, sent = (upper, lower) if position & mask else (lower, upper)
+        received = members.swap(sent, partner, partner, kept.size, kept.dtype)
+        block = kept.astype(wide) + received.astype(wide)
+        low, high = (middle, high) if position & mask else (low, middle)
+        mask //= 2
+    mask = 1
+    while mask < n:
+        partner, width = position ^ mask, high - low
+        at = low - width if position & mask else high  # where the partner's parts begin
+        received = members.swap(block, partner, partner, bounds[at + width] - bounds[at], wide)
+        block = jnp.concatenate([received, block] if position & mask else [block, received])
+        low = min(low, at)
+        high = low + 2 * width
+        mask *= 2
+    return block
+
+
+def _pairwise(members, block, wide):
+    n, position = members.size, members.position
+    bounds = [k * block.size // n for k in range(n + 1)]
+    own = block[bounds[position] : bounds[position + 1]]
+    total = own.astype(wide)
+    for step in range(1, n):
+        dest, source = (position + step) % n, (position - step) % n
+        received = members.swap(block[bounds[dest] : bounds[dest + 1]], dest, source, own.size, own.dtype)
+        total = total + received.astype(wide)
+    parts = [total] * n
+    for step in range(1, n):
+        dest, source = (position + step) % n, (position - step) % n
+        parts[source] = members.swap(total, dest, source, bounds[source + 1] - bounds[source], wide)
+    return jnp.concatenate(parts)
