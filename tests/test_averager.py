@@ -79,22 +79,26 @@ def random_lateness(rounds, num_workers, seed=0, share=0.4):
     return np.random.default_rng(seed).random((rounds, num_workers)) < share
 
 
-@pytest.mark.parametrize("context", CONTEXTS)
+CORNERS = [
+    wagma.GroupSchedule(8, 2, None),
+    wagma.GroupSchedule(1, 1, 2),
+    wagma.GroupSchedule(4, 4, 3),
+    wagma.GroupSchedule(6, 1, 2),
+    wagma.GroupSchedule(6, 2, 1),
+    wagma.GroupSchedule(6, 2, 3, rotate=False),
+]
+
+
 @pytest.mark.parametrize(
-    "schedule",
+    ("schedule", "context"),
     [
-        wagma.GroupSchedule(8, 4, 4),
-        wagma.GroupSchedule(8, 2, None),
-        wagma.GroupSchedule(7, 3, 3),
-        wagma.GroupSchedule(1, 1, 2),
-        wagma.GroupSchedule(4, 4, 3),
-        wagma.GroupSchedule(6, 1, 2),
-        wagma.GroupSchedule(6, 2, 1),
-        wagma.GroupSchedule(6, 2, 3, rotate=False),
+        *((s, c) for s in (wagma.GroupSchedule(8, 4, 4), wagma.GroupSchedule(7, 3, 3)) for c in CONTEXTS),
+        # what is traced differs between these three only
+        *((s, c) for s in CORNERS for c in ("shard_map", "shard_map_unchecked", "vmap")),
     ],
     ids=str,
 )
-def test_rounds_agree_with_the_reference(context, schedule):
+def test_rounds_agree_with_the_reference(schedule, context):
     check_against_reference(context, schedule, random_lateness(7, schedule.num_workers))
 
 
@@ -108,7 +112,7 @@ def test_a_nan_stays_inside_of_its_group():
     for schedule in (wagma.GroupSchedule(32, 8, None), wagma.GroupSchedule(19, 10, None), wagma.GroupSchedule(8, 2)):
         averager = wagma.GroupAverager(schedule)
         x = jnp.ones((schedule.num_workers, 3)).at[5].set(jnp.nan)
-        got, _, _ = jax.vmap(averager.average, axis_name="data")(x, jax.vmap(averager.init)(x))
+        got, _, _ = CONTEXTS["vmap"](averager.average, schedule.num_workers)(x, jax.vmap(averager.init)(x))
         np.testing.assert_array_equal(np.flatnonzero(np.isnan(got).any(1)), schedule.group_of(5, 0))
 
 
@@ -117,7 +121,7 @@ def test_every_second_call_is_a_round(context):
     check_against_reference(context, wagma.GroupSchedule(6, 2, 3), random_lateness(13, 6), every=2)
 
 
-@pytest.mark.parametrize("lowering", ["auto", "psum", "reduce_scatter", "ppermute", "matrix"])
+@pytest.mark.parametrize("lowering", ["psum", "reduce_scatter", "ppermute", "matrix"])  # "auto" is above
 @pytest.mark.parametrize("context", CONTEXTS)
 @pytest.mark.parametrize("schedule", [wagma.GroupSchedule(8, 4, 3), wagma.GroupSchedule(7, 3, 3)], ids=str)
 def test_every_lowering_gives_the_same_numbers(lowering, context, schedule):
@@ -133,7 +137,7 @@ def test_every_lowering_gives_the_same_numbers(lowering, context, schedule):
         check_against_reference(context, schedule, lateness, lowering=lowering)
 
 
-@hypothesis.settings(max_examples=50, deadline=None, derandomize=True, database=None)
+@hypothesis.settings(max_examples=25, deadline=None, derandomize=True, database=None)
 @hypothesis.given(st.data())
 def test_the_late_rule_for_random_patterns(data):
     num_workers = data.draw(st.integers(1, 9), "num_workers")
@@ -184,6 +188,7 @@ def test_scan_over_steps(context):
     np.testing.assert_array_equal(state.round, 9)
 
 
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("context", CONTEXTS)
 def test_on_time_members_get_the_same_bits(context):
     schedule = wagma.GroupSchedule(8, 4, 3)
@@ -287,11 +292,12 @@ def test_leaves_may_be_sharded_or_replicated_over_a_model_axis():
 
         got, state, expected = tree, jax.vmap(averager.init)(tree), tree
         for _ in range(2):
-            expected, _, _ = jax.vmap(averager.average, axis_name="data")(expected, state)
+            expected, _, _ = CONTEXTS["vmap"](averager.average, 4)(expected, state)
             got, state = jax.jit(step)(got, state)
             jax.tree.map(np.testing.assert_allclose, got, expected)
 
 
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_an_automatic_model_axis_is_not_gathered(check_vma):
     mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
@@ -407,12 +413,14 @@ def compiled_text(context, num_workers, group_size, **options):
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
 
 
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("context", ["shard_map", "shard_map_unchecked", "pmap", "vmap"])
 def test_one_worker_needs_no_collective(context):
     text = compiled_text(context, 1, 1, simulate_lateness=True)
     assert not any(name in text for name in COLLECTIVES)
 
 
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("context", ["shard_map", "shard_map_unchecked", "pmap"])
 def test_the_round_counter_costs_no_collective(context):
     text = compiled_text(context, 8, 2)
@@ -422,6 +430,7 @@ def test_the_round_counter_costs_no_collective(context):
             assert " f32[" in line, line
 
 
+@pytest.mark.usefixtures("optimized")
 def test_under_vmap_one_branch_executes():
     # a batched round would turn the switch into selects over the results of all branches
     for every in (1, 2):

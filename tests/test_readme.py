@@ -49,7 +49,7 @@ def test_the_exported_model_is_read_by_others(tmp_path, monkeypatch):
     from train import images
 
     monkeypatch.chdir(tmp_path)
-    options = images.Options(workers=2, steps=4, batch_size=4, out=tmp_path / "runs" / "mine")
+    options = images.Options(workers=1, steps=4, batch_size=8, out=tmp_path / "runs" / "mine")
     summary, _ = images.train(options)
     _, script = blocks("python")
     scope = {}

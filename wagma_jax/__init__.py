@@ -1,7 +1,7 @@
 """Wait-avoiding group model averaging (WAGMA-SGD) for JAX.
 
-Names are looked up when they are first used: what needs MPI is imported only then, and the `wagma` command starts without
-JAX.
+Names are looked up when they are first used: what needs MPI is imported only then, and the `wagma` command starts
+without JAX.
 """
 
 import importlib

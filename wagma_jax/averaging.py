@@ -96,7 +96,7 @@ def merge(total: jax.Array, own: jax.Array, size: Any, late: Any = None) -> jax.
         The new leaf, in the dtype of ``own``.
     """
     if not isinstance(size, int):
-        size = size.astype(jnp.finfo(total.dtype).dtype)
+        size = jnp.asarray(size).astype(jnp.finfo(total.dtype).dtype)
     mean = total / size
     if late is not None:
         mean = jnp.where(late, (total + own.astype(total.dtype)) / (size + 1), mean)

@@ -1,6 +1,7 @@
 """Whole runs on image files as one finds them, broken ones included."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -41,6 +42,14 @@ def losses(rows):
     return [row["loss"] for row in rows if "loss" in row]
 
 
+@pytest.fixture(scope="module")
+def twelve_steps(tree, tmp_path_factory):
+    """A run that nobody changes, and its losses."""
+    out = tmp_path_factory.mktemp("twelve") / "run"
+    _, rows = run(out, dataset=f"imagefolder:{tree}/folder", epochs=None, steps=12, checkpoint_every=6)
+    return out, losses(rows)
+
+
 @pytest.mark.parametrize("form", ["imagefolder:{}/folder", "tfrecord:{}/records/*"])
 def test_a_run_on_files_counts_what_it_cannot_read(form, tree, tmp_path):
     summary, rows = run(tmp_path / "run", dataset=form.format(tree))
@@ -55,26 +64,24 @@ def test_a_run_on_files_counts_what_it_cannot_read(form, tree, tmp_path):
     assert summary["options"]["sync_period"] == 10  # from the preset
 
 
-def test_resumed_in_the_middle_it_sees_the_same_crops(tree, tmp_path):
+def test_resumed_in_the_middle_it_sees_the_same_crops(tree, twelve_steps, tmp_path):
     dataset = f"imagefolder:{tree}/folder"
-    _, whole = run(tmp_path / "whole", dataset=dataset, epochs=None, steps=12)
-    run(tmp_path / "parts", dataset=dataset, epochs=None, steps=12, checkpoint_every=6)
+    original, expected = twelve_steps
+    shutil.copytree(original, tmp_path / "parts")
     newest = tmp_path / "parts" / "checkpoints" / "12"
     newest.rename(tmp_path / "aside")  # as if it had been killed before the last checkpoint
     _, rows = run(
         tmp_path / "parts", dataset=dataset, epochs=None, steps=12, resume=tmp_path / "parts", loader_threads=1
     )
-    assert losses(rows)[-1] == losses(whole)[-1]
+    assert losses(rows)[-1] == expected[-1]
     summary = json.loads((tmp_path / "parts" / "summary.json").read_text())
     assert summary["unreadable"]["train"] > 0
 
 
-def test_loaded_by_processes_it_is_the_same(tree, tmp_path):
-    dataset = f"imagefolder:{tree}/folder"
-    options = {"epochs": None, "steps": 4, "eval_every": 4}
-    _, threads = run(tmp_path / "threads", dataset=dataset, **options)
-    _, processes = run(tmp_path / "processes", dataset=dataset, loader_processes=1, **options)
-    assert losses(processes) == losses(threads)
+def test_loaded_by_processes_it_is_the_same(tree, twelve_steps, tmp_path):
+    options = {"dataset": f"imagefolder:{tree}/folder", "epochs": None, "steps": 12, "checkpoint_every": 6}
+    _, rows = run(tmp_path / "run", loader_processes=1, **options)
+    assert losses(rows) == twelve_steps[1]
 
 
 def test_the_preset_reads_as_its_record(tmp_path):

@@ -23,10 +23,20 @@ def run(tmp_path, name="run", **options):
     return images.train(images.Options(**{**defaults, "out": tmp_path / name, **options}))
 
 
+@pytest.fixture(scope="module")
+def wagma_run(tmp_path_factory):
+    """A folder with a run that nobody changes, its summary and its rows."""
+    folder = tmp_path_factory.mktemp("wagma")
+    return folder, *run(folder, late_probability=0.3)
+
+
 @pytest.mark.parametrize("algorithm", ["wagma", "allreduce", "local"])
-def test_a_short_run_leaves_its_results(algorithm, tmp_path):
-    summary, rows = run(tmp_path, algorithm=algorithm, late_probability=0.3)
-    out = tmp_path / "run"
+def test_a_short_run_leaves_its_results(algorithm, wagma_run, tmp_path):
+    if algorithm == "wagma":
+        folder, summary, rows = wagma_run
+    else:
+        folder, (summary, rows) = tmp_path, run(tmp_path, algorithm=algorithm, late_probability=0.3)
+    out = folder / "run"
     files = {"checkpoints", "consensus", "metrics.jsonl", "options.json", "summary.json", "training.png"}
     assert {path.name for path in out.iterdir()} == files
     assert [path.name for path in (out / "checkpoints").iterdir()] == ["8"]
@@ -45,9 +55,9 @@ def test_a_short_run_leaves_its_results(algorithm, tmp_path):
     assert (max(distances) < 1e-6) == (algorithm == "allreduce")
 
 
-def test_devices_and_vmap_give_the_same_training(tmp_path, monkeypatch):
+def test_devices_and_vmap_give_the_same_training(wagma_run, tmp_path, monkeypatch):
     """The same run, one worker a device and all in one vmap."""
-    _, on_devices = run(tmp_path, "devices", late_probability=0.3)
+    _, _, on_devices = wagma_run
     monkeypatch.setattr(images, "worker_mesh", lambda *arguments: None)
     _, in_vmap = run(tmp_path, "vmap", late_probability=0.3)
     for a, b in zip(on_devices, in_vmap, strict=True):
@@ -58,17 +68,17 @@ def test_devices_and_vmap_give_the_same_training(tmp_path, monkeypatch):
             assert a["eval"]["loss"] == pytest.approx(b["eval"]["loss"], rel=1e-3)
 
 
-def test_the_same_seed_gives_the_same_numbers(tmp_path):
-    _, first = run(tmp_path, "a")
-    _, second = run(tmp_path, "b")
-    _, other = run(tmp_path, "c", seed=1)
+def test_the_same_seed_gives_the_same_numbers(wagma_run, tmp_path):
+    _, _, first = wagma_run
+    _, second = run(tmp_path, "b", late_probability=0.3)
+    _, other = run(tmp_path, "c", late_probability=0.3, seed=1)
     assert [row["loss"] for row in first if "loss" in row] == [row["loss"] for row in second if "loss" in row]
     assert first[0]["loss"] != other[0]["loss"]
 
 
 def test_epochs_are_counted_in_examples(tmp_path):
-    summary, rows = run(tmp_path, steps=None, epochs=0.1, workers=3, batch_size=7)
-    assert summary["steps"] == rows[-1]["step"] == 7  # 143.7 examples, 21 a step
+    options = images.Options(out=tmp_path / "run", epochs=0.1, workers=3, batch_size=7)
+    assert images.prepare(options).position.total_steps == 7  # 143.7 examples, 21 a step
 
 
 def test_the_whole_recipe(tmp_path):

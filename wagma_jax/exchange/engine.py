@@ -2,7 +2,8 @@
 
 It knows no algorithm: what is published, averaged and merged are the records of ``buffers``, which it swaps under a
 lock. The trainer's thread calls the public methods; everything else happens in the engine's thread. Control messages
-are polled for, since MPI has no wait that sleeps: often while something happens, every two milliseconds while nothing does.
+are polled for, since MPI has no wait that sleeps: often while something happens, every two milliseconds while nothing
+does.
 """
 
 import collections
@@ -20,7 +21,7 @@ from wagma_jax.exchange.wire import Buffers, Wire
 
 SHORTEST_POLL = 20e-6  # seconds; doubles while nothing comes
 LONGEST_POLL = 2e-3
-LONGEST_POLL_WAITING = 250e-6  # while the trainer waits
+LONGEST_POLL_WAITING = 1e-3  # while the trainer waits
 WIND_UP_SECONDS = 5.0  # after a failure: how long what was promised to others is waited for
 ANSWER_SECONDS = 1.0
 RECORDS = 4096
@@ -88,6 +89,7 @@ class Engine:
         control: A communicator for control messages, used by nobody else.
         model: W_0, all buffers; published as version -1.
         ordinary: From all buffers to those that ordinary rounds exchange.
+        narrow: From a mean and buffers to the mean in their dtypes.
     """
 
     def __init__(
@@ -97,11 +99,13 @@ class Engine:
         control: MPI.Intracomm,
         model: Buffers,
         ordinary: Callable[[Buffers], Buffers],
+        narrow: Callable[[Buffers, Buffers], Buffers],
     ):
         self.machine = machine
         self.wire = wire
         self.control = control
         self.ordinary = ordinary
+        self.narrow = narrow
         self.state = State()
         self.outbox = Outbox(-1, model)
         self.inbox = Inbox()
@@ -206,6 +210,8 @@ class Engine:
         self._thread.join(timeout)
         if self._thread.is_alive():
             raise TimeoutError(f"the engine's thread has not ended within {timeout:.0f} s")
+        self.outbox, self.inbox = Outbox(self.outbox.version, ()), Inbox()
+        self._spare, self._memory = None, {}
         self.raise_failure()
 
     def abort(self, text: str) -> None:
@@ -322,10 +328,12 @@ class Engine:
             memory = self._memory.pop(is_sync, None) if is_mean else self._reuse()
             self.exchanging = (r, group, time.perf_counter())
         buffers = model if is_sync else self.ordinary(model)
-        result = "mean" if is_mean else "sum"
         if memory is None:
-            memory = self.wire.memory(buffers, result)
-        contributed, total = self.wire.exchange(group, result, (r, version), buffers, memory)
+            memory = self.wire.memory(buffers)
+        divisor = len(group) if is_mean else 1
+        contributed, total = self.wire.exchange(group, divisor, (r, version), buffers, memory)
+        if is_sync:
+            total = self.narrow(total, model)
         with self._changed:
             self._records[r] = Record(r, group, contributed)
             if len(self._records) > RECORDS:
@@ -342,7 +350,8 @@ class Engine:
             model = self._consensus
             assert model is not None
             self.exchanging = (self.state.round, everyone, time.perf_counter())
-        _, mean = self.wire.exchange(everyone, "mean", (-1, -1), model, self.wire.memory(model, "mean"))
+        _, mean = self.wire.exchange(everyone, len(everyone), (-1, -1), model, self.wire.memory(model))
+        mean = self.narrow(mean, model)
         with self._changed:
             version = max(self.state.round - 1, self.outbox.version)
             self.outbox, self.inbox = global_mean(self.outbox, self.inbox, version, mean)
@@ -365,7 +374,7 @@ class Engine:
     def _reuse(self) -> Buffers | None:
         """The memory of a sum that the trainer has not come for; it is to be replaced."""
         newest = self.inbox.newest
-        if newest is None or newest.taken or newest.is_mean:
+        if newest is None or newest.taken:
             return None
         self.inbox = Inbox()
         return newest.total

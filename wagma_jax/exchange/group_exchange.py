@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 import warnings
-import weakref
 from typing import Any, NamedTuple
 
 import jax
@@ -134,7 +133,8 @@ class GroupExchange:
         self._agree(error, description)
         assert staging is not None
         assert schedule is not None
-        self.schedule, self.rank, self.timeout_seconds = schedule, comm.rank, float(timeout_seconds)
+        self.schedule, self.rank = schedule, comm.rank
+        self.timeout_seconds = min(float(timeout_seconds), threading.TIMEOUT_MAX)
         self._staging = staging
         self._leaves = leaves
         self._models = comm.Dup()
@@ -144,10 +144,15 @@ class GroupExchange:
         self._start: Buffers | None = model
         self._counter = -1
         self._base = -1
-        self._nothing = ExchangeInfo(-1, False, False, 0, 0.0, (), (), -1)
-        self.info = self._nothing
+        self.info = ExchangeInfo(-1, False, False, 0, 0.0, (), (), -1)
+        self._in_steps = False  # whether a jitted step calls average()
         self._engine = Engine(
-            Rounds(schedule, comm.rank, quorum, clock), self._wire, self._control, model, staging.ordinary
+            Rounds(schedule, comm.rank, quorum, clock),
+            self._wire,
+            self._control,
+            model,
+            staging.ordinary,
+            staging.narrow,
         )
         self._lock = threading.Lock()
         _open(self)
@@ -189,7 +194,7 @@ class GroupExchange:
                 warnings.warn(
                     "params of this rank differed from rank 0's, and exchange.params, which are equal on all ranks, "
                     "were not used: start from them",
-                    stacklevel=3,
+                    stacklevel=2,
                 )
                 self._differs = False
             model = self._staging.pack(leaves, self._engine.spare())
@@ -207,10 +212,11 @@ class GroupExchange:
                 tree = self._unpack(self._staging.copy(taken.buffers))
             else:
                 total, size = taken.result.total, taken.result.size
+                own = self._staging.ordinary(taken.buffers)
                 if taken.merge == Merge.LATE:
-                    total = self._staging.merge(total, self._staging.ordinary(taken.buffers), size)
-                elif not taken.result.is_mean:
-                    total = self._staging.merge(total, None, size)
+                    total = self._staging.merge_late(total, own, size)
+                else:
+                    total = self._staging.narrow(total, own, 1 if taken.result.is_mean else size)
                 tree = self._unpack(self._staging.completed(total, taken.buffers))
                 self._base = taken.result.round
             self._counter = t if self._engine.machine.clock == "step" else max(t, taken.newest)
@@ -247,8 +253,10 @@ class GroupExchange:
 
         ``update`` needs ``params``; W' is what ``optax.apply_updates`` gives. The updates that it returns lead to the
         average within one unit in the last place (leaves narrower than float32: exactly, by updates in float32). What
-        was done is in ``info`` after the step.
+        was done is in ``info`` when the step is over (JAX dispatches steps ahead: ``jax.block_until_ready``).
         """
+
+        self._in_steps = True
 
         def update(updates, state, params=None, **extra_args):
             del extra_args
@@ -278,9 +286,12 @@ class GroupExchange:
         """
         if self._closed:
             return
+        if self._in_steps:
+            jax.effects_barrier()  # steps that were dispatched, but have not called average() yet
         with self._call("close"):
             self._engine.close(self.timeout_seconds)
             self._closed = True
+            self._start, self._leaves = None, []
             _forget(self, failed=False)
             self._control.Free()
             self._models.Free()
@@ -292,6 +303,8 @@ class GroupExchange:
         if error is None:
             self.close()
         else:
+            if isinstance(error, SystemExit):
+                _set_exit_code(error.code)
             self._abort(f"rank {self.rank} ended with {kind.__name__}: {error}")
 
     # helpers
@@ -358,14 +371,13 @@ class GroupExchange:
             group = self.schedule.group_of(self.rank, t)
             if self.schedule.groups(t) not in seen and self.schedule.sync_period != 1:
                 seen.add(self.schedule.groups(t))
-                for result in ("mean", "sum"):
-                    self._wire.exchange(group, result, (t, -1), ordinary, self._wire.memory(ordinary, result))
-        self._wire.exchange(everyone, "mean", (-1, -1), model, self._wire.memory(model, "mean"))
+                self._wire.exchange(group, 1, (t, -1), ordinary, self._wire.memory(ordinary))
+        self._wire.exchange(everyone, 1, (-1, -1), model, self._wire.memory(model))
 
     def _memory(self, is_sync: bool) -> Buffers:
         with jax.default_device(self._staging.device):
             model = self._engine.outbox.model
-            return self._wire.memory(model if is_sync else self._staging.ordinary(model), "mean")
+            return self._wire.memory(model if is_sync else self._staging.ordinary(model))
 
     def _unpack(self, buffers: Buffers) -> Any:
         return self._staging.unpack(self._leaves, buffers)
@@ -419,11 +431,13 @@ def _check_thread_pool() -> None:
         )
 
 
-# What a process does at its end. A process that fails must not wait in MPI_Finalize for others which compute on.
+# What a process does at its end. A process that fails must not wait in MPI_Finalize for others which compute on; one
+# that has handled its failure has time.
 
-_exchanges: "weakref.WeakSet[GroupExchange]" = weakref.WeakSet()
+_exchanges: "set[GroupExchange]" = set()  # those that are open; else one that is forgotten would end unnoticed
 _switch_interval: list[float] = []
 _failed = False
+_exit_code = 0  # of a SystemExit that has left an exchange
 
 
 def _open(exchange: GroupExchange) -> None:
@@ -443,7 +457,13 @@ def _forget(exchange: GroupExchange, failed: bool) -> None:
         sys.setswitchinterval(_switch_interval[0])
 
 
+def _set_exit_code(code: Any) -> None:
+    global _exit_code
+    _exit_code = 0 if code is None else code & 255 if isinstance(code, int) else 1
+
+
 def _at_exit() -> None:
+    code = _exit_code or int(bool(_exchanges) or hasattr(sys, "last_value"))  # the latter by an uncaught exception
     for exchange in list(_exchanges):
         exchange._abort(f"rank {exchange.rank} ended without close()")
     if not _failed or MPI.Is_finalized():
@@ -451,17 +471,21 @@ def _at_exit() -> None:
     world = MPI.COMM_WORLD
     end = time.perf_counter() + GOODBYE_SECONDS
     others = set(range(world.size)) - {world.rank}
-    requests = [world.isend(None, rank, _GOODBYE_TAG) for rank in others]
+    requests = [world.isend(code, rank, _GOODBYE_TAG) for rank in others]
+    if not code:
+        return
+    codes = {code}
     status = MPI.Status()
     while others and time.perf_counter() < end:
         message = world.improbe(MPI.ANY_SOURCE, _GOODBYE_TAG, status)
         if message is None:
             time.sleep(0.01)
             continue
-        message.recv()
+        codes.add(message.recv())
         others.discard(status.Get_source())
     del requests
-    if others:
+    # mpirun takes the code of the first to end: this one's, if the others' say less, who wait in MPI_Finalize meanwhile
+    if others or (code > 1 and min(codes) < max(codes) == code):
         sys.stdout.flush()
         sys.stderr.flush()
-        world.Abort(1)
+        world.Abort(max(codes))

@@ -232,7 +232,7 @@ class Rounds:
             ready = self._known(state, (Kind.READY,), r)
             return tuple(worker for worker in range(self.schedule.num_workers) if worker not in ready)
         standing = self._standing(state, r) if self._activated(state, r) else self._known(state, (Kind.ARRIVED,), r)
-        return tuple(peer for peer in self._peers(r) if peer not in standing)
+        return tuple(peer for peer in self._group(r) if peer not in standing)
 
     # what happened
 

@@ -54,9 +54,10 @@ class Staging:
         self.device = jax.local_devices(backend="cpu")[0]
         self.layouts = self._layouts()
         self._pack = jax.jit(self._concatenate, donate_argnums=1, keep_unused=True)
-        widened = any(accumulation_dtype(layout.dtype) != layout.dtype for layout in self.layouts)
+        self._wide = any(accumulation_dtype(layout.dtype) != layout.dtype for layout in self.layouts)
         # a sum that is wider than the model cannot become the model in place
-        self._merge = jax.jit(_merged, static_argnums=2, donate_argnums=() if widened else 0)
+        self._merge_late = jax.jit(_merged_late, donate_argnums=() if self._wide else 0)
+        self._divide = jax.jit(_divided, donate_argnums=() if self._wide else 0)
         self._copy = jax.jit(lambda buffers: tuple(jnp.copy(buffer) for buffer in buffers))
 
     def _layouts(self) -> tuple[Layout, ...]:
@@ -145,16 +146,21 @@ class Staging:
         new = iter(ordinary)
         return tuple(next(new) if layout.ordinary else next(rest) for layout in self.layouts)
 
-    def merge(self, totals: Buffers, own: Buffers | None, size: int) -> Buffers:
-        """The model after an ordinary round (``averaging.merge``); ``totals`` are donated.
+    def narrow(self, totals: Buffers, like: Buffers, size: int = 1) -> Buffers:
+        """``totals / size`` in the dtypes of ``like``; ``totals`` are donated."""
+        if size == 1 and not self._wide:
+            return totals
+        return self._divide(totals, like, size)
+
+    def merge_late(self, totals: Buffers, own: Buffers, size: int) -> Buffers:
+        """A late worker's model, ``(sum + W') / (S + 1)`` (``averaging.merge``); ``totals`` are donated.
 
         Args:
             totals: Sums of the buffers of ordinary rounds.
-            own: W' of a late worker, or None.
-            size: The number of contributions.
+            own: W'.
+            size: S, the number of contributions.
         """
-        dtypes = tuple(layout.dtype for layout in self.layouts if layout.ordinary)
-        return self._merge(totals, own, (dtypes, size))
+        return self._merge_late(totals, own, size)
 
     def copy(self, buffers: Buffers) -> Buffers:
         """A copy in memory of its own."""
@@ -182,10 +188,11 @@ class Staging:
         return self.treedef.unflatten(result)
 
 
-def _merged(totals: Buffers, own: Buffers | None, static: tuple[tuple[Any, ...], int]) -> Buffers:
-    dtypes, size = static
-    if own is None:
-        return tuple((total / size).astype(dtype) for total, dtype in zip(totals, dtypes, strict=True))
+def _divided(totals: Buffers, like: Buffers, size: jax.Array) -> Buffers:
+    return tuple(merge(total, own, size) for total, own in zip(totals, like, strict=True))
+
+
+def _merged_late(totals: Buffers, own: Buffers, size: jax.Array) -> Buffers:
     return tuple(merge(total, buffer, size, late=True) for total, buffer in zip(totals, own, strict=True))
 
 

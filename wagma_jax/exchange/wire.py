@@ -1,8 +1,8 @@
 """Sums of flat buffers over a group of MPI processes: one compiled function for each group, over `mpi4jax`.
 
 Large buffers are exchanged chunk by chunk in a loop, so that what is received is summed while it is in the cache, and
-no second model is ever received. A sum is taken in float32 or wider, in an order that is the same for all members, and
-so has the same bits everywhere. The first hop carries the buffer's own dtype.
+no second model is ever received. A sum is taken in float32 or wider, in an order that is the same for all members and
+elements, and so has the same bits everywhere. The first hop carries the buffer's own dtype.
 
 Which exchange (all move ``n`` members' blocks of m elements; see Thakur, Rabenseifner, Gropp, IJHPCA 2005):
 
@@ -13,8 +13,9 @@ Which exchange (all move ``n`` members' blocks of m elements; see Thakur, Rabens
 All waiting for members happens before (see ``protocol``): a call here blocks only for as long as data moves.
 """
 
+import functools
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,13 +24,12 @@ import numpy as np
 from jax import lax
 from mpi4py import MPI
 
-from wagma_jax.averaging import accumulation_dtype, merge
+from wagma_jax.averaging import accumulation_dtype
 
 CHUNK_BYTES = 1 << 20
 SMALL_BLOCK_BYTES = 1 << 16
 _TAG = 7
 
-Result = Literal["sum", "mean"]
 Buffers = tuple[jax.Array, ...]
 
 
@@ -44,55 +44,51 @@ class Wire:
     def __init__(self, comm: MPI.Intracomm, chunk_bytes: int = CHUNK_BYTES):
         self.comm = comm
         self.chunk_bytes = chunk_bytes
-        self._exchanges: dict[tuple[tuple[int, ...], Result], Any] = {}
+        self._exchanges: dict[tuple[int, ...], Any] = {}
         self._memory: dict[Any, Any] = {}
 
-    def memory(self, buffers: Buffers, result: Result) -> Buffers:
+    def memory(self, buffers: Buffers) -> Buffers:
         """Uninitialized memory for the result of an exchange of such buffers, for its ``memory`` argument.
 
         The thread that calls this allocates it. glibc serves large requests from memory that was freed before only in
         the arena of the main thread; elsewhere every page is fetched from the system anew.
         """
-        key = (result, *((own.size, own.dtype) for own in buffers))
+        key = tuple((own.size, accumulation_dtype(own.dtype)) for own in buffers)
         if key not in self._memory:
             members = _Members(self.comm, (self.comm.rank,))
-            dtypes = [_dtype_of(result, own.dtype) for own in buffers]
-            sizes = [own.size for own in buffers]
-            allocate = lambda: tuple(members.uninitialized(*spec) for spec in zip(sizes, dtypes, strict=True))
-            self._memory[key] = jax.jit(allocate)
+            self._memory[key] = jax.jit(lambda: tuple(members.uninitialized(size, dtype) for size, dtype in key))
         return self._memory[key]()
 
     def exchange(
-        self, group: tuple[int, ...], result: Result, header: tuple[int, int], buffers: Buffers, memory: Buffers
+        self, group: tuple[int, ...], divisor: int, header: tuple[int, int], buffers: Buffers, memory: Buffers
     ) -> tuple[tuple[int, ...], Buffers]:
         """Sums the buffers of a group; compiled at the first call for a group. Blocks until it is done.
 
         Args:
             group: Ascending ranks, this one among them. All call this for the same round, with the same shapes and
-                dtypes, but ``result`` may differ.
-            result: "sum" (accumulation dtypes) or "mean" (the buffers' dtypes).
+                dtypes.
+            divisor: What this member's result is divided by: 1 for the sum, the group's size for the mean.
             header: (round, version of this contribution).
             buffers: This worker's contribution: 1-D arrays on a CPU device, left as they are.
-            memory: Where the result goes: arrays of its sizes and dtypes, which are donated.
+            memory: Where the result goes, from ``memory``; donated.
 
         Returns:
-            The version of each member's contribution, and the sums or means.
+            The version of each member's contribution, and the results, in the accumulation dtypes.
 
         Raises:
             RuntimeError: The members are not at the same round (a bug of this library).
         """
-        key = (group, result)
-        if key not in self._exchanges:
+        if group not in self._exchanges:
             members = _Members(self.comm, group)
 
             def exchange(header, buffers, memory):
-                headers = _headers(members, header)
+                headers = _headers(members, header[:2])
                 pairs = zip(buffers, memory, strict=True)
-                return headers, tuple(_total(members, own, out, result, self.chunk_bytes) for own, out in pairs)
+                return headers, tuple(_total(members, own, out, header[2], self.chunk_bytes) for own, out in pairs)
 
-            self._exchanges[key] = jax.jit(exchange, donate_argnums=2, keep_unused=True)
-        exchange = self._exchanges[key]
-        headers, totals = jax.block_until_ready(exchange(np.asarray(header, np.int32), buffers, memory))
+            self._exchanges[group] = jax.jit(exchange, donate_argnums=2, keep_unused=True)
+        arguments = np.asarray((*header, divisor), np.int32)
+        headers, totals = jax.block_until_ready(self._exchanges[group](arguments, buffers, memory))
         headers = np.asarray(headers)
         if not (headers[:, 0] == header[0]).all():
             raise RuntimeError(f"round {header[0]} met the rounds {headers[:, 0].tolist()} of the ranks {list(group)}")
@@ -143,35 +139,26 @@ def _carrier(dtype: Any) -> Any:
     return jnp.dtype(f"uint{8 * dtype.itemsize}")
 
 
-def _dtype_of(result: Result, dtype: Any) -> Any:
-    return jnp.dtype(dtype) if result == "mean" else accumulation_dtype(dtype)
-
-
 def _headers(members: _Members, header: jax.Array) -> jax.Array:
     """All members' headers, [n, 2]."""
     slots = jnp.zeros((members.size, 2), header.dtype).at[members.position].set(header)
     return _block_sum(members, slots.ravel(), header.dtype).reshape(members.size, 2)
 
 
-def _total(members: _Members, own: jax.Array, out: jax.Array, result: Result, chunk_bytes: int) -> jax.Array:
-    """The sum or mean of a buffer, chunk by chunk; the chunks are of equal size, and the last two may overlap."""
-    wide = accumulation_dtype(own.dtype)
+def _total(members: _Members, own: jax.Array, out: jax.Array, divisor: jax.Array, chunk_bytes: int) -> jax.Array:
+    """The sum of a buffer, divided, chunk by chunk; the chunks are of equal size, and the last two may overlap."""
     count = max(1, math.ceil(own.size * own.dtype.itemsize / chunk_bytes))
     chunk = math.ceil(own.size / count)
+    divisor = divisor.astype(jnp.finfo(out.dtype).dtype)
     if count == 1:
-        return _finish(_block_sum(members, own, wide), own, members.size, result)
+        return _block_sum(members, own, out.dtype) / divisor
 
     def body(i, out):
         start = (jnp.minimum(i * chunk, own.size - chunk),)
         block = lax.dynamic_slice(own, start, (chunk,))
-        total = _finish(_block_sum(members, block, wide), block, members.size, result)
-        return lax.dynamic_update_slice(out, total, start)
+        return lax.dynamic_update_slice(out, _block_sum(members, block, out.dtype) / divisor, start)
 
     return lax.fori_loop(0, count, body, out)
-
-
-def _finish(total, own, size, result):
-    return merge(total, own, size) if result == "mean" else total
 
 
 def _block_sum(members: _Members, block: jax.Array, wide: Any) -> jax.Array:
@@ -187,10 +174,12 @@ def _block_sum(members: _Members, block: jax.Array, wide: Any) -> jax.Array:
 
 
 def _recursive_doubling(members, block, wide):
-    for bit in range(members.size.bit_length() - 1):
-        partner = members.position ^ (1 << bit)
+    mask = members.size // 2
+    while mask:
+        partner = members.position ^ mask
         received = members.swap(block, partner, partner, block.size, block.dtype)
         block = block.astype(wide) + received.astype(wide)
+        mask //= 2
     return block
 
 
@@ -224,11 +213,11 @@ def _pairwise(members, block, wide):
     n, position = members.size, members.position
     bounds = [k * block.size // n for k in range(n + 1)]
     own = block[bounds[position] : bounds[position + 1]]
-    total = own.astype(wide)
+    summands = [own] * n
     for step in range(1, n):
         dest, source = (position + step) % n, (position - step) % n
-        received = members.swap(block[bounds[dest] : bounds[dest + 1]], dest, source, own.size, own.dtype)
-        total = total + received.astype(wide)
+        summands[source] = members.swap(block[bounds[dest] : bounds[dest + 1]], dest, source, own.size, own.dtype)
+    total = functools.reduce(jnp.add, (summand.astype(wide) for summand in summands))
     parts = [total] * n
     for step in range(1, n):
         dest, source = (position + step) % n, (position - step) % n

@@ -1,0 +1,320 @@
+"""One of several MPI processes: GroupExchange against references, on communicators of 2 to all processes at once."""
+
+import argparse
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from mpi4py import MPI
+from reference import LateRuleReference
+
+import wagma_jax as wagma
+
+WORLD = MPI.COMM_WORLD
+SIZES = {2: 2, 3: 2, 4: 2, 5: 3, 6: 3, 8: 4}  # workers: group size
+
+
+def tree(value, dtype=np.float32):
+    """A model that is not equal in any two elements, some leaves larger than a chunk of the exchange."""
+    grid = np.linspace(-1, 1, 300_000, dtype=np.float64)
+    return {
+        "scalar": np.asarray(value, dtype),
+        "matrix": (value + np.arange(35).reshape(5, 7) / 10).astype(dtype),
+        "large": (value * grid).astype(dtype),
+        "steps": np.asarray(3, np.int32),
+    }
+
+
+def local_step(params, worker, t):
+    """W' = W + U, different on every worker and at every round."""
+    rng = np.random.default_rng((worker, t))
+    kick = rng.normal(size=3)
+    return {
+        "scalar": params["scalar"] * np.float32(0.9) + np.float32(kick[0]),
+        "matrix": params["matrix"] * np.float32(0.8) + np.float32(kick[1]),
+        "large": params["large"] * np.float32(0.7) + np.float32(kick[2]),
+        "steps": params["steps"],
+    }
+
+
+def meet(comm):
+    """A barrier that sleeps: MPI's own spins, and takes the time from those who still compute."""
+    request = comm.Ibarrier()
+    while not request.Test():
+        time.sleep(0.001)
+
+
+def stack(trees):
+    return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *trees)
+
+
+def close(ours, reference, tolerance):
+    for name in ours:
+        np.testing.assert_allclose(
+            np.asarray(ours[name]), reference[name], rtol=tolerance, atol=tolerance, err_msg=name
+        )
+
+
+def nobody_late(comm):
+    """The same as the XLA averager, 30 rounds, in two exchanges at once: average() and as_transformation()."""
+    group_size, rounds = SIZES[comm.size], 30
+    start = tree(1.0)
+    options = dict(group_size=group_size, sync_period=7, quorum=group_size, timeout_seconds=60)
+    mine = []
+    with wagma.GroupExchange(comm, start, **options) as one, wagma.GroupExchange(comm, start, **options) as other:
+        inner = optax.GradientTransformation(lambda params: optax.EmptyState(), lambda u, s, p=None: (u, s))
+        optimizer = optax.chain(inner, other.as_transformation())
+        state = optimizer.init(start)
+
+        @jax.jit
+        def step(params, state, target):
+            updates = jax.tree.map(jnp.subtract, target, params)
+            updates, state = optimizer.update(updates, state, params)
+            return optax.apply_updates(params, updates), state
+
+        params = jax.tree.map(jnp.asarray, one.params)
+        chained = other.params
+        for t in range(rounds):
+            assert one.round == t - 1
+            params, info = one.average(local_step(params, comm.rank, t))
+            assert info == info._replace(round=t, is_sync=(t + 1) % 7 == 0, late=False, staleness=0, base=t), info
+            assert info.contributed_rounds == (t,) * len(info.group)
+            chained, state = step(chained, state, local_step(chained, comm.rank, t))
+            jax.block_until_ready(chained)
+            assert other.info.round == t
+            close(chained, params, 1e-5)
+            mine.append(params)
+        mean = one.consensus(params)
+        other.consensus(chained)
+        assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(mean)[:-1])
+    meet(comm)
+    everyone = comm.gather((mine, mean))
+    if comm.rank:
+        return
+    schedule = wagma.GroupSchedule(comm.size, group_size, 7)
+    averager = wagma.GroupAverager(schedule, axis_name="w")
+    average = jax.jit(jax.vmap(averager.average, axis_name="w"))
+    stacked = stack([start] * comm.size)
+    state = jax.vmap(averager.init)(stacked)
+    for t in range(rounds):
+        each = [
+            local_step(jax.tree.map(lambda leaf, w=w: np.asarray(leaf)[w], stacked), w, t) for w in range(comm.size)
+        ]
+        stacked, state, _ = average(stack(each), state)
+        for w in range(comm.size):
+            close(everyone[w][0][t], jax.tree.map(lambda leaf, w=w: np.asarray(leaf)[w], stacked), 1e-6)
+    for w in range(comm.size):
+        close(everyone[w][1], jax.tree.map(lambda leaf: np.asarray(leaf, np.float64).mean(0), stacked), 1e-6)
+
+
+def forced_lateness(comm, dtype):
+    """`quorum` members of every group are on time and the others late: the same as the NumPy reference."""
+    group_size, rounds, quorum = SIZES[comm.size], 13, max(1, SIZES[comm.size] - 1)
+    schedule = wagma.GroupSchedule(comm.size, group_size, 5)
+    rng = np.random.default_rng(comm.size)
+    late = np.zeros((rounds, comm.size), bool)
+    for t in range(rounds):
+        for group in schedule.groups(t):
+            late[t, rng.permutation(group)[min(quorum, len(group)) :]] = not schedule.is_sync(t)
+    start = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype) if leaf.dtype == np.float32 else leaf, tree(1.0))
+    tolerance = 1e-5 if dtype == jnp.float32 else 2e-2
+    options = dict(group_size=group_size, sync_period=5, quorum=quorum, timeout_seconds=60)
+    mine = []
+    with wagma.GroupExchange(comm, start, **options) as exchange:
+        params = start
+        for t in range(rounds):
+            moved = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), local_step(params, comm.rank, t), params)
+            if late[t, comm.rank]:
+                wait_for(lambda t=t: exchange._engine.complete(t))
+            params, info = exchange.average(moved)
+            assert info.late == late[t, comm.rank], (t, info)
+            assert info.contributed_rounds == tuple(t - 1 if late[t, w] else t for w in info.group), (t, info)
+            mine.append((moved, params))
+            meet(comm)
+    everyone = comm.gather(mine)
+    if comm.rank:
+        return
+    names = ["large", "matrix", "scalar"]
+    stacked = stack([start] * comm.size)
+    reference = LateRuleReference(schedule.groups, 5, comm.size, ["mean"] * 3)
+    reference.init([stacked[name] for name in names])
+    for t in range(rounds):
+        moved = stack([everyone[w][t][0] for w in range(comm.size)])
+        result = reference.update([moved[name] for name in names], late[t])
+        for name, expected in zip(names, result, strict=True):
+            ours = np.stack([np.asarray(everyone[w][t][1][name], np.float64) for w in range(comm.size)])
+            np.testing.assert_allclose(ours, expected, rtol=tolerance, atol=tolerance, err_msg=f"{name} at {t}")
+
+
+def wait_for(condition, seconds=60):
+    end = time.perf_counter() + seconds
+    while not condition():
+        assert time.perf_counter() < end, "waited too long"
+        time.sleep(0.001)
+
+
+@jax.jit
+def burn(x, n):
+    return jax.lax.fori_loop(0, n, lambda i, y: jnp.tanh(y @ y), x)
+
+
+def dawdle(kind, seconds, square):
+    """Being late in one of three ways: asleep, in a jitted computation, in Python code."""
+    end = time.perf_counter() + seconds
+    if kind == 0:
+        time.sleep(seconds)
+    while time.perf_counter() < end:
+        if kind == 1:
+            burn(square, 3).block_until_ready()
+        else:
+            sum(range(1000))
+
+
+def stragglers(comm, floats, rounds, clock, quorum=1, seconds=0.003):
+    """No torn or mixed result, every result explained by the records, bit-equal after syncs, staleness bounded."""
+    period = 6
+    rng = np.random.default_rng((comm.rank, floats))
+    square = jnp.eye(32)
+    published = {-1: 1.0}
+    models, at_syncs = [], {}
+    start = {"w": jnp.full(floats, 1.0), "b": jnp.ones(3)}
+    step = jax.jit(lambda params, by: jax.tree.map(lambda leaf: leaf * 0.75 + by, params), donate_argnums=0)
+    options = dict(group_size=SIZES[comm.size], sync_period=period, clock=clock, quorum=quorum, timeout_seconds=60)
+    with wagma.GroupExchange(comm, start, **options) as exchange:
+        params = start
+        while exchange.round + 1 < rounds:
+            if rng.random() < 0.3:
+                dawdle(rng.integers(3), seconds * rng.random(), square)
+            params = step(params, float(rng.normal()))
+            value = float(params["w"][0])
+            params, info = exchange.average(params)
+            published[info.round] = value
+            result = np.asarray(params["w"])
+            assert result.min() == result.max() == np.asarray(params["b"]).min(), f"torn or mixed at {info}"
+            assert info.is_sync == ((info.round + 1) % period == 0)
+            assert 0 <= info.staleness <= period - 1
+            assert all(info.round - period < version <= info.round for version in info.contributed_rounds), info
+            if info.is_sync:
+                at_syncs[info.round] = float(result[0])
+                published[info.round] = float(result[0])
+            models.append((info, value, float(result[0])))
+        records = dict(exchange._engine._records)
+        final = exchange.consensus(params)
+    everyone = comm.allgather(
+        (published, at_syncs, float(final["w"][0]), {r: v.contributed for r, v in records.items()})
+    )
+    assert len({final for _, _, final, _ in everyone}) == 1
+    for k in at_syncs:
+        assert len({syncs[k] for _, syncs, _, _ in everyone if k in syncs}) == 1, f"not bit-equal after sync {k}"
+    for r, record in records.items():  # every worker executed every round with the same members and contributions
+        assert all(everyone[w][3].get(r, record.contributed) == record.contributed for w in record.group), r
+    base = -1
+    for info, value, result in models:
+        if info.is_sync or info.base == base:
+            expected = result if info.is_sync else value
+        else:
+            record = records[info.base]
+            total = sum(everyone[w][0][v] for w, v in zip(record.group, record.contributed, strict=True))
+            own = record.contributed[record.group.index(comm.rank)]
+            contained = own == info.round
+            size = len(record.group)
+            expected = total / size if contained else (total + value) / (size + 1)
+        assert abs(result - expected) < 1e-5 * (1 + abs(expected)), (info, value, result, expected)
+        base = info.base
+    late = sum(info.late for info, _, _ in models)
+    return comm.allreduce(late), comm.allreduce(len(models))
+
+
+def unequal_steps(comm):
+    """Workers that stop after different numbers of steps; user code that overwrites what it passed in."""
+    params = {"w": np.full(1000, float(comm.rank), np.float32)}
+    with wagma.GroupExchange(comm, {"w": np.zeros(1000, np.float32)}, group_size=2, sync_period=4) as exchange:
+        for epoch in range(2):
+            for _ in range(3 + 2 * ((comm.rank + epoch) % 3)):
+                averaged, _ = exchange.average(params)
+                params["w"][:] = np.nan  # ours since the call has returned
+                assert np.isfinite(np.asarray(averaged["w"])).all()
+                params = {"w": np.asarray(averaged["w"]) + np.float32(1)}
+            mean = exchange.consensus(params)
+            expected = np.mean([p["w"] for p in comm.allgather(params)], 0)
+            np.testing.assert_allclose(np.asarray(mean["w"]), expected, rtol=1e-6)
+    return exchange.round
+
+
+def policies(comm):
+    """ "keep" leaves stay, "sync" leaves are averaged at sync rounds only, others at every round."""
+
+    def policy(path, leaf):
+        return {"m": "mean", "s": "sync", "k": "keep"}[path[0].key]
+
+    params = {name: jnp.full((3,), float(comm.rank)) for name in "msk"}
+    same = {"m": jnp.zeros(3), "s": jnp.zeros(3), "k": params["k"]}
+    options = dict(group_size=2, sync_period=3, average=policy, quorum=2)
+    with wagma.GroupExchange(comm, same, **options) as exchange:
+        for t in range(3):
+            new, info = exchange.average(params)
+            everyone = comm.size * (comm.size - 1) / 2 / comm.size
+            assert float(new["m"][0]) == (everyone if t == 2 else np.mean(info.group))
+            assert float(new["s"][0]) == (everyone if t == 2 else comm.rank)
+            assert float(new["k"][0]) == comm.rank
+
+
+def other_device(comm):
+    """Models on another device than the host's first come back there, sharded as they were."""
+    devices = jax.devices()
+    mesh = jax.make_mesh((2,), ("x",), devices=devices[:2], axis_types=(jax.sharding.AxisType.Auto,))
+    spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
+    params = {
+        "one": jax.device_put(jnp.full(5, float(comm.rank)), devices[1]),
+        "two": jax.device_put(jnp.full(8, float(comm.rank)), spread),
+    }
+    with wagma.GroupExchange(
+        comm, jax.tree.map(jnp.zeros_like, params), group_size=comm.size, quorum=comm.size
+    ) as exchange:
+        new, _ = exchange.average(params)
+    assert float(new["one"][0]) == float(new["two"][7]) == (comm.size - 1) / 2
+    assert new["one"].devices() == {devices[1]}
+    assert new["two"].sharding == spread
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--splits", nargs="*", type=int, default=[2, 3, 4, 8])
+    parser.add_argument("--rounds", type=int, default=300)
+    parser.add_argument("--floats", type=int, default=5_000_000)
+    options = parser.parse_args()
+    for first in options.splits:  # the first so many processes, and all others
+        comm = WORLD.Split(WORLD.rank < first)
+        if comm.size in SIZES:
+            began = time.perf_counter()
+            nobody_late(comm)
+            meet(comm)
+            forced_lateness(comm, jnp.float32)
+            meet(comm)
+            if first == 2:
+                policies(comm)
+                other_device(comm)
+                forced_lateness(comm, jnp.bfloat16)
+            meet(comm)
+            lateness = stragglers(comm, 1000, options.rounds, "step")
+            jumps = stragglers(comm, 1000, options.rounds // 3, "round")
+            quorum = stragglers(comm, 1000, options.rounds // 5, "step", quorum=2)
+            if comm.size == 2:
+                stragglers(comm, options.floats, options.rounds, "step")
+            rounds = unequal_steps(comm)
+            if comm.rank == 0:
+                seconds = time.perf_counter() - began
+                print(
+                    f"{comm.size} workers ok: late {lateness}, clock round {jumps}, quorum 2 {quorum}, "
+                    f"last round {rounds}, {seconds:.1f} s",
+                    flush=True,
+                )
+        meet(WORLD)
+        comm.Free()
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_num_cpu_devices", 2)
+    main()
