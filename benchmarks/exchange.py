@@ -19,6 +19,7 @@ Sections:
 - ``idle``: what the background thread costs: CPU time, latency, memory.
 """
 
+import ctypes
 import dataclasses
 import datetime
 import gc
@@ -45,6 +46,7 @@ from matplotlib.figure import Figure
 import wagma_jax as wagma
 from benchmarks import collective_bytes
 from benchmarks.xla_collectives import Summary, markdown, ratios, summarize
+from wagma_jax.averaging import accumulation_dtype
 
 SIZE_NAMES = {"K": 1_000, "M": 1_000_000, "G": 1_000_000_000}
 MODELS_IN_USE = 11
@@ -155,6 +157,7 @@ class Idle(Section):
         rounds: Of one measurement of CPU time per round.
         step_seconds: Of these rounds' steps, which sleep.
         memory: Size of the model whose copies are counted.
+        late_seconds: By which workers are late while they are counted.
     """
 
     seconds: float = 5.0
@@ -163,6 +166,7 @@ class Idle(Section):
     rounds: int = 100
     step_seconds: float = 0.03
     memory: str = "100M"
+    late_seconds: float = 0.5
 
 
 # --- What needs no MPI ---
@@ -220,14 +224,17 @@ def received_bytes(
     return size * per_element
 
 
-def moved_bytes(size: int, itemsize: int, received: float) -> float:
+def moved_bytes(size: int, itemsize: int, wide: int, received: float) -> float:
     """Bytes that ``average()`` moves through memory on one worker that is on time.
 
-    ``pack`` reads W' and writes the publication (2 n); the exchange receives from the others (``received``; read from
-    their memory, and summed while it is in the cache), reads its own publication (n) and writes the mean (n); the
-    leaves of the result are views of the mean: ``4 n + received``, and 5 n in groups of two.
+    For a model of n bytes and its sum of w bytes (w = n for float32, 2 n for bfloat16): ``pack`` reads W' and writes
+    the publication (2 n); the exchange receives from the others (``received``: read from their memory, and summed while
+    it is in the cache), reads the publication (n) and writes the mean (w); a mean that is wider than the model is
+    rounded (read w, write n). The leaves of the result are views. ``3 n + w + received``, and ``w + n`` more for narrow
+    models; of float32 in groups of two, 5 n.
     """
-    return 4 * size * itemsize + received
+    model, total = size * itemsize, size * wide
+    return 3 * model + total + received + (total + model if wide != itemsize else 0)
 
 
 def draw_delays(rounds: int, num_workers: int, seconds: float, seed: Sequence[int]) -> np.ndarray:
@@ -331,6 +338,11 @@ class World:
         """Prints, on rank 0."""
         if self.rank == 0:
             print(words, flush=True)
+
+    def progress(self, words: str) -> None:
+        """Tells the user what is being done, on rank 0's stderr."""
+        if self.rank == 0:
+            print(f"{time.strftime('%H:%M:%S')} {words}", file=sys.stderr, flush=True)
 
 
 def make_exchange(world: World, params: Any, config: Section, **options: Any) -> "wagma.GroupExchange":
@@ -445,11 +457,11 @@ def run_sizes(world: World, config: Sizes) -> None:
             if world.agree(MODELS_IN_USE * world.size * size * itemsize > free):
                 left_out.append(f"{name} {dtype}")
                 continue
+            world.progress(f"{name} {dtype}")
             samples = _measure_size(world, config, wire, group, group_comm, size, dtype)
-            received = received_bytes(
-                size, itemsize, 4, len(group), wire_module.CHUNK_BYTES, wire_module.SMALL_BLOCK_BYTES
-            )
-            moved = moved_bytes(size, itemsize, received)
+            wide = jnp.dtype(accumulation_dtype(dtype)).itemsize
+            chunks = wire_module.CHUNK_BYTES, wire_module.SMALL_BLOCK_BYTES
+            moved = moved_bytes(size, itemsize, wide, received_bytes(size, itemsize, wide, len(group), *chunks))
             seconds = {key: summarize(values) for key, values in samples.items()}
             results.append({"bytes": size * itemsize, "dtype": dtype, "moved_bytes": moved, "seconds": samples})
             rows.append(
@@ -494,9 +506,9 @@ def _measure_size(world, config, wire, group, group_comm, size, dtype) -> dict[s
 
         def use_wire():
             start = time.perf_counter()
-            memory = wire.memory(flat, "mean")
+            memory = wire.memory(flat)
             parts["memory"].append(time.perf_counter() - start)
-            wire.exchange(group, "mean", (exchange.round, exchange.round), flat, memory)
+            wire.exchange(group, len(group), (exchange.round, exchange.round), flat, memory)
 
         def use_average():
             nonlocal fresh
@@ -511,7 +523,7 @@ def _measure_size(world, config, wire, group, group_comm, size, dtype) -> dict[s
             "wire": use_wire,
             "average": use_average,
         }
-        for _ in range(3):
+        for _ in range(8):  # the first rounds compile
             for function in candidates.values():
                 world.timed(function)
             fresh = jax.block_until_ready(step(fresh))
@@ -561,6 +573,7 @@ def _sizes_figure(results: Sequence[dict[str, Any]], world: World, config: Sizes
     return figure
 
 
+_MALLINFO = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
 BUSY = {"asleep": "sleeps", "jit": "is in one long computation", "python": "is in a loop of Python"}
 """How the straggler is late."""
 
@@ -623,20 +636,24 @@ def run_straggler(world: World, config: Straggler) -> None:
 
 def _straggler_episodes(world: World, config: Straggler, floats: int) -> list[tuple[str, float, list[Call]]]:
     """(arm, seconds by which the last rank was late, the other ranks' calls meanwhile), for every repetition."""
-    last = world.size - 1
+    last, arms = world.size - 1, ["nobody", *BUSY, "allreduce, nobody", "allreduce, asleep"]
     burn = jax.jit(lambda x, n: lax.fori_loop(0, n, lambda _, x: jnp.tanh(x @ x), x))
     matrix = jnp.ones((300, 300)) / 300
-    per_second = _calibrate(burn, matrix) if world.is_late else time.sleep(1.5)
+    per_second = _calibrate(burn, matrix, config) if world.is_late else time.sleep(min(1.5, config.late_seconds))
     gradient, total = np.ones(floats, np.float32), np.empty(floats, np.float32)
     params = make_model(floats)
     rng = np.random.default_rng(config.seed)
     result = []
 
     def be_late(arm: str) -> None:
-        end = time.perf_counter() + config.late_seconds
+        nonlocal per_second
+        start = time.perf_counter()
+        end = start + config.late_seconds
         if arm == "jit":
             assert per_second is not None
-            jax.block_until_ready(burn(matrix, round(1.1 * config.late_seconds * per_second)))
+            count = math.ceil(1.1 * config.late_seconds * per_second)
+            jax.block_until_ready(burn(matrix, count))
+            per_second = count / (time.perf_counter() - start)  # it is not alone; the warm-up's is the first guess
         elif arm == "python":
             count = 0
             while time.perf_counter() < end:
@@ -679,7 +696,8 @@ def _straggler_episodes(world: World, config: Straggler, floats: int) -> list[tu
     with make_exchange(world, params, config, sync_period=config.sync_period) as exchange:
         params = exchange.params
         for repeat in range(-1, config.repeats):  # the first is the warm-up
-            for arm in in_turn(rng, ["nobody", *BUSY, "allreduce, nobody", "allreduce, asleep"]):
+            for arm in in_turn(rng, arms):
+                world.progress(f"{floats:,} floats, {'warm-up' if repeat < 0 else f'repetition {repeat + 1}'}: {arm}")
                 world.comm.Barrier()
                 if arm.startswith("allreduce"):
                     late, calls = allreduce("asleep" in arm)
@@ -687,15 +705,14 @@ def _straggler_episodes(world: World, config: Straggler, floats: int) -> list[tu
                     params, late, calls = train(arm, params)
                 if repeat >= 0:
                     result.append((arm, late, calls))
-    order = ["nobody", *BUSY, "allreduce, nobody", "allreduce, asleep"]
-    return sorted(result, key=lambda one: order.index(one[0]))
+    return sorted(result, key=lambda one: arms.index(one[0]))
 
 
-def _calibrate(burn: Callable[..., Any], matrix: jax.Array) -> float:
+def _calibrate(burn: Callable[..., Any], matrix: jax.Array, config: Straggler) -> float:
     """Iterations per second, while the other ranks sleep."""
     jax.block_until_ready(burn(matrix, 1))
     start, count = time.perf_counter(), 0
-    while time.perf_counter() < start + 0.5:
+    while time.perf_counter() < start + min(0.5, config.late_seconds / 3):
         jax.block_until_ready(burn(matrix, 50))
         count += 50
     return count / (time.perf_counter() - start)
@@ -733,6 +750,7 @@ def run_rotating(world: World, config: Rotating) -> None:
         for repeat in range(config.repeats):
             delays = draw_delays(config.rounds, world.size, config.late_seconds, (config.seed, repeat))
             for arm in ("wagma", "allreduce") if repeat % 2 == 0 else ("allreduce", "wagma"):
+                world.progress(f"repetition {repeat + 1}: {arm}")
                 samples[arm].append(steps / world.timed(lambda arm=arm: train(arm)))
                 period = config.sync_period if arm == "wagma" else 1
                 bounds[arm].append(steps / bound_seconds(delays, config.step_seconds, period))
@@ -831,8 +849,9 @@ def run_slow(world: World, config: Slow) -> None:
                 models[arm.how], call = step_of(exchange, models[arm.how], world.size - 1)
                 calls.append(call)
 
-        for _ in range(config.repeats):
+        for repeat in range(config.repeats):
             for arm in in_turn(rng, arms):
+                world.progress(f"repetition {repeat + 1}: {arm}")
                 calls: list[Call] = []
                 seconds = world.timed(lambda arm=arm, calls=calls: train(arm, calls))
                 everyone = world.gather(calls)
@@ -889,9 +908,11 @@ def run_idle(world: World, config: Idle) -> None:
     - latency: how long rank 0 (and the first of every other group) waits in ``average()`` of 1,000 floats for a group
       whose others sleep, less the same with all on time: the time to wake the sleeping engines.
     - per round: CPU time of engine and process of rounds whose steps sleep, beside ``MPI_Allreduce`` of as much.
-    - memory: resident memory beyond the user's own parameters, W' and result, in models (see :func:`_memory`).
+    - memory: what is resident and allocated beyond the user's own parameters, W' and result, in models (see
+      :func:`_memory`); beside it, in MB, for a model of a hundredth, what does not grow with the model.
     """
     results: dict[str, Any] = {}
+    world.progress("CPU time of idle and waiting engines")
     small = {"w": jnp.ones(1000)}
     tables = []
     with make_exchange(world, small, config, sync_period=None, rotate=False, quorum=config.group_size) as exchange:
@@ -901,11 +922,13 @@ def run_idle(world: World, config: Idle) -> None:
         for what, values in results["cpu"].items()
     ]
     tables.append(markdown(("per cent of a core while the trainer", "engine's thread", "process", "n"), rows))
+    world.progress("latency")
     with make_exchange(world, small, config, sync_period=None, rotate=False) as exchange:
         latency = results["latency"] = _activation(world, config, exchange, exchange.params)
     extra = [a - b for a, b in zip(latency["asleep"], latency["on time"], strict=True)]
     rows = [(what, text(values, 1e3, 3), len(values)) for what, values in {**latency, "difference": extra}.items()]
     tables.append(markdown(("waited for a group of 1,000 floats, ms", "the first of a group", "n"), rows))
+    world.progress("CPU time of rounds")
     params = make_model(config.floats)
     with make_exchange(world, params, config, sync_period=10) as exchange:
         results["per_round"] = _per_round(world, config, exchange, exchange.params)
@@ -915,9 +938,25 @@ def run_idle(world: World, config: Idle) -> None:
         for what, values in results["per_round"].items()
     ]
     tables.append(markdown((f"CPU ms per round of {config.floats:,} floats", "engine's thread", "process", "n"), rows))
-    results["memory"] = _memory(world, config)
-    rows = [(what, f"{max(peaks):.2f}", f"{float(np.median(peaks)):.2f}") for what, peaks in results["memory"].items()]
-    tables.append(markdown((f"models of {config.memory} beside the user's", "worst rank", "median rank"), rows))
+    world.progress("memory")
+    size = parse_size(config.memory) // 4
+    constant = _memory(world, config, size // 100)  # first, so that the larger model finds most memory of this kind
+    results["memory"] = _memory(world, config, size)
+    results["memory_of_a_model_a_hundredth_as_large"] = constant
+    rows = [
+        (
+            phase,
+            *(f"{max(peaks[kind]):.2f}" for kind in ("resident", "allocated")),
+            *(f"{np.median(peaks[kind]):.2f}" for kind in ("resident", "allocated")),
+            f"{max(constant[phase]['resident']) * size * 4e-8:.0f}",
+        )
+        for phase, peaks in results["memory"].items()
+    ]
+    header = (
+        *(f"models of {config.memory} beside the user's", "resident, worst rank", "allocated, worst"),
+        *("resident, median", "allocated, median", "a model of 1 %: MB resident"),
+    )
+    tables.append(markdown(header, rows))
     finish(world, config, results, tables, None)
 
 
@@ -1014,24 +1053,68 @@ def _per_round(world, config, exchange, params) -> dict[str, dict[str, list[floa
     return samples
 
 
-def _memory(world: World, config: Idle) -> dict[str, list[float]]:
-    """Copies of the model that the exchange keeps, one value for each rank: peaks of resident memory (Linux: VmHWM).
+class Mallinfo(ctypes.Structure):
+    """glibc's ``struct mallinfo2``."""
 
-    The user's own is subtracted: ``params`` while the exchange is constructed, W' and the result in rounds. What is
-    resident includes what glibc keeps after it was freed, for the next allocation, as ``wagma launch`` asks it to, so
-    the peak of a phase contains that of the phases before.
+    _fields_ = [(name, ctypes.c_size_t) for name in _MALLINFO]
+
+
+class Allocated:
+    """The most bytes that this process had allocated since the last :meth:`reset`, sampled every millisecond."""
+
+    def __init__(self):
+        self._library = ctypes.CDLL(None)
+        self._library.mallinfo2.restype = Mallinfo
+        self._over = threading.Event()
+        self.peak = self.now()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._thread.start()
+
+    def now(self) -> int:
+        """Bytes in use, in all arenas."""
+        info = self._library.mallinfo2()
+        return info.uordblks + info.hblkhd
+
+    def _sample(self) -> None:
+        while not self._over.wait(1e-3):
+            self.peak = max(self.peak, self.now())
+
+    def reset(self) -> None:
+        """Begins anew."""
+        self.peak = self.now()
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._over.set()
+        self._thread.join()
+
+
+def _memory(world: World, config: Idle, size: int) -> dict[str, dict[str, list[float]]]:
+    """Copies of the model that the exchange keeps, one value for each rank, beyond the user's own.
+
+    The user's own are ``params`` while the exchange is constructed, and W' and the result in rounds.
+
+    - resident: peak of resident memory (Linux: VmHWM). It includes what was compiled, and what glibc keeps after it was
+      freed for the next allocation, as ``wagma launch`` asks it to: so no phase shows less than one before.
+    - allocated: peak of what is allocated and not yet freed, sampled, so that copies which live for less than a
+      millisecond may be missed.
     """
-    size = parse_size(config.memory) // 4
     model = 4 * size
     step = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf * 0.999, tree))
     gc.collect()
-    base = _resident("VmRSS")
+    allocated = Allocated()
+    base, base_allocated = _resident("VmRSS"), allocated.now()
     params = make_model(size)
-    peaks = {}
+    peaks: dict[str, dict[str, list[float]]] = {}
 
     def record(phase: str, users: int) -> None:
-        peaks[phase] = world.gather((_resident("VmHWM") - base - users * model) / model)
+        resident, in_use = _resident("VmHWM") - base, allocated.peak - base_allocated
+        peaks[phase] = {
+            "resident": world.gather(resident / model - users),
+            "allocated": world.gather(in_use / model - users),
+        }
         _reset_peak()
+        allocated.reset()
 
     _reset_peak()
     with make_exchange(world, params, config, sync_period=6) as exchange:
@@ -1042,7 +1125,7 @@ def _memory(world: World, config: Idle) -> dict[str, list[float]]:
             for i in range(5):
                 world.comm.Barrier()
                 if phase != "nobody late" and i % world.size == world.rank:
-                    time.sleep(0.5)
+                    time.sleep(config.late_seconds)
                 params = jax.block_until_ready(step(params))
                 params, _ = exchange.average(params)
             world.comm.Barrier()
@@ -1053,6 +1136,7 @@ def _memory(world: World, config: Idle) -> dict[str, list[float]]:
             record(f"sync round after them ({phase})", 2)
         params = exchange.consensus(params)
         record("consensus", 2)
+    allocated.close()
     return peaks
 
 

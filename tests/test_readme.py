@@ -1,12 +1,14 @@
 """The README's examples run, and do what they say."""
 
 import re
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from processes import ROOT
+from processes import ROOT, run_all
 
 README = (ROOT / "README.md").read_text()
 
@@ -36,7 +38,7 @@ def test_both_versions_of_the_difference_learn(sign):
 
 
 def test_the_example_on_a_mesh_reaches_the_mean_of_the_targets(capsys):
-    script, _ = blocks("python")
+    script, _, _ = blocks("python")
     scope = {}
     exec(script, scope)
     assert "8 workers, 2 groups of 4" in capsys.readouterr().out
@@ -45,13 +47,29 @@ def test_the_example_on_a_mesh_reaches_the_mean_of_the_targets(capsys):
     assert len(scope["w"].sharding.device_set) == jax.device_count()
 
 
+def test_the_exchange_runs_on_two_ranks(tmp_path):
+    pytest.importorskip("mpi4jax", reason="the extra mpi is not installed", exc_type=ImportError)
+    _, script, _ = blocks("python")
+    program = tmp_path / "train.py"
+    program.write_text(script + "\nprint(exchange.round, info.round, float(params['w'][0]))")
+    wagma = Path(sys.executable).parent / "wagma"
+    command = [wagma, "launch", "-n", "2", "--", sys.executable, program]
+    ((status, output),) = run_all([command], environment={"JAX_PLATFORMS": "cpu"}, timeout=100)
+    assert status == 0, output
+    # two workers of one group: the mean of steps of 0 and 1, a hundred times, give or take lateness
+    lines = [line.split("] ")[1].split() for line in output.splitlines() if line.startswith("[")]
+    assert [line[:2] for line in lines] == [["99", "99"]] * 2, output
+    assert lines[0][2] == lines[1][2]
+    assert 40 < float(lines[0][2]) < 60
+
+
 def test_the_exported_model_is_read_by_others(tmp_path, monkeypatch):
     from train import images
 
     monkeypatch.chdir(tmp_path)
     options = images.Options(workers=1, steps=4, batch_size=8, out=tmp_path / "runs" / "mine")
     summary, _ = images.train(options)
-    _, script = blocks("python")
+    _, _, script = blocks("python")
     scope = {}
     exec(script, scope)
     data = options.load_dataset()

@@ -53,8 +53,9 @@ def test_received_bytes_by_hand(size, itemsize, members, received):
     assert exchange.received_bytes(size, itemsize, 4, members, 1 << 20, 1 << 16) == pytest.approx(received)
 
 
-def test_groups_of_two_move_five_models():
-    assert exchange.moved_bytes(1000, 4, 4000) == 5 * 4000
+def test_moved_bytes_by_hand():
+    assert exchange.moved_bytes(1000, 4, 4, 4000) == 5 * 4000
+    assert exchange.moved_bytes(1000, 2, 4, 2000) == 2 * 2000 + 2000 + 2000 + 4000 + 4000 + 2000
 
 
 def test_delays_hit_one_worker_a_round_and_are_reproducible():
@@ -102,11 +103,11 @@ from pathlib import Path
 from benchmarks.exchange import Idle, Rotating, Sizes, Slow, Straggler, main
 
 out = Path(sys.argv[1])
-main(Sizes(sizes=("4K",), repeats=2, out=out))
+main(Sizes(sizes=("4K",), dtypes=("bfloat16",), repeats=2, out=out))
 main(Straggler(floats=(1000,), late_seconds=0.15, repeats=1, step_seconds=0.01, out=out))
 main(Rotating(floats=1000, rounds=4, sync_period=4, repeats=1, step_seconds=0.005, late_seconds=0.01, out=out))
 main(Slow(floats=1000, rounds=8, sync_period=4, repeats=1, step_seconds=0.005, out=out))
-main(Idle(floats=1000, rounds=2, seconds=0.1, activations=2, repeats=1, step_seconds=0.005, memory="1M", out=out))
+main(Idle(floats=1000, rounds=2, seconds=0.1, activations=2, repeats=1, memory="40K", late_seconds=0.02, out=out))
 """
 
 
@@ -133,4 +134,5 @@ def test_every_section_on_two_ranks(tmp_path):
     assert [one["steps_of_last"] for one in results["slow"] if one["how"] != "round"] == [[8]] * 4
     assert results["slow"][2]["steps_of_last"][0] <= 8
     assert all(len(values) == 2 for values in results["idle"]["latency"].values())
-    assert all(len(peaks) == 2 for peaks in results["idle"]["memory"].values())
+    memory = results["idle"]["memory"]["5 ordinary rounds, one late each round"]
+    assert {kind: len(peaks) for kind, peaks in memory.items()} == {"resident": 2, "allocated": 2}

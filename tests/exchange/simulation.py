@@ -1,7 +1,8 @@
 """Workers that run the protocol over a network that delivers messages in any order: one immutable state of all.
 
 Models are symbols: ("W", worker, round) is a publication, a sum is the set of the contributions that it is made of, and
-("mean", k) a global mean. `moves` lists what can happen next, `apply` makes it happen and checks each invariant that can be seen in one step; `check_end` checks a state in which nothing can happen any more.
+("mean", k) a global mean. `moves` lists what can happen next, `apply` makes it happen and checks each invariant that
+can be seen in one step; `check_end` checks a state in which nothing can happen any more.
 """
 
 from typing import NamedTuple

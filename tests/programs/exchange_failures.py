@@ -336,7 +336,7 @@ def handled():
     never_closing()
     alternately()
     if RANK == 1:
-        time.sleep(4)  # longer than a process that fails would wait for it
+        time.sleep(3.5)  # longer than a process that fails would wait for it
     say("lives on")
 
 
@@ -408,7 +408,7 @@ def computing():
 def holding_the_lock():
     hold = ctypes.PyDLL(None).usleep  # keeps Python's lock, unlike CDLL
     stops(
-        2, "rank 1 does not answer: it is gone, or stuck in code that holds Python's lock", busy=lambda: hold(8_000_000)
+        2, "rank 1 does not answer: it is gone, or stuck in code that holds Python's lock", busy=lambda: hold(6_000_000)
     )
     say("holding the lock")
 

@@ -1,6 +1,7 @@
 """One of several MPI processes: GroupExchange against references, on communicators of 2 to all processes at once."""
 
 import argparse
+import contextlib
 import time
 
 import jax
@@ -46,8 +47,12 @@ def meet(comm):
         time.sleep(0.001)
 
 
-def stack(trees):
+def stacked_trees(trees):
     return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *trees)
+
+
+def of_worker(stacked, worker):
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[worker], stacked)
 
 
 def close(ours, reference, tolerance):
@@ -57,37 +62,27 @@ def close(ours, reference, tolerance):
         )
 
 
-def nobody_late(comm):
-    """The same as the XLA averager, 30 rounds, in two exchanges at once: average() and as_transformation()."""
+def nobody_late(comm, chained):
+    """The same as the XLA averager, 30 rounds; with ``chained`` in two exchanges at once, one as a transformation."""
     group_size, rounds = SIZES[comm.size], 30
     start = tree(1.0)
-    options = dict(group_size=group_size, sync_period=7, quorum=group_size, timeout_seconds=60)
+    options = {"group_size": group_size, "sync_period": 7, "quorum": group_size, "timeout_seconds": 60}
     mine = []
-    with wagma.GroupExchange(comm, start, **options) as one, wagma.GroupExchange(comm, start, **options) as other:
-        inner = optax.GradientTransformation(lambda params: optax.EmptyState(), lambda u, s, p=None: (u, s))
-        optimizer = optax.chain(inner, other.as_transformation())
-        state = optimizer.init(start)
-
-        @jax.jit
-        def step(params, state, target):
-            updates = jax.tree.map(jnp.subtract, target, params)
-            updates, state = optimizer.update(updates, state, params)
-            return optax.apply_updates(params, updates), state
-
-        params = jax.tree.map(jnp.asarray, one.params)
-        chained = other.params
+    with contextlib.ExitStack() as stack:
+        exchange = stack.enter_context(wagma.GroupExchange(comm, start, **options))
+        step = chain(stack.enter_context(wagma.GroupExchange(comm, start, **options))) if chained else None
+        params = jax.tree.map(jnp.asarray, exchange.params)
+        other = params
         for t in range(rounds):
-            assert one.round == t - 1
-            params, info = one.average(local_step(params, comm.rank, t))
+            assert exchange.round == t - 1
+            params, info = exchange.average(local_step(params, comm.rank, t))
             assert info == info._replace(round=t, is_sync=(t + 1) % 7 == 0, late=False, staleness=0, base=t), info
             assert info.contributed_rounds == (t,) * len(info.group)
-            chained, state = step(chained, state, local_step(chained, comm.rank, t))
-            jax.block_until_ready(chained)
-            assert other.info.round == t
-            close(chained, params, 1e-5)
             mine.append(params)
-        mean = one.consensus(params)
-        other.consensus(chained)
+            if step is not None:
+                other = step(other, local_step(other, comm.rank, t))
+                close(other, params, 1e-5)
+        mean = exchange.consensus(params)
         assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(mean)[:-1])
     meet(comm)
     everyone = comm.gather((mine, mean))
@@ -96,17 +91,30 @@ def nobody_late(comm):
     schedule = wagma.GroupSchedule(comm.size, group_size, 7)
     averager = wagma.GroupAverager(schedule, axis_name="w")
     average = jax.jit(jax.vmap(averager.average, axis_name="w"))
-    stacked = stack([start] * comm.size)
+    stacked = stacked_trees([start] * comm.size)
     state = jax.vmap(averager.init)(stacked)
     for t in range(rounds):
-        each = [
-            local_step(jax.tree.map(lambda leaf, w=w: np.asarray(leaf)[w], stacked), w, t) for w in range(comm.size)
-        ]
-        stacked, state, _ = average(stack(each), state)
+        stacked, state, _ = average(
+            stacked_trees([local_step(of_worker(stacked, w), w, t) for w in range(comm.size)]), state
+        )
         for w in range(comm.size):
-            close(everyone[w][0][t], jax.tree.map(lambda leaf, w=w: np.asarray(leaf)[w], stacked), 1e-6)
+            close(everyone[w][0][t], of_worker(stacked, w), 1e-6)
     for w in range(comm.size):
         close(everyone[w][1], jax.tree.map(lambda leaf: np.asarray(leaf, np.float64).mean(0), stacked), 1e-6)
+
+
+def chain(exchange):
+    """A jitted step to a given W', averaged by the last link of an optax chain."""
+    inner = optax.GradientTransformation(lambda params: optax.EmptyState(), lambda u, s, p=None: (u, s))
+    optimizer = optax.chain(inner, exchange.as_transformation())
+
+    @jax.jit
+    def step(params, target):
+        updates = jax.tree.map(jnp.subtract, target, params)
+        updates, _ = optimizer.update(updates, optimizer.init(params), params)
+        return optax.apply_updates(params, updates)
+
+    return step
 
 
 def forced_lateness(comm, dtype):
@@ -120,7 +128,7 @@ def forced_lateness(comm, dtype):
             late[t, rng.permutation(group)[min(quorum, len(group)) :]] = not schedule.is_sync(t)
     start = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype) if leaf.dtype == np.float32 else leaf, tree(1.0))
     tolerance = 1e-5 if dtype == jnp.float32 else 2e-2
-    options = dict(group_size=group_size, sync_period=5, quorum=quorum, timeout_seconds=60)
+    options = {"group_size": group_size, "sync_period": 5, "quorum": quorum, "timeout_seconds": 60}
     mine = []
     with wagma.GroupExchange(comm, start, **options) as exchange:
         params = start
@@ -137,11 +145,11 @@ def forced_lateness(comm, dtype):
     if comm.rank:
         return
     names = ["large", "matrix", "scalar"]
-    stacked = stack([start] * comm.size)
+    stacked = stacked_trees([start] * comm.size)
     reference = LateRuleReference(schedule.groups, 5, comm.size, ["mean"] * 3)
     reference.init([stacked[name] for name in names])
     for t in range(rounds):
-        moved = stack([everyone[w][t][0] for w in range(comm.size)])
+        moved = stacked_trees([everyone[w][t][0] for w in range(comm.size)])
         result = reference.update([moved[name] for name in names], late[t])
         for name, expected in zip(names, result, strict=True):
             ours = np.stack([np.asarray(everyone[w][t][1][name], np.float64) for w in range(comm.size)])
@@ -181,7 +189,13 @@ def stragglers(comm, floats, rounds, clock, quorum=1, seconds=0.003):
     models, at_syncs = [], {}
     start = {"w": jnp.full(floats, 1.0), "b": jnp.ones(3)}
     step = jax.jit(lambda params, by: jax.tree.map(lambda leaf: leaf * 0.75 + by, params), donate_argnums=0)
-    options = dict(group_size=SIZES[comm.size], sync_period=period, clock=clock, quorum=quorum, timeout_seconds=60)
+    options = {
+        "group_size": SIZES[comm.size],
+        "sync_period": period,
+        "clock": clock,
+        "quorum": quorum,
+        "timeout_seconds": 60,
+    }
     with wagma.GroupExchange(comm, start, **options) as exchange:
         params = start
         while exchange.round + 1 < rounds:
@@ -251,7 +265,7 @@ def policies(comm):
 
     params = {name: jnp.full((3,), float(comm.rank)) for name in "msk"}
     same = {"m": jnp.zeros(3), "s": jnp.zeros(3), "k": params["k"]}
-    options = dict(group_size=2, sync_period=3, average=policy, quorum=2)
+    options = {"group_size": 2, "sync_period": 3, "average": policy, "quorum": 2}
     with wagma.GroupExchange(comm, same, **options) as exchange:
         for t in range(3):
             new, info = exchange.average(params)
@@ -279,38 +293,47 @@ def other_device(comm):
     assert new["two"].sharding == spread
 
 
+def check(comm, rounds, floats):
+    """What is checked with so many workers; each check is made with several numbers."""
+    size, lateness = comm.size, {}
+    checks = [lambda: nobody_late(comm, chained=size == 2)]
+    if size in (3, 4, 6):
+        checks.append(lambda: forced_lateness(comm, jnp.float32))
+    if size == 2:
+        checks.append(lambda: forced_lateness(comm, jnp.bfloat16))
+        checks.append(lambda: stragglers(comm, floats, rounds, "step"))
+        checks.append(lambda: policies(comm))
+        checks.append(lambda: other_device(comm))
+    if size in (3, 5):
+        checks.append(lambda: unequal_steps(comm))
+    if size in (3, 8):
+        checks.append(lambda: lateness.update(jumps=stragglers(comm, 1000, rounds // 4, "round")))
+    if size == 6:
+        checks.append(lambda: lateness.update(quorum_2=stragglers(comm, 1000, rounds // 5, "step", quorum=2)))
+    if size != 2:
+        number = rounds if size == 4 else rounds // 5
+        checks.append(lambda: lateness.update(late=stragglers(comm, 1000, number, "step")))
+    began = time.perf_counter()
+    for run in checks:
+        run()
+        meet(comm)
+    if comm.rank == 0:
+        print(f"{size} workers ok: {lateness}, {time.perf_counter() - began:.1f} s", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--splits", nargs="*", type=int, default=[2, 3, 4, 8])
     parser.add_argument("--rounds", type=int, default=300)
     parser.add_argument("--floats", type=int, default=5_000_000)
     options = parser.parse_args()
+    done = set()
     for first in options.splits:  # the first so many processes, and all others
         comm = WORLD.Split(WORLD.rank < first)
-        if comm.size in SIZES:
-            began = time.perf_counter()
-            nobody_late(comm)
-            meet(comm)
-            forced_lateness(comm, jnp.float32)
-            meet(comm)
-            if first == 2:
-                policies(comm)
-                other_device(comm)
-                forced_lateness(comm, jnp.bfloat16)
-            meet(comm)
-            lateness = stragglers(comm, 1000, options.rounds, "step")
-            jumps = stragglers(comm, 1000, options.rounds // 3, "round")
-            quorum = stragglers(comm, 1000, options.rounds // 5, "step", quorum=2)
-            if comm.size == 2:
-                stragglers(comm, options.floats, options.rounds, "step")
-            rounds = unequal_steps(comm)
-            if comm.rank == 0:
-                seconds = time.perf_counter() - began
-                print(
-                    f"{comm.size} workers ok: late {lateness}, clock round {jumps}, quorum 2 {quorum}, "
-                    f"last round {rounds}, {seconds:.1f} s",
-                    flush=True,
-                )
+        sizes = {first, WORLD.size - first} - done
+        if comm.size in sizes and (first != WORLD.size - first or WORLD.rank < first):
+            check(comm, options.rounds, options.floats)
+        done |= sizes
         meet(WORLD)
         comm.Free()
 

@@ -124,6 +124,7 @@ class Engine:
         self._deadline: float | None = None  # of winding up
         self._waiting = False
         self._left = time.perf_counter()  # when the trainer was last inside a call
+        self._progress = self._left  # when something last happened here
         self._answers: dict[int, Status] = {}
         self._asked: set[int] = set()
         self._byes: set[int] = set()
@@ -199,14 +200,14 @@ class Engine:
             self._consensus = model
         self._post(protocol.Retire(Rest.CONSENSUS))
         with self._changed:
-            self._wait(lambda: self._consensus is None, timeout, "consensus()")
+            self._wait(lambda: self._consensus is None, timeout, "consensus()", resting=True)
             return self.state.round - 1, self.outbox.model
 
     def close(self, timeout: float) -> None:
         """Serves the others until all have closed, and ends the thread."""
         self._post(protocol.Retire(Rest.CLOSE))
         with self._changed:
-            self._wait(lambda: self.state.over, timeout, "close()")
+            self._wait(lambda: self.state.over, timeout, "close()", resting=True)
         self._thread.join(timeout)
         if self._thread.is_alive():
             raise TimeoutError(f"the engine's thread has not ended within {timeout:.0f} s")
@@ -242,12 +243,16 @@ class Engine:
         self._events.append(event)
         self._wake.release()
 
-    def _wait(self, condition: Callable[[], bool], timeout: float, what: str) -> None:
+    def _wait(self, condition: Callable[[], bool], timeout: float, what: str, resting: bool = False) -> None:
+        """Waits; a resting trainer for as long as others go on."""
         since = time.perf_counter()
-        if self._changed.wait_for(lambda: condition() or self._failure is not None, timeout):
-            if not condition():
-                self.raise_failure()
-            return
+        while (left := timeout - (time.perf_counter() - (max(since, self._progress) if resting else since))) > 0:
+            if self._changed.wait_for(
+                lambda: condition() or self._failure is not None, min(left, threading.TIMEOUT_MAX)
+            ):
+                if not condition():
+                    self.raise_failure()
+                return
         self._post(_Ask())
         self._changed.wait_for(lambda: condition() or self._failure is not None, ANSWER_SECONDS)
         if condition():
@@ -300,6 +305,7 @@ class Engine:
             return self._ask(self.machine.waits_for(self.state))
         if isinstance(event, protocol.Receive) and not isinstance(event.message, Message):
             return self._other(event.source, event.message)
+        self._progress = time.perf_counter()
         with self._changed:
             self.state, actions = self.machine.step(self.state, event)
         while actions:

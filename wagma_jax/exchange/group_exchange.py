@@ -80,7 +80,8 @@ class GroupExchange:
             finds newer rounds complete jumps to them, so that one that is always slow takes fewer steps.
         average: The per-leaf policy, from a leaf's key path and value to "mean", "keep" or "sync" (mean at sync rounds
             only). None averages floating and complex leaves and keeps all others.
-        timeout_seconds: How long a call waits for others before it raises TimeoutError.
+        timeout_seconds: How long a call waits for others before it raises TimeoutError; ``consensus`` and ``close``
+            count from when they last heard of another's progress.
 
     Raises:
         ValueError: An argument is out of range, or differs between ranks; the trees differ between ranks (on all

@@ -25,6 +25,7 @@ Reference: Li et al., TPDS 2021, algorithm 2; readiness, FORCE, resting and the 
 
 import dataclasses
 import enum
+import functools
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
@@ -421,7 +422,7 @@ class Rounds:
         return {worker for kind, of, worker in state.facts if of == r and kind in kinds}
 
     def _group(self, r: int) -> tuple[int, ...]:
-        return self.schedule.group_of(self.worker, r)
+        return _group_of(self.schedule, self.worker, r)
 
     def _peers(self, r: int) -> tuple[int, ...]:
         return tuple(worker for worker in self._group(r) if worker != self.worker)
@@ -429,6 +430,11 @@ class Rounds:
     @property
     def _others(self) -> tuple[int, ...]:
         return tuple(worker for worker in range(self.schedule.num_workers) if worker != self.worker)
+
+
+@functools.lru_cache(maxsize=256)
+def _group_of(schedule: GroupSchedule, worker: int, r: int) -> tuple[int, ...]:
+    return schedule.group_of(worker, r)
 
 
 def _unlike(rested: Iterable[tuple[int, Rest]]) -> str:

@@ -1,10 +1,12 @@
 """Between the user's pytree and what is exchanged: flat buffers on the CPU, one for each dtype and policy.
 
-A model enters by one copy (`Staging.pack`) and leaves without one: the leaves that the user gets are views of the
-buffer that the average was written to, which nobody else refers to any more. Arrays on an accelerator are staged
-through the host.
+A model enters by one copy (`Staging.pack`) and, unless it is small, leaves without one: the leaves that the user gets
+are views of the buffer that the average was written to, which nobody else refers to any more. Arrays on an accelerator
+are staged through the host.
 """
 
+import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +17,7 @@ from wagma_jax.averaging import PolicyFunction, accumulation_dtype, leaf_name, l
 
 Buffers = tuple[jax.Array, ...]
 ALIGNMENT = 64  # bytes; XLA takes a view as it is only where it begins at a multiple
+SMALL_BYTES = 1 << 20  # a model of less is copied out, by one compiled call: views cost 20 us for each leaf
 
 
 class Part(NamedTuple):
@@ -53,11 +56,13 @@ class Staging:
         self.dtypes = [jnp.asarray(leaf).dtype if _is_host(leaf) else leaf.dtype for _, leaf in paths_and_leaves]
         self.device = jax.local_devices(backend="cpu")[0]
         self.layouts = self._layouts()
-        self._pack = jax.jit(self._concatenate, donate_argnums=1, keep_unused=True)
+        # closures over the layouts alone: none holds the object that holds it
+        self._pack = jax.jit(functools.partial(_concatenated, self.layouts), donate_argnums=1, keep_unused=True)
         self._wide = any(accumulation_dtype(layout.dtype) != layout.dtype for layout in self.layouts)
         # a sum that is wider than the model cannot become the model in place
         self._merge_late = jax.jit(_merged_late, donate_argnums=() if self._wide else 0)
         self._divide = jax.jit(_divided, donate_argnums=() if self._wide else 0)
+        self._split = jax.jit(functools.partial(_slices, self.layouts))
         self._copy = jax.jit(lambda buffers: tuple(jnp.copy(buffer) for buffer in buffers))
 
     def _layouts(self) -> tuple[Layout, ...]:
@@ -72,7 +77,7 @@ class Staging:
             parts, size = [], 0
             for i in leaves:
                 parts.append(Part(i, size, self.shapes[i]))
-                size += -(-int(np.prod(self.shapes[i], dtype=np.int64)) // step) * step
+                size += -(-math.prod(self.shapes[i]) // step) * step
             layouts.append(Layout(dtype, ordinary, size, tuple(parts)))
         return tuple(layouts)
 
@@ -121,21 +126,6 @@ class Staging:
                 spare = tuple(jnp.zeros(layout.size, layout.dtype) for layout in self.layouts)
         return jax.block_until_ready(self._pack(wanted, spare))
 
-    def _concatenate(self, wanted: list[list[Any]], spare: Buffers) -> Buffers:
-        del spare  # only its memory is used
-        buffers = []
-        for layout, leaves in zip(self.layouts, wanted, strict=True):
-            pieces, end = [], 0
-            for part, leaf in zip(layout.parts, leaves, strict=True):
-                if part.offset > end:
-                    pieces.append(jnp.zeros(part.offset - end, layout.dtype))
-                pieces.append(jnp.asarray(leaf, layout.dtype).ravel())
-                end = part.offset + pieces[-1].size
-            if layout.size > end:
-                pieces.append(jnp.zeros(layout.size - end, layout.dtype))
-            buffers.append(jnp.concatenate(pieces))
-        return tuple(buffers)
-
     def ordinary(self, buffers: Buffers) -> Buffers:
         """Those of all buffers that ordinary rounds exchange."""
         return tuple(buffer for buffer, layout in zip(buffers, self.layouts, strict=True) if layout.ordinary)
@@ -173,19 +163,43 @@ class Staging:
             leaves: Where all other leaves come from, and the devices on which each leaf is wanted.
             buffers: All buffers.
         """
-        views, places, targets = [], [], []
-        for layout, buffer in zip(self.layouts, buffers, strict=True):
-            flat = np.asarray(buffer)
-            for part in layout.parts:
-                size = int(np.prod(part.shape, dtype=np.int64))
-                views.append(flat[part.offset : part.offset + size].reshape(part.shape))
-                leaf = leaves[part.leaf]
-                places.append(leaf.sharding if isinstance(leaf, jax.Array) else self.device)
-                targets.append(part.leaf)
+        indices = [part.leaf for layout in self.layouts for part in layout.parts]
+        if self.nbytes < SMALL_BYTES:
+            pieces = self._split(buffers)
+        else:
+            pieces = _slices(self.layouts, tuple(np.asarray(buffer) for buffer in buffers))
+        elsewhere = [i for i in indices if isinstance(leaves[i], jax.Array) and leaves[i].devices() != {self.device}]
+        if elsewhere or self.nbytes >= SMALL_BYTES:
+            places = [leaves[i].sharding if i in elsewhere else self.device for i in indices]
+            pieces = jax.device_put(pieces, places, may_alias=True)
         result = list(leaves)
-        for i, leaf in zip(targets, jax.device_put(views, places, may_alias=True), strict=True):
-            result[i] = leaf
+        for i, piece in zip(indices, pieces, strict=True):
+            result[i] = piece
         return self.treedef.unflatten(result)
+
+
+def _concatenated(layouts: tuple[Layout, ...], wanted: list[list[Any]], spare: Buffers) -> Buffers:
+    del spare  # only its memory is used
+    buffers = []
+    for layout, leaves in zip(layouts, wanted, strict=True):
+        pieces, end = [], 0
+        for part, leaf in zip(layout.parts, leaves, strict=True):
+            if part.offset > end:
+                pieces.append(jnp.zeros(part.offset - end, layout.dtype))
+            pieces.append(jnp.asarray(leaf, layout.dtype).ravel())
+            end = part.offset + pieces[-1].size
+        if layout.size > end:
+            pieces.append(jnp.zeros(layout.size - end, layout.dtype))
+        buffers.append(jnp.concatenate(pieces))
+    return tuple(buffers)
+
+
+def _slices(layouts: tuple[Layout, ...], buffers: tuple[Any, ...]) -> list[Any]:
+    return [
+        buffer[part.offset : part.offset + math.prod(part.shape)].reshape(part.shape)
+        for layout, buffer in zip(layouts, buffers, strict=True)
+        for part in layout.parts
+    ]
 
 
 def _divided(totals: Buffers, like: Buffers, size: jax.Array) -> Buffers:

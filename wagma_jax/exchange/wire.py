@@ -56,7 +56,9 @@ class Wire:
         key = tuple((own.size, accumulation_dtype(own.dtype)) for own in buffers)
         if key not in self._memory:
             members = _Members(self.comm, (self.comm.rank,))
-            self._memory[key] = jax.jit(lambda: tuple(members.uninitialized(size, dtype) for size, dtype in key))
+            large = sum(size for size, _ in key) * 4 > self.chunk_bytes
+            allocate = members.uninitialized if large else jnp.zeros  # calls of mpi4jax are dispatched more slowly
+            self._memory[key] = jax.jit(lambda: tuple(allocate(size, dtype) for size, dtype in key))
         return self._memory[key]()
 
     def exchange(
@@ -79,12 +81,12 @@ class Wire:
             RuntimeError: The members are not at the same round (a bug of this library).
         """
         if group not in self._exchanges:
-            members = _Members(self.comm, group)
+            members, chunk_bytes = _Members(self.comm, group), self.chunk_bytes  # no closure over what holds it
 
             def exchange(header, buffers, memory):
                 headers = _headers(members, header[:2])
                 pairs = zip(buffers, memory, strict=True)
-                return headers, tuple(_total(members, own, out, header[2], self.chunk_bytes) for own, out in pairs)
+                return headers, tuple(_total(members, own, out, header[2], chunk_bytes) for own, out in pairs)
 
             self._exchanges[group] = jax.jit(exchange, donate_argnums=2, keep_unused=True)
         arguments = np.asarray((*header, divisor), np.int32)
