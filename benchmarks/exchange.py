@@ -445,7 +445,7 @@ def run_sizes(world: World, config: Sizes) -> None:
     """
     from wagma_jax.exchange import wire as wire_module
 
-    wire = wire_module.Wire(world.comm.Dup())
+    wire = wire_module.Wire(world.comm.Dup(), jax.local_devices(backend="cpu")[0])
     group = wagma.GroupSchedule(world.size, config.group_size, None, False).group_of(world.rank, 0)
     group_comm = world.comm.Split(group[0], world.rank)
     results, rows, left_out = [], [], []

@@ -139,7 +139,7 @@ class GroupExchange:
         self._staging = staging
         self._leaves = leaves
         self._models = comm.Dup()
-        self._wire = Wire(self._models)
+        self._wire = Wire(self._models, staging.device)
         model, self._differs = self._broadcast(staging.pack(leaves))
         self._warm_up(model)
         self._start: Buffers | None = model
@@ -365,6 +365,7 @@ class GroupExchange:
 
     def _warm_up(self, model: Buffers) -> None:
         """Compiles every exchange by making it once, so that no round waits for a compiler."""
+        self._staging.warm_up(model)
         ordinary = self._staging.ordinary(model)
         everyone = tuple(range(self.schedule.num_workers))
         seen = set()
@@ -376,9 +377,8 @@ class GroupExchange:
         self._wire.exchange(everyone, 1, (-1, -1), model, self._wire.memory(model))
 
     def _memory(self, is_sync: bool) -> Buffers:
-        with jax.default_device(self._staging.device):
-            model = self._engine.outbox.model
-            return self._wire.memory(model if is_sync else self._staging.ordinary(model))
+        model = self._engine.outbox.model
+        return self._wire.memory(model if is_sync else self._staging.ordinary(model))
 
     def _unpack(self, buffers: Buffers) -> Any:
         return self._staging.unpack(self._leaves, buffers)

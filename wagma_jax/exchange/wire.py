@@ -26,7 +26,7 @@ from mpi4py import MPI
 
 from wagma_jax.averaging import accumulation_dtype
 
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 18
 SMALL_BLOCK_BYTES = 1 << 16
 _TAG = 7
 
@@ -38,11 +38,14 @@ class Wire:
 
     Args:
         comm: Communicator of all workers, used by nobody else.
+        device: The CPU device of the buffers.
         chunk_bytes: About how much is sent at a time.
     """
 
-    def __init__(self, comm: MPI.Intracomm, chunk_bytes: int = CHUNK_BYTES):
+    def __init__(self, comm: MPI.Intracomm, device: Any, chunk_bytes: int = CHUNK_BYTES):
         self.comm = comm
+        # explicit: whether arrays are committed to their device would make another compilation each
+        self._here = jax.sharding.SingleDeviceSharding(device)
         self.chunk_bytes = chunk_bytes
         self._exchanges: dict[tuple[int, ...], Any] = {}
         self._memory: dict[Any, Any] = {}
@@ -58,7 +61,9 @@ class Wire:
             members = _Members(self.comm, (self.comm.rank,))
             large = sum(size for size, _ in key) * 4 > self.chunk_bytes
             allocate = members.uninitialized if large else jnp.zeros  # calls of mpi4jax are dispatched more slowly
-            self._memory[key] = jax.jit(lambda: tuple(allocate(size, dtype) for size, dtype in key))
+            self._memory[key] = jax.jit(
+                lambda: tuple(allocate(size, dtype) for size, dtype in key), out_shardings=self._here
+            )
         return self._memory[key]()
 
     def exchange(
@@ -88,7 +93,9 @@ class Wire:
                 pairs = zip(buffers, memory, strict=True)
                 return headers, tuple(_total(members, own, out, header[2], chunk_bytes) for own, out in pairs)
 
-            self._exchanges[group] = jax.jit(exchange, donate_argnums=2, keep_unused=True)
+            self._exchanges[group] = jax.jit(
+                exchange, donate_argnums=2, keep_unused=True, in_shardings=self._here, out_shardings=self._here
+            )
         arguments = np.asarray((*header, divisor), np.int32)
         headers, totals = jax.block_until_ready(self._exchanges[group](arguments, buffers, memory))
         headers = np.asarray(headers)
