@@ -7,6 +7,7 @@ does.
 """
 
 import collections
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -21,7 +22,8 @@ from wagma_jax.exchange.wire import Buffers, Wire
 
 SHORTEST_POLL = 20e-6  # seconds; doubles while nothing comes
 LONGEST_POLL = 2e-3
-LONGEST_POLL_WAITING = 1e-3  # while the trainer waits
+LONGEST_POLL_WAITING = 1e-4  # while the trainer waits, at first: most waits are shorter than EAGER_SECONDS
+EAGER_SECONDS = 5e-3
 WIND_UP_SECONDS = 5.0  # after a failure: how long what was promised to others is waited for
 ANSWER_SECONDS = 1.0
 RECORDS = 4096
@@ -119,7 +121,7 @@ class Engine:
         self._memory: dict[bool, Buffers] = {}  # for the mean of a sync round (True) or an ordinary one
         self._changed = threading.Condition()  # guards all of the above
         self._events: collections.deque[Any] = collections.deque()
-        self._wake = threading.Semaphore(0)
+        self._wake = threading.Lock()  # released by the trainer: wakes the thread
         self._requests: list[MPI.Request] = []
         self._deadline: float | None = None  # of winding up
         self._waiting = False
@@ -241,7 +243,8 @@ class Engine:
 
     def _post(self, event: Any) -> None:
         self._events.append(event)
-        self._wake.release()
+        with contextlib.suppress(RuntimeError):  # the engine has not slept since the last event
+            self._wake.release()
 
     def _wait(self, condition: Callable[[], bool], timeout: float, what: str, resting: bool = False) -> None:
         """Waits; a resting trainer for as long as others go on."""
@@ -400,7 +403,8 @@ class Engine:
             if self._requests:
                 self._requests = [request for request in self._requests if not request.Test()]
             woken = self._wake.acquire(timeout=delay)
-            longest = LONGEST_POLL_WAITING if self._waiting else LONGEST_POLL
+            eager = self._waiting and time.perf_counter() - self._progress < EAGER_SECONDS
+            longest = LONGEST_POLL_WAITING if eager else LONGEST_POLL
             delay = SHORTEST_POLL if woken else min(2 * delay, longest)
             if self._deadline is not None and time.perf_counter() > self._deadline:
                 return None

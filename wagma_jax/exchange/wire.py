@@ -89,9 +89,7 @@ class Wire:
             members, chunk_bytes = _Members(self.comm, group), self.chunk_bytes  # no closure over what holds it
 
             def exchange(header, buffers, memory):
-                headers = _headers(members, header[:2])
-                pairs = zip(buffers, memory, strict=True)
-                return headers, tuple(_total(members, own, out, header[2], chunk_bytes) for own, out in pairs)
+                return _exchange(members, header, buffers, memory, chunk_bytes)
 
             self._exchanges[group] = jax.jit(
                 exchange, donate_argnums=2, keep_unused=True, in_shardings=self._here, out_shardings=self._here
@@ -148,10 +146,19 @@ def _carrier(dtype: Any) -> Any:
     return jnp.dtype(f"uint{8 * dtype.itemsize}")
 
 
-def _headers(members: _Members, header: jax.Array) -> jax.Array:
-    """All members' headers, [n, 2]."""
-    slots = jnp.zeros((members.size, 2), header.dtype).at[members.position].set(header)
-    return _block_sum(members, slots.ravel(), header.dtype).reshape(members.size, 2)
+def _exchange(members: _Members, header: jax.Array, buffers: Buffers, memory: Buffers, chunk_bytes: int):
+    """All members' headers, [n, 2], and the totals. Headers ride along with a small float32 buffer, if there is one."""
+    slots = jnp.zeros((members.size, 2), header.dtype).at[members.position].set(header[:2])
+    total = lambda own, out: _total(members, own, out, header[2], chunk_bytes)
+    if not buffers or buffers[0].dtype != jnp.float32 or buffers[0].size * 4 > chunk_bytes:
+        headers = _block_sum(members, slots.ravel(), header.dtype)
+        return headers.reshape(slots.shape), tuple(map(total, buffers, memory))
+    halves = jnp.stack([slots >> 16, slots & 0xFFFF], -1).astype(jnp.float32)  # exact, and summed with zeros
+    own = jnp.concatenate([buffers[0], halves.ravel()])
+    sums = _block_sum(members, own, own.dtype)
+    high, low = jnp.moveaxis(sums[buffers[0].size :].reshape(halves.shape).astype(header.dtype), -1, 0)
+    first = sums[: buffers[0].size] / header[2].astype(jnp.float32)
+    return (high << 16) + low, (first, *map(total, buffers[1:], memory[1:]))
 
 
 def _total(members: _Members, own: jax.Array, out: jax.Array, divisor: jax.Array, chunk_bytes: int) -> jax.Array:
