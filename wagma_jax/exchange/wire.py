@@ -59,8 +59,9 @@ class Wire:
         key = tuple((own.size, accumulation_dtype(own.dtype)) for own in buffers)
         if key not in self._memory:
             members = _Members(self.comm, (self.comm.rank,))
-            large = sum(size for size, _ in key) * 4 > self.chunk_bytes
-            allocate = members.uninitialized if large else jnp.zeros  # calls of mpi4jax are dispatched more slowly
+            # a call of mpi4jax is dispatched more slowly than a few megabytes are written
+            large = sum(size for size, _ in key) > 1 << 20
+            allocate = members.uninitialized if large else jnp.zeros
             self._memory[key] = jax.jit(
                 lambda: tuple(allocate(size, dtype) for size, dtype in key), out_shardings=self._here
             )
