@@ -30,10 +30,12 @@ ALLOWED = {
     "wagma_jax/exchange/engine.py": {
         "wagma_jax.exchange.buffers", "wagma_jax.exchange.protocol", "wagma_jax.exchange.wire"
     },
-    "wagma_jax/exchange": {"wagma_jax.averaging", "wagma_jax.exchange", "wagma_jax.schedule", "wagma_jax.transformations"},
+    "wagma_jax/exchange": {
+        "wagma_jax.averaging", "wagma_jax.exchange", "wagma_jax.schedule", "wagma_jax.transformations"
+    },
     "wagma_jax/__init__.py": {
-        "wagma_jax.averager", "wagma_jax.averaging", "wagma_jax.collectives", "wagma_jax.exchange", "wagma_jax.schedule",
-        "wagma_jax.transformations", "wagma_jax.workers",
+        "wagma_jax.averager", "wagma_jax.averaging", "wagma_jax.collectives", "wagma_jax.exchange",
+        "wagma_jax.schedule", "wagma_jax.transformations", "wagma_jax.workers",
     },
     "wagma_jax/launch.py": set(),
     "wagma_jax/cli.py": {"wagma_jax.launch"},

@@ -2,7 +2,7 @@
 
 It knows no algorithm: what is published, averaged and merged are the records of ``buffers``, which it swaps under a
 lock. The trainer's thread calls the public methods; everything else happens in the engine's thread. Control messages
-are polled for, since MPI has no wait that sleeps: often while something happens, every two milliseconds while nothing
+are polled for, since MPI has no wait that sleeps: often while something happens, every three milliseconds while nothing
 does.
 """
 
@@ -21,9 +21,10 @@ from wagma_jax.exchange.protocol import Message, Rest, Rounds, State
 from wagma_jax.exchange.wire import Buffers, Wire
 
 SHORTEST_POLL = 20e-6  # seconds; doubles while nothing comes
-LONGEST_POLL = 2e-3
+LONGEST_POLL = 3e-3
 LONGEST_POLL_WAITING = 1e-4  # while the trainer waits, at first: most waits are shorter than EAGER_SECONDS
 EAGER_SECONDS = 5e-3
+LOOKS = 3
 WIND_UP_SECONDS = 5.0  # after a failure: how long what was promised to others is waited for
 ANSWER_SECONDS = 1.0
 RECORDS = 4096
@@ -397,9 +398,11 @@ class Engine:
         while True:
             if self._events:
                 return self._events.popleft()
-            message = self.control.improbe(MPI.ANY_SOURCE, _TAG, status)
-            if message is not None:
-                return protocol.Receive(status.Get_source(), message.recv())
+            # Open MPI looks first and makes progress then: what comes in by that is only seen by a later look
+            for _ in range(LOOKS):
+                message = self.control.improbe(MPI.ANY_SOURCE, _TAG, status)
+                if message is not None:
+                    return protocol.Receive(status.Get_source(), message.recv())
             if self._requests:
                 self._requests = [request for request in self._requests if not request.Test()]
             woken = self._wake.acquire(timeout=delay)
@@ -410,7 +413,9 @@ class Engine:
                 return None
 
     def _send(self, dest: int, message: Any) -> None:
-        self._requests.append(self.control.isend(message, dest, _TAG))
+        request = self.control.isend(message, dest, _TAG)
+        if not request.Test():  # which also makes the progress that puts the message on its way
+            self._requests.append(request)
         self.messages_sent += 1
 
     def _ask(self, ranks: tuple[int, ...]) -> None:
