@@ -114,6 +114,6 @@ def test_failures_that_are_handled_end_nobody():
 
 
 def test_many_exchanges_leave_nothing_behind():
-    status, output = run(2, "leaks", "25")
+    status, output = run(2, "leaks", "12")
     assert status == 0, output
     assert all(f"[{rank}] no leaks\n" in output for rank in range(2)), output
