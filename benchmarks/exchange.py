@@ -106,15 +106,14 @@ class Straggler(Section):
 
 
 @dataclasses.dataclass(frozen=True)
-class Rotating(Section):
-    """At every step one worker, drawn at random, is late.
+class Training(Section):
+    """Sections that train for some rounds.
 
     Attributes:
         floats: Of the model.
         rounds: Per repetition; whole sync periods.
         sync_period: Of WAGMA.
         step_seconds: Of a step, which sleeps.
-        late_seconds: By which the step of one worker is longer.
     """
 
     repeats: int = 3
@@ -122,26 +121,33 @@ class Rotating(Section):
     rounds: int = 300
     sync_period: int = 10
     step_seconds: float = 0.03
+
+    def check(self) -> None:
+        """ValueError if a repetition ends within a sync period."""
+        if self.rounds % self.sync_period:
+            raise ValueError(f"rounds must be whole sync periods of {self.sync_period}, got {self.rounds}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rotating(Training):
+    """At every step one worker, drawn at random, is late.
+
+    Attributes:
+        late_seconds: By which the step of one worker is longer.
+    """
+
     late_seconds: float = 0.15
 
 
 @dataclasses.dataclass(frozen=True)
-class Slow(Section):
+class Slow(Training):
     """One worker, the last rank, is always slower.
 
     Attributes:
-        floats: Of the model.
-        rounds: Per repetition; whole sync periods.
-        sync_period: Of WAGMA.
-        step_seconds: Of a step, which sleeps.
         factor: How many times slower the last rank is.
     """
 
-    repeats: int = 3
-    floats: int = 1_000_000
     rounds: int = 200
-    sync_period: int = 10
-    step_seconds: float = 0.03
     factor: float = 4.0
 
 
@@ -726,8 +732,7 @@ def run_rotating(world: World, config: Rotating) -> None:
     - of the bound: beside the steps per second that nobody can exceed who waits for all at the end of every sync
       period (of Allreduce: of every step), were averaging free. See :func:`bound_seconds`.
     """
-    if config.rounds % config.sync_period:
-        raise ValueError(f"rounds must be whole sync periods of {config.sync_period}, got {config.rounds}")
+    config.check()
     params = make_model(config.floats)
     gradient, total = np.ones(config.floats, np.float32), np.empty(config.floats, np.float32)
     steps = world.size * config.rounds
@@ -816,8 +821,7 @@ def run_slow(world: World, config: Slow) -> None:
     - others, steps/s between syncs: of each of the other workers, from the end of a sync round to that of the last
       ordinary one before the next sync; nobody waits for the slow one there, if all is well.
     """
-    if config.rounds % config.sync_period:
-        raise ValueError(f"rounds must be whole sync periods of {config.sync_period}, got {config.rounds}")
+    config.check()
     initial = make_model(config.floats)
     gradient, total = np.ones(config.floats, np.float32), np.empty(config.floats, np.float32)
     arms = [Arm(how, slow) for slow in (True, False) for how in ("allreduce", "step", "round")]

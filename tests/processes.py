@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def run_all(
-    commands: Sequence[Sequence[str]], *, timeout: float, environment: dict[str, str] | None = None
+    commands: Sequence[Sequence[object]], *, timeout: float, environment: dict[str, str] | None = None
 ) -> list[tuple[int, str]]:
     """Runs commands at the same time, from the project's folder; (exit status, output) of each.
 
@@ -41,6 +42,20 @@ def run_all(
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     return [(process.returncode, output) for process, output in zip(processes, outputs, strict=True)]
+
+
+def run_ranks(
+    num_ranks: int, *program: object, timeout: float, environment: dict[str, str] | None = None
+) -> tuple[int, str]:
+    """Runs a Python program (its path or ``-c`` and text, and its arguments) under `wagma launch`; see ``run_all``.
+
+    Without the cache of compilations, which all ranks would write.
+    """
+    wagma = Path(sys.executable).parent / "wagma"
+    command = [wagma, "launch", "-n", num_ranks, "--", sys.executable, *program]
+    ours = {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    (result,) = run_all([command], timeout=timeout, environment=ours | (environment or {}))
+    return result
 
 
 def free_port() -> int:

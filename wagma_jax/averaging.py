@@ -103,6 +103,12 @@ def merge(total: jax.Array, own: jax.Array, size: Any, late: Any = None) -> jax.
     return mean.astype(own.dtype)
 
 
+def additive_update(old: Any, new: jax.Array) -> jax.Array:
+    """The update that leads from ``old`` to ``new`` in ``optax.apply_updates``, in the accumulation dtype."""
+    wide = accumulation_dtype(new.dtype)
+    return new.astype(wide) - jnp.asarray(old).astype(wide)
+
+
 def _dtype(leaf: Any) -> Any:
     return leaf.dtype if hasattr(leaf, "dtype") else np.result_type(type(leaf))
 

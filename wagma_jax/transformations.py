@@ -8,7 +8,7 @@ import optax
 
 from wagma_jax import collectives
 from wagma_jax.averager import GroupAverager, GroupAverageState
-from wagma_jax.averaging import PolicyFunction, accumulation_dtype, leaf_policies
+from wagma_jax.averaging import PolicyFunction, additive_update, leaf_policies
 from wagma_jax.schedule import GroupSchedule
 
 
@@ -71,11 +71,10 @@ def group_average(
             policy = next(policies)
             if policy == "keep":
                 return u
-            wide = accumulation_dtype(new.dtype)
-            difference = new.astype(wide) - jnp.asarray(w).astype(wide)
+            difference = additive_update(w, new)
             if policy == "mean" and averager.every == 1:
                 return difference
-            return jnp.where(acted[policy], difference, jnp.asarray(u).astype(wide))
+            return jnp.where(acted[policy], difference, jnp.asarray(u).astype(difference.dtype))
 
         return jax.tree.map(emit, params, updates, averaged), state
 

@@ -2,15 +2,13 @@
 
 import importlib.util
 import re
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from processes import ROOT, run_all
+from processes import ROOT, run_ranks
 
 PROGRAM = ROOT / "tests" / "programs" / "exchange_failures.py"
-ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false"}
 HANGS = 40.0  # seconds: those who do not fail would go on for 60
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("mpi4py") is None, reason="the extra mpi is not installed")
@@ -18,8 +16,7 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("mpi4py") is None, reas
 
 def run(num_ranks, *arguments):
     """(exit status, output), after all processes have ended by themselves."""
-    command = [sys.executable, "-m", "wagma_jax.cli", "launch", "-n", num_ranks, "--", sys.executable, PROGRAM]
-    ((status, output),) = run_all([[*command, *arguments]], timeout=200, environment=ENVIRONMENT)
+    status, output = run_ranks(num_ranks, PROGRAM, *arguments, timeout=200)
     ended = time.time()
     pids = re.findall(r"^\[\d\] pid (\d+)$", output, re.MULTILINE)
     assert len(pids) == num_ranks, output
@@ -34,6 +31,14 @@ def raised(rank, output):
     lines = [line.removeprefix(f"[{rank}] ") for line in output.splitlines() if line.startswith(f"[{rank}] ")]
     assert "Traceback (most recent call last):" in lines, output
     return next(line for line in reversed(lines) if re.match(r"[\w.]+(Error|Exception): ", line))
+
+
+def run_well(num_ranks, scenario, *arguments, checks):
+    """A run that ends well, in which every rank has said that it passed each of the checks."""
+    status, output = run(num_ranks, scenario, *arguments)
+    assert status == 0, output
+    for check in checks:
+        assert all(f"[{rank}] {check}\n" in output for rank in range(num_ranks)), output
 
 
 def test_an_exception_ends_those_who_wait_and_those_who_compute():
@@ -81,9 +86,7 @@ def test_an_engine_that_fails_inside_an_exchange_ends_all():
 
 
 def test_misuse_is_explained_on_all_ranks_and_ends_nobody():
-    status, output = run(2, "misuse")
-    assert status == 0, output
-    for check in (
+    checks = (
         "other trees",
         "other settings",
         "bad settings",
@@ -91,15 +94,13 @@ def test_misuse_is_explained_on_all_ranks_and_ends_nobody():
         "use after close",
         "two threads",
         "other values",
-    ):
-        assert all(f"[{rank}] {check}\n" in output for rank in range(2)), output
+    )
+    run_well(2, "misuse", checks=checks)
 
 
 def test_failures_that_are_handled_end_nobody():
     """Three ranks fail again and again, each time in another way, and go on with new exchanges."""
-    status, output = run(3, "handled")
-    assert status == 0, output
-    for check in (
+    checks = (
         "around",
         "consensus against close",
         "asleep",
@@ -109,11 +110,9 @@ def test_failures_that_are_handled_end_nobody():
         "never closing",
         "alternately",
         "lives on",
-    ):
-        assert all(f"[{rank}] {check}\n" in output for rank in range(3)), output
+    )
+    run_well(3, "handled", checks=checks)
 
 
 def test_many_exchanges_leave_nothing_behind():
-    status, output = run(2, "leaks", "12")
-    assert status == 0, output
-    assert all(f"[{rank}] no leaks\n" in output for rank in range(2)), output
+    run_well(2, "leaks", "12", checks=("no leaks",))

@@ -7,6 +7,9 @@ or a sum cannot be torn: the engine and the trainer swap whole records under a l
 import enum
 from typing import Any, NamedTuple
 
+Buffers = tuple[Any, ...]
+"""A model as it is exchanged: flat arrays on the CPU, one for each dtype and policy."""
+
 
 class Merge(enum.Enum):
     """How the trainer's next model comes about from its own model W' and the newest group sum over n members."""

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 from mpi4py import MPI
 
 from wagma_jax.exchange import protocol
-from wagma_jax.exchange.buffers import GroupSum, Inbox, Merge, Outbox, global_mean
+from wagma_jax.exchange.buffers import Buffers, GroupSum, Inbox, Merge, Outbox, global_mean
 from wagma_jax.exchange.protocol import Message, Rest, Rounds, State
-from wagma_jax.exchange.wire import Buffers, Wire
+from wagma_jax.exchange.wire import Wire
 
 SHORTEST_POLL = 20e-6  # seconds; doubles while nothing comes
 LONGEST_POLL = 3e-3
@@ -295,9 +295,7 @@ class Engine:
             text = f"rank {self.machine.worker}'s exchange failed: {type(error).__name__}: {error}"
             with self._changed:
                 self._failure = self._failure or (text, error)
-            for dest in range(self.control.size):
-                if dest != self.machine.worker:
-                    self._send(dest, Message(protocol.Kind.ABORT, 0, text))
+            self._send_all(Message(protocol.Kind.ABORT, 0, text))
             self._flush()
         finally:
             with self._changed:
@@ -352,7 +350,7 @@ class Engine:
                 self.outbox, self.inbox = global_mean(self.outbox, self.inbox, r, total)
             else:
                 self.inbox = self.inbox.put(GroupSum(r, version, len(group), total, is_mean))
-            return self._completed(model)
+            return self._completed()
 
     def _global_mean(self) -> list[Any]:
         everyone = tuple(range(self.machine.schedule.num_workers))
@@ -366,12 +364,12 @@ class Engine:
             version = max(self.state.round - 1, self.outbox.version)
             self.outbox, self.inbox = global_mean(self.outbox, self.inbox, version, mean)
             self._consensus = None
-            return self._completed(None)
+            return self._completed()
 
-    def _completed(self, model: Buffers | None) -> list[Any]:
-        self.exchanging, self._in_use = None, None
-        if model is not None and model is not self.outbox.model:
-            self._retire(model)
+    def _completed(self) -> list[Any]:
+        used, self._in_use, self.exchanging = self._in_use, None, None
+        if used is not None and used is not self.outbox.model:
+            self._retire(used)
         self.state, actions = self.machine.step(self.state, protocol.Completed())
         self._changed.notify_all()
         return actions
@@ -403,8 +401,7 @@ class Engine:
                 message = self.control.improbe(MPI.ANY_SOURCE, _TAG, status)
                 if message is not None:
                     return protocol.Receive(status.Get_source(), message.recv())
-            if self._requests:
-                self._requests = [request for request in self._requests if not request.Test()]
+            self._test_requests()
             woken = self._wake.acquire(timeout=delay)
             eager = self._waiting and time.perf_counter() - self._progress < EAGER_SECONDS
             longest = LONGEST_POLL_WAITING if eager else LONGEST_POLL
@@ -417,6 +414,17 @@ class Engine:
         if not request.Test():  # which also makes the progress that puts the message on its way
             self._requests.append(request)
         self.messages_sent += 1
+
+    def _send_all(self, message: Any) -> None:
+        for rank in self._others:
+            self._send(rank, message)
+
+    @property
+    def _others(self) -> list[int]:
+        return [rank for rank in range(self.control.size) if rank != self.machine.worker]
+
+    def _test_requests(self) -> None:
+        self._requests = [request for request in self._requests if not request.Test()]
 
     def _ask(self, ranks: tuple[int, ...]) -> None:
         for rank in ranks:
@@ -436,11 +444,9 @@ class Engine:
 
     def _finish(self) -> None:
         """Sends the last message, and receives everybody's: nothing is left on the way."""
-        others = [rank for rank in range(self.control.size) if rank != self.machine.worker]
         if not self.state.aborted:
-            for rank in others:
-                self._send(rank, _Bye())
-            while not self._byes.issuperset(others):
+            self._send_all(_Bye())
+            while not self._byes.issuperset(self._others):
                 event = self._next()
                 if isinstance(event, protocol.Receive):
                     self._other(event.source, event.message)
@@ -450,5 +456,5 @@ class Engine:
         """Waits until what was sent is on its way."""
         end = time.perf_counter() + WIND_UP_SECONDS
         while self._requests and time.perf_counter() < end:
-            self._requests = [request for request in self._requests if not request.Test()]
+            self._test_requests()
             time.sleep(SHORTEST_POLL)

@@ -10,17 +10,16 @@ import warnings
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.experimental import io_callback
 from mpi4py import MPI
 
-from wagma_jax.averaging import PolicyFunction, accumulation_dtype
-from wagma_jax.exchange.buffers import Merge
+from wagma_jax.averaging import PolicyFunction, additive_update
+from wagma_jax.exchange.buffers import Buffers, Merge
 from wagma_jax.exchange.engine import Engine, ExchangeError
 from wagma_jax.exchange.protocol import Clock, Rounds
-from wagma_jax.exchange.staging import Buffers, Staging
+from wagma_jax.exchange.staging import Staging
 from wagma_jax.exchange.wire import Wire
 from wagma_jax.schedule import GroupSchedule, integer
 from wagma_jax.transformations import raise_no_params
@@ -206,11 +205,9 @@ class GroupExchange:
             taken = self._engine.take(t, self.timeout_seconds)
             waited = time.perf_counter() - ready
             is_sync = self.schedule.is_sync(t)
-            if is_sync:
+            if taken.result is None:  # the mean, or W' itself
                 tree = self._unpack(self._staging.copy(taken.buffers))
-                self._base = t
-            elif taken.merge == Merge.OWN or taken.result is None:
-                tree = self._unpack(self._staging.copy(taken.buffers))
+                self._base = t if is_sync else self._base
             else:
                 total, size = taken.result.total, taken.result.size
                 own = self._staging.ordinary(taken.buffers)
@@ -269,10 +266,7 @@ class GroupExchange:
             policies = iter(self._staging.policies)
 
             def emit(w, u, new):
-                if next(policies) == "keep":
-                    return u
-                wide = accumulation_dtype(new.dtype)
-                return new.astype(wide) - jnp.asarray(w).astype(wide)
+                return u if next(policies) == "keep" else additive_update(w, new)
 
             return jax.tree.map(emit, params, updates, averaged), state
 

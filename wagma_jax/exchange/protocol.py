@@ -224,14 +224,14 @@ class Rounds:
             if self.worker != 0:
                 return (0,)
             rested = {worker for worker, _ in state.rested}
-            return tuple(worker for worker in range(self.schedule.num_workers) if worker not in rested)
+            return tuple(worker for worker in self._everyone if worker not in rested)
         if self.schedule.is_sync(r):
             if not self._served(state, r):
                 return (self.worker,)
             if self.worker != 0:
                 return (0,)
             ready = self._known(state, (Kind.READY,), r)
-            return tuple(worker for worker in range(self.schedule.num_workers) if worker not in ready)
+            return tuple(worker for worker in self._everyone if worker not in ready)
         standing = self._standing(state, r) if self._activated(state, r) else self._known(state, (Kind.ARRIVED,), r)
         return tuple(peer for peer in self._group(r) if peer not in standing)
 
@@ -272,9 +272,8 @@ class Rounds:
         """Applies the rules until none has anything more to do; an exchange or the end is the last action."""
         if state.over or state.exchanging:
             return state
-        if state.aborted:
-            return self._wind_up(state, actions)
-        state = self._rest(state, actions)
+        if not state.aborted:
+            state = self._rest(state, actions)
         if state.aborted:
             return self._wind_up(state, actions)
         if state.over or state.exchanging:
@@ -294,11 +293,9 @@ class Rounds:
             actions.extend(Send(worker, Message(Kind.WAKE, rest)) for worker in self._others)
             state = state._replace(woken=rest)
         if state.woken == Rest.CONSENSUS:
-            actions.append(Consensus())
-            return state._replace(exchanging=True)
+            return self._enter(state, Consensus(), actions)
         if state.woken == Rest.CLOSE:
-            actions.append(Shutdown())
-            return state._replace(over=True)
+            return self._end(state, actions)
         return state
 
     def _tell_rest(self, state: State, actions: list[Action]) -> State:
@@ -319,29 +316,33 @@ class Rounds:
         A peer may have entered already; and since messages of one sender arrive in order, all members learn the
         same of each other: a promise before the ABORT, or an ABORT without one.
         """
-        r, everyone = state.round, tuple(range(self.schedule.num_workers))
+        r = state.round
         if self.schedule.is_sync(r):
             promised, given = (Kind.READY, r, self.worker) in state.facts, bool(self._known(state, (Kind.GO,), r))
             waits = promised and not given and 0 not in state.aborted
             if promised and given:
-                actions.append(Exchange(r, everyone))
-                return state._replace(exchanging=True)
+                return self._enter(state, Exchange(r, self._everyone), actions)
         else:
             standing = self._standing(state, r)
             promised = self.worker in standing
             if promised and self._all_ready(state, r):
-                actions.append(Exchange(r, self._group(r)))
-                return state._replace(exchanging=True)
-            missing = {peer for peer in self._peers(r) if peer not in standing}
+                return self._enter(state, Exchange(r, self._group(r)), actions)
+            missing = set(self._peers(r)) - standing
             waits = promised and not missing & state.aborted
         if waits:
             return state
         if (self.worker, state.resting) in state.rested:
             if state.woken == Rest.CONSENSUS:
-                actions.append(Consensus())
-                return state._replace(exchanging=True)
+                return self._enter(state, Consensus(), actions)
             if 0 not in state.aborted and state.woken == Rest.NONE:
                 return state
+        return self._end(state, actions)
+
+    def _enter(self, state: State, exchange: Exchange | Consensus, actions: list[Action]) -> State:
+        actions.append(exchange)
+        return state._replace(exchanging=True)
+
+    def _end(self, state: State, actions: list[Action]) -> State:
         actions.append(Shutdown())
         return state._replace(over=True)
 
@@ -353,12 +354,11 @@ class Rounds:
             state = self._say(state, Kind.FORCE, r, self._peers(r), actions)
         if not self._activated(state, r):
             return state
-        if not self._stands(state, self.worker, r):
+        if self.worker not in self._standing(state, r):
             state = self._say(state, Kind.READY, r, self._peers(r), actions)
         if not self._all_ready(state, r):
             return state
-        actions.append(Exchange(r, self._group(r)))
-        return state._replace(exchanging=True)
+        return self._enter(state, Exchange(r, self._group(r)), actions)
 
     def _sync_round(self, state: State, actions: list[Action]) -> State:
         k = state.round
@@ -366,15 +366,13 @@ class Rounds:
             return state
         state = self._call(state, k, self.worker, actions)
         state = self._say(state, Kind.READY, k, () if self.worker == 0 else (0,), actions)
-        everyone = range(self.schedule.num_workers)
         if self.worker == 0:
-            if not self._known(state, (Kind.READY,), k).issuperset(everyone):
+            if not self._known(state, (Kind.READY,), k).issuperset(self._everyone):
                 return state
             state = self._say(state, Kind.GO, k, self._others, actions)
         elif not self._known(state, (Kind.GO,), k):
             return state
-        actions.append(Exchange(k, tuple(everyone)))
-        return state._replace(exchanging=True)
+        return self._enter(state, Exchange(k, self._everyone), actions)
 
     def _served(self, state: State, r: int) -> bool:
         """Whether the trainer counts as arrived at round r."""
@@ -391,13 +389,10 @@ class Rounds:
         return any(self._activated(state, r) for r in later)
 
     def _all_ready(self, state: State, r: int) -> bool:
-        return all(self._stands(state, peer, r) for peer in self._peers(r))
+        return self._standing(state, r).issuperset(self._peers(r))
 
     def _standing(self, state: State, r: int) -> set[int]:
         return self._known(state, (Kind.ARRIVED, Kind.FORCE, Kind.READY), r)
-
-    def _stands(self, state: State, worker: int, r: int) -> bool:
-        return worker in self._standing(state, r)
 
     # messages
 
@@ -428,8 +423,12 @@ class Rounds:
         return tuple(worker for worker in self._group(r) if worker != self.worker)
 
     @property
+    def _everyone(self) -> tuple[int, ...]:
+        return tuple(range(self.schedule.num_workers))
+
+    @property
     def _others(self) -> tuple[int, ...]:
-        return tuple(worker for worker in range(self.schedule.num_workers) if worker != self.worker)
+        return tuple(worker for worker in self._everyone if worker != self.worker)
 
 
 @functools.lru_cache(maxsize=256)

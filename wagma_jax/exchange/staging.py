@@ -15,8 +15,8 @@ import numpy as np
 from jax import lax
 
 from wagma_jax.averaging import PolicyFunction, accumulation_dtype, leaf_name, leaf_policies, merge
+from wagma_jax.exchange.buffers import Buffers
 
-Buffers = tuple[jax.Array, ...]
 ALIGNMENT = 64  # bytes; XLA takes a view as it is only where it begins at a multiple
 SMALL_BYTES = 1 << 20  # a model of less is copied out, by one compiled call: views cost 20 us for each leaf
 
@@ -54,7 +54,7 @@ class Staging:
         paths_and_leaves, self.treedef = jax.tree_util.tree_flatten_with_path(params)
         self.names = [leaf_name(path) for path, _ in paths_and_leaves]
         self.shapes = [np.shape(leaf) for _, leaf in paths_and_leaves]
-        self.dtypes = [jnp.asarray(leaf).dtype if _is_host(leaf) else leaf.dtype for _, leaf in paths_and_leaves]
+        self.dtypes = [_dtype(leaf) for _, leaf in paths_and_leaves]
         self.device = jax.local_devices(backend="cpu")[0]
         self.layouts = self._layouts()
         # Explicit shardings: whether arrays are committed to their device would make another compilation each. And
@@ -107,7 +107,7 @@ class Staging:
         if treedef != self.treedef:
             raise ValueError(f"the tree must be built like params: expected {self.treedef}, got {treedef}")
         for leaf, name, shape, dtype in zip(leaves, self.names, self.shapes, self.dtypes, strict=True):
-            came = jnp.result_type(leaf) if _is_host(leaf) else leaf.dtype
+            came = _dtype(leaf)
             if np.shape(leaf) != shape or came != dtype:
                 raise ValueError(
                     f"{name} must be {dtype}{list(shape)} as in params, got {came}{list(np.shape(leaf))}: pass the "
@@ -195,14 +195,13 @@ def _concatenated(layouts: tuple[Layout, ...], wanted: list[list[Any]], spare: B
     del spare  # only its memory is used
     buffers = []
     for layout, leaves in zip(layouts, wanted, strict=True):
-        pieces, end = [], 0
-        for part, leaf in zip(layout.parts, leaves, strict=True):
-            if part.offset > end:
-                pieces.append(_bits(jnp.zeros(part.offset - end, layout.dtype)))
-            pieces.append(_bits(jnp.asarray(leaf, layout.dtype).ravel()))
-            end = part.offset + pieces[-1].size
-        if layout.size > end:
-            pieces.append(_bits(jnp.zeros(layout.size - end, layout.dtype)))
+        pieces = []
+        ends = [*(part.offset for part in layout.parts[1:]), layout.size]
+        for part, end, leaf in zip(layout.parts, ends, leaves, strict=True):
+            pieces.append(jnp.asarray(leaf, layout.dtype).ravel())
+            if padding := end - part.offset - pieces[-1].size:
+                pieces.append(jnp.zeros(padding, layout.dtype))
+        pieces = [_bits(piece) for piece in pieces]
         buffers.append(lax.bitcast_convert_type(jnp.concatenate(pieces), layout.dtype))
     return tuple(buffers)
 
@@ -233,5 +232,6 @@ def _merged_late(totals: Buffers, own: Buffers, size: jax.Array) -> Buffers:
     return tuple(merge(total, buffer, size, late=True) for total, buffer in zip(totals, own, strict=True))
 
 
-def _is_host(leaf: Any) -> bool:
-    return not isinstance(leaf, jax.Array)
+def _dtype(leaf: Any) -> Any:
+    """The dtype that the leaf has, or will have, in JAX."""
+    return leaf.dtype if isinstance(leaf, jax.Array) else jnp.result_type(leaf)

@@ -25,12 +25,11 @@ from jax import lax
 from mpi4py import MPI
 
 from wagma_jax.averaging import accumulation_dtype
+from wagma_jax.exchange.buffers import Buffers
 
 CHUNK_BYTES = 1 << 18
 SMALL_BLOCK_BYTES = 1 << 16
 _TAG = 7
-
-Buffers = tuple[jax.Array, ...]
 
 
 class Wire:
@@ -117,26 +116,17 @@ class _Members(NamedTuple):
 
     def swap(self, block: jax.Array, dest: int, source: int, size: int, dtype: Any) -> jax.Array:
         """Sends ``block`` to one member and receives ``size`` elements of ``dtype`` from another; by position."""
-        like = jnp.zeros(size, _carrier(dtype))  # only its shape is used
-        received = mpi4jax.sendrecv(
-            lax.bitcast_convert_type(block, _carrier(block.dtype)),
-            like,
-            self.group[source],
-            self.group[dest],
-            sendtag=_TAG,
-            recvtag=_TAG,
-            comm=self.comm,
-        )
-        return lax.bitcast_convert_type(received, dtype)
+        return self._sendrecv(block, self.group[dest], self.group[source], size, dtype)
 
     def uninitialized(self, size: int, dtype: Any) -> jax.Array:
         """Memory that nobody has written to: a receive from MPI_PROC_NULL leaves its buffer as it is."""
-        null = MPI.PROC_NULL
-        nothing = jnp.zeros(1, jnp.uint8)
-        memory = mpi4jax.sendrecv(
-            nothing, jnp.zeros(size, _carrier(dtype)), null, null, sendtag=_TAG, recvtag=_TAG, comm=self.comm
-        )
-        return lax.bitcast_convert_type(memory, dtype)
+        return self._sendrecv(jnp.zeros(1, jnp.uint8), MPI.PROC_NULL, MPI.PROC_NULL, size, dtype)
+
+    def _sendrecv(self, block: jax.Array, dest: int, source: int, size: int, dtype: Any) -> jax.Array:
+        like = jnp.zeros(size, _carrier(dtype))  # only its shape is used
+        sent = lax.bitcast_convert_type(block, _carrier(block.dtype))
+        received = mpi4jax.sendrecv(sent, like, source, dest, sendtag=_TAG, recvtag=_TAG, comm=self.comm)
+        return lax.bitcast_convert_type(received, dtype)
 
 
 def _carrier(dtype: Any) -> Any:
