@@ -155,6 +155,11 @@ class Engine:
             spare, self._spare = self._spare, None
             return spare
 
+    def recycle(self, total: Buffers) -> None:
+        """Takes back the memory of a sum that ``take`` has handed out."""
+        with self._changed:
+            self._memory.setdefault(False, total)
+
     def arrive(self, model: Buffers, counter: int, memory: Callable[[bool], Buffers]) -> int:
         """Publishes W' and arrives at a round.
 
@@ -333,7 +338,8 @@ class Engine:
             version, model = self.outbox
             self._in_use = model
             is_mean = is_sync or version == r
-            memory = self._memory.pop(is_sync, None) if is_mean else self._reuse()
+            memory = None if is_mean else self._reuse()
+            memory = self._memory.pop(is_sync, None) if memory is None else memory
             self.exchanging = (r, group, time.perf_counter())
         buffers = model if is_sync else self.ordinary(model)
         if memory is None:

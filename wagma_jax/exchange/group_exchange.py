@@ -170,7 +170,7 @@ class GroupExchange:
         if self._start is None:
             raise RuntimeError("params are those at the start, and are gone after the first call of average()")
         self._differs = False
-        return self._staging.unpack(self._leaves, self._staging.copy(self._start))
+        return self._staging.unpack(self._leaves, self._start)
 
     def average(self, params: Any) -> tuple[Any, ExchangeInfo]:
         """One round: publishes W' and takes the group's mean, or merges the newest sum if this worker is late.
@@ -206,17 +206,19 @@ class GroupExchange:
             waited = time.perf_counter() - ready
             is_sync = self.schedule.is_sync(t)
             if taken.result is None:  # the mean, or W' itself
-                tree = self._unpack(self._staging.copy(taken.buffers))
+                tree = self._unpack(taken.buffers)
                 self._base = t if is_sync else self._base
             else:
                 total, size = taken.result.total, taken.result.size
                 own = self._staging.ordinary(taken.buffers)
                 if taken.merge == Merge.LATE:
-                    total = self._staging.merge_late(total, own, size)
+                    merged = self._staging.merge_late(total, own, size)
                 else:
-                    total = self._staging.narrow(total, own, 1 if taken.result.is_mean else size)
-                tree = self._unpack(self._staging.completed(total, taken.buffers))
+                    merged = self._staging.narrow(total, own, 1 if taken.result.is_mean else size)
+                tree = self._unpack(self._staging.completed(merged, taken.buffers), needed=False)
                 self._base = taken.result.round
+                if self._staging.copies:
+                    self._engine.recycle(total if self._staging.widens else merged)
             self._counter = t if self._engine.machine.clock == "step" else max(t, taken.newest)
             self.info = self._describe(t, is_sync, taken.record, waited)
             self._leaves = []
@@ -244,7 +246,7 @@ class GroupExchange:
             self._counter = max(self._counter, newest)
             self._base = max(self._base, newest)
             self._start = None
-            return self._unpack(self._staging.copy(mean))
+            return self._unpack(mean)
 
     def as_transformation(self) -> optax.GradientTransformationExtraArgs:
         """``average`` as the last link of an optax chain, for a jitted step: ``optax.chain(inner, this)``.
@@ -374,8 +376,8 @@ class GroupExchange:
         model = self._engine.outbox.model
         return self._wire.memory(model if is_sync else self._staging.ordinary(model))
 
-    def _unpack(self, buffers: Buffers) -> Any:
-        return self._staging.unpack(self._leaves, buffers)
+    def _unpack(self, buffers: Buffers, needed: bool = True) -> Any:
+        return self._staging.unpack(self._leaves, buffers, needed)
 
     def _from_callback(self, target: Any) -> Any:
         tree, _ = self.average(target)

@@ -1,8 +1,8 @@
 """Between the user's pytree and what is exchanged: flat buffers on the CPU, one for each dtype and policy.
 
-A model enters by one copy (`Staging.pack`) and, unless it is small, leaves without one: the leaves that the user gets
-are views of the buffer that the average was written to, which nobody else refers to any more. Arrays on an accelerator
-are staged through the host.
+A model enters by one copy (`Staging.pack`). One of large leaves leaves without a copy: what the user gets are views of
+the buffer that the average was written to, which nobody else refers to any more. One of small leaves is copied out by
+one compiled call, and the buffer is used again. Arrays on an accelerator are staged through the host.
 """
 
 import functools
@@ -18,7 +18,7 @@ from wagma_jax.averaging import PolicyFunction, accumulation_dtype, leaf_name, l
 from wagma_jax.exchange.buffers import Buffers
 
 ALIGNMENT = 64  # bytes; XLA takes a view as it is only where it begins at a multiple
-SMALL_BYTES = 1 << 20  # a model of less is copied out, by one compiled call: views cost 20 us for each leaf
+SMALL_LEAF_BYTES = 1 << 18  # models of smaller leaves (their mean) are copied out: views cost 20 us for each leaf
 
 
 class Part(NamedTuple):
@@ -57,15 +57,19 @@ class Staging:
         self.dtypes = [_dtype(leaf) for _, leaf in paths_and_leaves]
         self.device = jax.local_devices(backend="cpu")[0]
         self.layouts = self._layouts()
+        self.copies = self.nbytes < SMALL_LEAF_BYTES * sum(len(layout.parts) for layout in self.layouts)
+        self._seen: list[Any] = []  # what trees that were found good consist of
+        self._shardings: list[Any] = []  # of the leaves that were looked at last
+        self._away: list[int] = []
         # Explicit shardings: whether arrays are committed to their device would make another compilation each. And
         # closures over the layouts alone: none holds the object that holds it.
         here = jax.sharding.SingleDeviceSharding(self.device)
         jit = functools.partial(jax.jit, in_shardings=here, out_shardings=here)
         self._pack = jit(functools.partial(_concatenated, self.layouts), donate_argnums=1, keep_unused=True)
-        self._wide = any(accumulation_dtype(layout.dtype) != layout.dtype for layout in self.layouts)
+        self.widens = any(accumulation_dtype(layout.dtype) != layout.dtype for layout in self.layouts)
         # a sum that is wider than the model cannot become the model in place
-        self._merge_late = jit(_merged_late, donate_argnums=() if self._wide else 0)
-        self._divide = jit(_divided, donate_argnums=() if self._wide else 0)
+        self._merge_late = jit(_merged_late, donate_argnums=() if self.widens else 0)
+        self._divide = jit(_divided, donate_argnums=() if self.widens else 0)
         self._split = jit(functools.partial(_slices, self.layouts))
         self._copy = jit(_copied)
 
@@ -104,6 +108,9 @@ class Staging:
             ValueError: It is not built like ``params``.
         """
         leaves, treedef = jax.tree.flatten(tree)
+        kinds = [leaf.aval if isinstance(leaf, jax.Array) else None for leaf in leaves]
+        if kinds == self._seen and None not in kinds and treedef == self.treedef:
+            return leaves
         if treedef != self.treedef:
             raise ValueError(f"the tree must be built like params: expected {self.treedef}, got {treedef}")
         for leaf, name, shape, dtype in zip(leaves, self.names, self.shapes, self.dtypes, strict=True):
@@ -113,7 +120,16 @@ class Staging:
                     f"{name} must be {dtype}{list(shape)} as in params, got {came}{list(np.shape(leaf))}: pass the "
                     "same pytree as to the constructor"
                 )
+        self._seen = kinds
         return leaves
+
+    def _elsewhere(self, leaves: list[Any]) -> list[int]:
+        """Which leaves are on other devices than the buffers."""
+        shardings = [leaf.sharding if isinstance(leaf, jax.Array) else None for leaf in leaves]
+        if shardings != self._shardings:
+            away = [i for i, one in enumerate(shardings) if one is not None and one.device_set != {self.device}]
+            self._shardings, self._away = shardings, away
+        return self._away
 
     def pack(self, leaves: list[Any], spare: Buffers | None = None) -> Buffers:
         """A copy of the averaged leaves, complete on return.
@@ -123,7 +139,7 @@ class Staging:
             spare: Buffers of this layout that nobody needs any more; they are donated.
         """
         wanted = [[leaves[part.leaf] for part in layout.parts] for layout in self.layouts]
-        if any(isinstance(leaf, jax.Array) and leaf.devices() != {self.device} for leaf in leaves):
+        if self._elsewhere(leaves):
             wanted = jax.device_put(wanted, self.device)  # starts all transfers before it waits for one
         if spare is None:
             with jax.default_device(self.device):
@@ -136,7 +152,7 @@ class Staging:
         totals = lambda: tuple(buffer.astype(accumulation_dtype(buffer.dtype)) for buffer in self.copy(ordinary))
         self.merge_late(totals(), ordinary, 2)
         self.narrow(totals(), ordinary, 2)
-        if self.nbytes < SMALL_BYTES:
+        if self.copies:
             self._split(buffers)
 
     def ordinary(self, buffers: Buffers) -> Buffers:
@@ -145,13 +161,15 @@ class Staging:
 
     def completed(self, ordinary: Buffers, buffers: Buffers) -> Buffers:
         """All buffers: ``ordinary`` where ordinary rounds exchange them, copies of ``buffers`` elsewhere."""
+        if len(ordinary) == len(buffers):
+            return ordinary
         rest = iter(self.copy(tuple(b for b, layout in zip(buffers, self.layouts, strict=True) if not layout.ordinary)))
         new = iter(ordinary)
         return tuple(next(new) if layout.ordinary else next(rest) for layout in self.layouts)
 
     def narrow(self, totals: Buffers, like: Buffers, size: int = 1) -> Buffers:
         """``totals / size`` in the dtypes of ``like``; ``totals`` are donated."""
-        if size == 1 and not self._wide:
+        if size == 1 and not self.widens:
             return totals
         return self._divide(totals, like, size)
 
@@ -169,21 +187,23 @@ class Staging:
         """A copy in memory of its own."""
         return self._copy(buffers)
 
-    def unpack(self, leaves: list[Any], buffers: Buffers) -> Any:
-        """The tree with the averaged leaves taken from ``buffers``, whose memory the tree owns from now on.
+    def unpack(self, leaves: list[Any], buffers: Buffers, needed: bool = True) -> Any:
+        """The tree with the averaged leaves taken from ``buffers``.
 
         Args:
             leaves: Where all other leaves come from, and the devices on which each leaf is wanted.
             buffers: All buffers.
+            needed: Whether they are needed afterwards; else their memory is the tree's from now on, unless ``copies``.
         """
         indices = [part.leaf for layout in self.layouts for part in layout.parts]
-        if self.nbytes < SMALL_BYTES:
+        away = self._elsewhere(leaves)
+        if self.copies:
             pieces = self._split(buffers)
         else:
+            buffers = self.copy(buffers) if needed else buffers
             pieces = _slices(self.layouts, tuple(np.asarray(buffer) for buffer in buffers))
-        elsewhere = [i for i in indices if isinstance(leaves[i], jax.Array) and leaves[i].devices() != {self.device}]
-        if elsewhere or self.nbytes >= SMALL_BYTES:
-            places = [leaves[i].sharding if i in elsewhere else self.device for i in indices]
+        if away or not self.copies:
+            places = [leaves[i].sharding if i in away else self.device for i in indices]
             pieces = jax.device_put(pieces, places, may_alias=True)
         result = list(leaves)
         for i, piece in zip(indices, pieces, strict=True):
