@@ -399,7 +399,9 @@ def finish(world: World, config: Section, results: Any, tables: Sequence[str], f
         "cpu_count": os.cpu_count(),
         "load_average_after": os.getloadavg(),
         "environment": {
-            key: value for key, value in os.environ.items() if key.startswith(("MALLOC_", "XLA_", "NPROC", "OMPI_MCA_"))
+            key: value
+            for key, value in os.environ.items()
+            if key.startswith(("MALLOC_", "GLIBC_", "XLA_", "NPROC", "OMPI_MCA_"))
         },
         "config": {key: str(value) if isinstance(value, Path) else value for key, value in vars(config).items()},
     }

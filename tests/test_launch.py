@@ -23,7 +23,14 @@ OPEN_MPI = launch.Mpi("Open MPI", "5.0.8", "/mpi/mpirun")
 HYDRA = launch.Mpi("MPICH", "4.3.0", "/mpi/mpiexec")
 LAUNCH = [sys.executable, "-m", "wagma_jax.cli", "launch"]
 # What ranks see must come from the launcher and not from the shell that runs the tests.
-SETTINGS = ("NPROC", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "PYTHONUNBUFFERED")
+SETTINGS = (
+    "NPROC",
+    "GLIBC_TUNABLES",
+    "MALLOC_MMAP_THRESHOLD_",
+    "MALLOC_TRIM_THRESHOLD_",
+    "MALLOC_TOP_PAD_",
+    "PYTHONUNBUFFERED",
+)
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in SETTINGS}
 
 needs_mpi = pytest.mark.skipif(importlib.util.find_spec("mpi4py") is None, reason="the extra mpi is not installed")
@@ -154,6 +161,7 @@ def test_settings():
     assert added == {
         "MALLOC_MMAP_THRESHOLD_": "17179869184",
         "MALLOC_TRIM_THRESHOLD_": "17179869184",
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
         "NPROC": "4",
         "PYTHONUNBUFFERED": "1",
     }

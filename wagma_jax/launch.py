@@ -262,6 +262,7 @@ def settings(job: Job, mpi: Mpi, environment: Mapping[str, str], num_cores: int,
         "MALLOC_MMAP_THRESHOLD_": keep_memory,
         "MALLOC_TRIM_THRESHOLD_": keep_memory,
         "MALLOC_TOP_PAD_": str(64 * 2**20),
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # huge pages, where Linux gives them to who asks (madvise)
         # XLA's thread pools. With one thread a long computation of the trainer would keep averaging from running.
         "NPROC": str(max(2, num_cores // job.ranks_per_host)),
         "PYTHONUNBUFFERED": "1",
@@ -273,7 +274,7 @@ def settings(job: Job, mpi: Mpi, environment: Mapping[str, str], num_cores: int,
 
 # Variables of these beginnings say how JAX and MPI shall work, and Python and libraries be found, on every host alike.
 _EXPORTED = ("JAX_", "XLA_", "TF_", "CUDA_", "NCCL_", "MALLOC_", "OMP_", "PYTHON", "WAGMA_")
-_EXPORTED_NAMES = ("NPROC", "LD_LIBRARY_PATH", "PATH", "VIRTUAL_ENV")
+_EXPORTED_NAMES = ("NPROC", "GLIBC_TUNABLES", "LD_LIBRARY_PATH", "PATH", "VIRTUAL_ENV")
 
 
 def command_line(

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from wagma_jax.averaging import PolicyFunction, accumulation_dtype, leaf_name, leaf_policies, merge
 from wagma_jax.exchange.buffers import Buffers
+from wagma_jax.exchange.carriers import carried, carrier, sum_dtype, values
 
 ALIGNMENT = 64  # bytes; XLA takes a view as it is only where it begins at a multiple
 SMALL_LEAF_BYTES = 1 << 18  # models of smaller leaves (their mean) are copied out: views cost 20 us for each leaf
@@ -30,7 +30,7 @@ class Part(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """One buffer: its dtype, whether ordinary rounds exchange it (else only sync rounds do), its size and parts."""
+    """One buffer: its leaves' dtype, whether ordinary rounds exchange it (else only sync rounds do), size and parts."""
 
     dtype: np.dtype
     ordinary: bool
@@ -143,13 +143,13 @@ class Staging:
             wanted = jax.device_put(wanted, self.device)  # starts all transfers before it waits for one
         if spare is None:
             with jax.default_device(self.device):
-                spare = tuple(jnp.zeros(layout.size, layout.dtype) for layout in self.layouts)
+                spare = tuple(jnp.zeros(layout.size, carrier(layout.dtype)) for layout in self.layouts)
         return jax.block_until_ready(self._pack(wanted, spare))
 
     def warm_up(self, buffers: Buffers) -> None:
         """Compiles everything but ``pack`` beforehand."""
         ordinary = self.ordinary(buffers)
-        totals = lambda: tuple(buffer.astype(accumulation_dtype(buffer.dtype)) for buffer in self.copy(ordinary))
+        totals = lambda: tuple(buffer.astype(sum_dtype(buffer.dtype)) for buffer in self.copy(ordinary))
         self.merge_late(totals(), ordinary, 2)
         self.narrow(totals(), ordinary, 2)
         if self.copies:
@@ -218,18 +218,11 @@ def _concatenated(layouts: tuple[Layout, ...], wanted: list[list[Any]], spare: B
         pieces = []
         ends = [*(part.offset for part in layout.parts[1:]), layout.size]
         for part, end, leaf in zip(layout.parts, ends, leaves, strict=True):
-            pieces.append(jnp.asarray(leaf, layout.dtype).ravel())
+            pieces.append(carried(jnp.asarray(leaf, layout.dtype).ravel()))
             if padding := end - part.offset - pieces[-1].size:
-                pieces.append(jnp.zeros(padding, layout.dtype))
-        pieces = [_bits(piece) for piece in pieces]
-        buffers.append(lax.bitcast_convert_type(jnp.concatenate(pieces), layout.dtype))
+                pieces.append(jnp.zeros(padding, carrier(layout.dtype)))
+        buffers.append(jnp.concatenate(pieces))
     return tuple(buffers)
-
-
-def _bits(piece: jax.Array) -> jax.Array:
-    """Narrow floats as integers: XLA compiles the concatenation of many of them ten times faster."""
-    width = piece.dtype.itemsize
-    return lax.bitcast_convert_type(piece, f"uint{8 * width}") if width < 4 else piece
 
 
 def _copied(buffers: Buffers) -> Buffers:
@@ -237,19 +230,22 @@ def _copied(buffers: Buffers) -> Buffers:
 
 
 def _slices(layouts: tuple[Layout, ...], buffers: tuple[Any, ...]) -> list[Any]:
-    return [
-        buffer[part.offset : part.offset + math.prod(part.shape)].reshape(part.shape)
-        for layout, buffer in zip(layouts, buffers, strict=True)
-        for part in layout.parts
-    ]
+    pieces = []
+    for layout, buffer in zip(layouts, buffers, strict=True):
+        for part in layout.parts:
+            piece = buffer[part.offset : part.offset + math.prod(part.shape)].reshape(part.shape)
+            pieces.append(piece.view(layout.dtype) if isinstance(piece, np.ndarray) else values(piece))
+    return pieces
 
 
 def _divided(totals: Buffers, like: Buffers, size: jax.Array) -> Buffers:
-    return tuple(merge(total, own, size) for total, own in zip(totals, like, strict=True))
+    return tuple(carried(merge(total, values(own), size)) for total, own in zip(totals, like, strict=True))
 
 
 def _merged_late(totals: Buffers, own: Buffers, size: jax.Array) -> Buffers:
-    return tuple(merge(total, buffer, size, late=True) for total, buffer in zip(totals, own, strict=True))
+    return tuple(
+        carried(merge(total, values(buffer), size, late=True)) for total, buffer in zip(totals, own, strict=True)
+    )
 
 
 def _dtype(leaf: Any) -> Any:

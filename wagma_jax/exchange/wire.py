@@ -27,8 +27,8 @@ from jax.extend.core import Primitive
 from jax.interpreters import mlir
 from mpi4py import MPI
 
-from wagma_jax.averaging import accumulation_dtype
 from wagma_jax.exchange.buffers import Buffers
+from wagma_jax.exchange.carriers import sum_dtype, widened
 
 CHUNK_BYTES = 1 << 18
 SMALL_BLOCK_BYTES = 1 << 16
@@ -58,7 +58,7 @@ class Wire:
         The thread that calls this allocates it. glibc serves large requests from memory that was freed before only in
         the arena of the main thread; elsewhere every page is fetched from the system anew.
         """
-        key = tuple((own.size, accumulation_dtype(own.dtype)) for own in buffers)
+        key = tuple((own.size, sum_dtype(own.dtype)) for own in buffers)
         if key not in self._memory:
             members = _Members(self.comm, (self.comm.rank,))
             # a call of mpi4jax is dispatched more slowly than a few megabytes are written
@@ -200,7 +200,7 @@ def _block_sum(members: _Members, block: jax.Array, wide: Any) -> jax.Array:
     """The sum of a 1-D block over the members, in dtype ``wide``."""
     n = members.size
     if n == 1:
-        return block.astype(wide)
+        return widened(block, wide)
     if n & (n - 1):
         return _pairwise(members, block, wide)
     if n == 2 or block.size * block.dtype.itemsize <= SMALL_BLOCK_BYTES:
@@ -213,7 +213,7 @@ def _recursive_doubling(members, block, wide):
     while mask:
         partner = members.position ^ mask
         received = members.swap(block, partner, partner, block.size, block.dtype)
-        block = block.astype(wide) + received.astype(wide)
+        block = widened(block, wide) + widened(received, wide)
         mask //= 2
     return block
 
@@ -229,7 +229,7 @@ def _halving_doubling(members, block, wide):
         lower, upper = block[:cut], block[cut:]
         kept, sent = (upper, lower) if position & mask else (lower, upper)
         received = members.swap(sent, partner, partner, kept.size, kept.dtype)
-        block = kept.astype(wide) + received.astype(wide)
+        block = widened(kept, wide) + widened(received, wide)
         low, high = (middle, high) if position & mask else (low, middle)
         mask //= 2
     mask = 1
@@ -252,7 +252,7 @@ def _pairwise(members, block, wide):
     for step in range(1, n):
         dest, source = (position + step) % n, (position - step) % n
         summands[source] = members.swap(block[bounds[dest] : bounds[dest + 1]], dest, source, own.size, own.dtype)
-    total = functools.reduce(jnp.add, (summand.astype(wide) for summand in summands))
+    total = functools.reduce(jnp.add, (widened(summand, wide) for summand in summands))
     parts = [total] * n
     for step in range(1, n):
         dest, source = (position + step) % n, (position - step) % n
