@@ -24,7 +24,7 @@ from wagma_jax.exchange.wire import Wire
 from wagma_jax.schedule import GroupSchedule, integer
 from wagma_jax.transformations import raise_no_params
 
-SWITCH_INTERVAL = 5e-4  # seconds for which a thread may hold Python's lock while an exchange is open
+SWITCH_INTERVAL = 2e-4  # seconds for which a thread may hold Python's lock while an exchange is open
 GOODBYE_SECONDS = 3.0  # after a failure: how long a process waits for the others to end, before it ends them
 _GOODBYE_TAG = 12
 

@@ -1,8 +1,12 @@
 """Sums of flat buffers over a group of MPI processes: one compiled function for each group, over `mpi4jax`.
 
 Large buffers are exchanged chunk by chunk in a loop, so that what is received is summed while it is in the cache, and
-no second model is ever received. A sum is taken in float32 or wider, in an order that is the same for all members and
-elements, and so has the same bits everywhere. The first hop carries the buffer's own dtype.
+no second model is ever received. Two members, the most common group, send several chunks in one message: for every
+message both must run at the same time, and a core that is kept busy by something else lets them only every few
+milliseconds. They copy and sum by chunks all the same, since XLA spreads larger operations over its threads.
+
+A sum is taken in float32 or wider, in an order that is the same for all members and elements, and so has the same bits
+everywhere. The first hop carries the buffer's own dtype.
 
 Which exchange (all move ``n`` members' blocks of m elements; see Thakur, Rabenseifner, Gropp, IJHPCA 2005):
 
@@ -31,6 +35,9 @@ from wagma_jax.exchange.buffers import Buffers
 from wagma_jax.exchange.carriers import sum_dtype, widened
 
 CHUNK_BYTES = 1 << 18
+CHUNK_BYTES_OF_TWO = 1 << 17
+MESSAGE_BYTES = 1 << 20  # between two members
+WHOLE_BYTES = 1 << 22  # up to which a buffer is one message between two members
 SMALL_BLOCK_BYTES = 1 << 16
 _TAG = 7
 
@@ -41,14 +48,12 @@ class Wire:
     Args:
         comm: Communicator of all workers, used by nobody else.
         device: The CPU device of the buffers.
-        chunk_bytes: About how much is sent at a time.
     """
 
-    def __init__(self, comm: MPI.Intracomm, device: Any, chunk_bytes: int = CHUNK_BYTES):
+    def __init__(self, comm: MPI.Intracomm, device: Any):
         self.comm = comm
         # explicit: whether arrays are committed to their device would make another compilation each
         self._here = jax.sharding.SingleDeviceSharding(device)
-        self.chunk_bytes = chunk_bytes
         self._exchanges: dict[tuple[int, ...], Any] = {}
         self._memory: dict[Any, Any] = {}
 
@@ -88,10 +93,10 @@ class Wire:
             RuntimeError: The members are not at the same round (a bug of this library).
         """
         if group not in self._exchanges:
-            members, chunk_bytes = _Members(self.comm, group), self.chunk_bytes  # no closure over what holds it
+            members = _Members(self.comm, group)  # no closure over what holds it
 
             def exchange(header, buffers, memory):
-                return _exchange(members, header, buffers, memory, chunk_bytes)
+                return _exchange(members, header, buffers, memory)
 
             here = self._here
             self._exchanges[group] = jax.jit(
@@ -165,11 +170,11 @@ def _carrier(dtype: Any) -> Any:
     return jnp.dtype(f"uint{8 * dtype.itemsize}")
 
 
-def _exchange(members: _Members, header: jax.Array, buffers: Buffers, memory: Buffers, chunk_bytes: int):
+def _exchange(members: _Members, header: jax.Array, buffers: Buffers, memory: Buffers):
     """All members' headers, [n, 2], and the totals. Headers ride along with a small float32 buffer, if there is one."""
     slots = jnp.zeros((members.size, 2), header.dtype).at[members.position].set(header[:2])
-    total = lambda own, out: _total(members, own, out, header[2], chunk_bytes)
-    if not buffers or buffers[0].dtype != jnp.float32 or buffers[0].size * 4 > chunk_bytes:
+    total = lambda own, out: _total(members, own, out, header[2])
+    if not buffers or buffers[0].dtype != jnp.float32 or buffers[0].size * 4 > CHUNK_BYTES:
         headers = _block_sum(members, slots.ravel(), header.dtype)
         return headers.reshape(slots.shape), tuple(map(total, buffers, memory))
     halves = jnp.stack([slots >> 16, slots & 0xFFFF], -1).astype(jnp.float32)  # exact, and summed with zeros
@@ -180,20 +185,63 @@ def _exchange(members: _Members, header: jax.Array, buffers: Buffers, memory: Bu
     return (high << 16) + low, (first, *map(total, buffers[1:], memory[1:]))
 
 
-def _total(members: _Members, own: jax.Array, out: jax.Array, divisor: jax.Array, chunk_bytes: int) -> jax.Array:
-    """The sum of a buffer, divided, chunk by chunk; the chunks are of equal size, and the last two may overlap."""
-    count = max(1, math.ceil(own.size * own.dtype.itemsize / chunk_bytes))
-    chunk = math.ceil(own.size / count)
+def _total(members: _Members, own: jax.Array, out: jax.Array, divisor: jax.Array) -> jax.Array:
+    """The sum of a buffer, divided, chunk by chunk."""
     divisor = divisor.astype(jnp.finfo(out.dtype).dtype)
-    if count == 1:
+    if own.size * own.dtype.itemsize <= CHUNK_BYTES:
         return _block_sum(members, own, out.dtype) / divisor
+    if members.size == 2:
+        return _total_of_two(members, own, out, divisor)
 
-    def body(i, out):
-        start = (jnp.minimum(i * chunk, own.size - chunk),)
-        block = lax.dynamic_slice(own, start, (chunk,))
-        return lax.dynamic_update_slice(out, _block_sum(members, block, out.dtype) / divisor, start)
+    def sum_block(start, size, out):
+        total = _block_sum(members, _slice(own, start, size), out.dtype)
+        return _put(out, total / divisor, start)
 
-    return lax.fori_loop(0, count, body, out)
+    return _in_pieces(own.size, _count(own, CHUNK_BYTES), sum_block, out)
+
+
+def _total_of_two(members: _Members, own: jax.Array, out: jax.Array, divisor: jax.Array) -> jax.Array:
+    partner = 1 - members.position
+    num_messages = 1 if _count(own, WHOLE_BYTES) == 1 else _count(own, MESSAGE_BYTES)
+
+    def exchange(start, size, out):
+        num_chunks = math.ceil(_count(own, CHUNK_BYTES_OF_TWO) / num_messages)
+        sent = own
+        if num_messages > 1:
+            copy = lambda at, chunk, sent: _put(sent, _slice(own, start + at, chunk), at)
+            sent = _in_pieces(size, num_chunks, copy, members.uninitialized(size, own.dtype))
+        received = members.swap(sent, partner, partner, size, own.dtype)
+
+        def add(at, chunk, out):
+            mine, theirs = _slice(own, start + at, chunk), _slice(received, at, chunk)
+            total = widened(mine, out.dtype) + widened(theirs, out.dtype)
+            return _put(out, total / divisor, start + at)
+
+        return _in_pieces(size, num_chunks, add, out)
+
+    return _in_pieces(own.size, num_messages, exchange, out)
+
+
+def _count(buffer: jax.Array, piece_bytes: int) -> int:
+    return math.ceil(buffer.size * buffer.dtype.itemsize / piece_bytes)
+
+
+def _in_pieces(size: int, count: int, body: Callable[[Any, int, Any], Any], value: Any) -> Any:
+    """``value = body(start, piece, value)`` for ``count`` pieces of equal size; the last two may overlap."""
+    piece = math.ceil(size / count)
+    if count == 1:
+        return body(0, piece, value)
+    return lax.fori_loop(
+        0, math.ceil(size / piece), lambda i, value: body(jnp.minimum(i * piece, size - piece), piece, value), value
+    )
+
+
+def _slice(buffer: jax.Array, start: Any, size: int) -> jax.Array:
+    return lax.dynamic_slice(buffer, (start,), (size,))
+
+
+def _put(buffer: jax.Array, block: jax.Array, start: Any) -> jax.Array:
+    return lax.dynamic_update_slice(buffer, block, (start,))
 
 
 def _block_sum(members: _Members, block: jax.Array, wide: Any) -> jax.Array:
