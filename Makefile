@@ -47,7 +47,7 @@ $(TOOLS)/bin/uv:
 	$(CHECK_PYTHON)
 	$(CHECK_COMPILER)
 	@echo 'installing the environment into .venv'
-	@[ -t 2 ] || quiet=--quiet; $(COMPILER) $(UV) sync $$quiet --all-extras --python $(PYTHON)
+	@[ -t 2 ] || quiet=--quiet; $(COMPILER) $(UV) sync $$quiet --compile-bytecode --all-extras --python $(PYTHON)
 	@touch $@
 
 demo: setup

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -163,7 +163,8 @@ def plot_runs(path: Path, runs: dict[str, list[dict[str, Any]]], title: str) -> 
         runs: From a label to the rows of its metrics file.
         title: Above the picture.
     """
-    figure, axes = plt.subplots(2, 2, figsize=(11, 7.5), layout="constrained")
+    figure = Figure(figsize=(11, 7.5), layout="constrained")
+    axes = figure.subplots(2, 2)
     loss, accuracy, distance, rate = axes.flat
     for (label, rows), style in zip(runs.items(), ("-", "--", "-.", ":") * len(runs), strict=False):
         logs = [row for row in rows if "loss" in row]
@@ -197,7 +198,6 @@ def plot_runs(path: Path, runs: dict[str, list[dict[str, Any]]], title: str) -> 
     loss.legend()
     figure.suptitle(title)
     figure.savefig(path, dpi=130)
-    plt.close(figure)
 
 
 def _parsed(line: str) -> dict[str, Any] | None:
