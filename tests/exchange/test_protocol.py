@@ -23,7 +23,7 @@ SMALL = [  # workers, group size, sync period, each trainer's plan ("a" average,
     (3, 2, 3, ("aaa", "aa", "a"), 2),
     (3, 2, None, ("aa", "a", "a"), 1),
     (3, 3, 2, ("aa", "a", "aa"), 2),
-    (4, 2, 2, ("a", "a", "a", ""), 1),
+    (4, 2, 2, ("a", "", "a", ""), 1),  # with three, by the round clock, two minutes
     (4, 2, 2, ("a", "a", "a", ""), 2),
     (4, 2, 3, ("a", "", "a", ""), 1),
     (2, 2, 4, ("aca", "aca"), 2),
@@ -214,7 +214,7 @@ def test_targets_of_the_two_clocks():
     assert step.target(ahead, 2) == 3
     assert rounds.target(ahead, 2) == 6
     assert rounds.target(ahead, 6) == 7
-    assert rounds.target(State(round=8, called=8), 3) == 8
+    assert rounds.target(State(round=8), 3) == 8, "to the sync round that is next, called or not"
     assert rounds.target(State(round=7, called=8), 3) == 6
 
 

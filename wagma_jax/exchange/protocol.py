@@ -18,7 +18,7 @@ prevents:
 - *Failing.* Whoever fails says ABORT to all, and so does whoever hears it. What was promised before (by ARRIVED, FORCE,
   READY) is kept if all members have promised, since one of them may be inside the exchange already.
 - *Clocks.* By ``clock="step"`` a trainer arrives at one round after the other. By ``clock="round"`` it jumps to the
-  newest complete round, and SYNC(k) completes all rounds before k and calls the trainers to k.
+  newest complete round, or to the sync round after it; SYNC(k) completes all rounds before k and calls trainers to k.
 
 Reference: Li et al., TPDS 2021, algorithm 2; readiness, FORCE, resting and the round clock are additions.
 """
@@ -187,13 +187,14 @@ class Rounds:
         """The round that the trainer's next call arrives at.
 
         Args:
-            state: The engine's state. With ``clock="round"`` the call jumps to the newest complete round, or to a sync
-                round that has been called and is next; never past an open sync round.
+            state: The engine's state. With ``clock="round"`` the call jumps to the newest complete round, or to the
+                sync round if that is next: somebody arrives there within a step of its own, and would have to wait for
+                another step of this worker's. It never jumps past an open sync round.
             counter: The round of the trainer's previous call, -1 before the first.
         """
         if self.clock == "step":
             return counter + 1
-        if state.called == state.round:
+        if self.schedule.is_sync(state.round):
             return state.round
         return max(counter + 1, state.round - 1)
 
