@@ -359,8 +359,9 @@ def make_exchange(world: World, params: Any, config: Section, **options: Any) ->
 
 
 def make_model(elements: int, dtype: Any = jnp.float32) -> dict[str, jax.Array]:
-    """Parameters that are all one."""
-    return jax.block_until_ready({name: jnp.ones(shape, dtype) for name, shape in leaf_shapes(elements).items()})
+    """Parameters that are all one, made without a compiler, which would keep megabytes for each of 64 shapes."""
+    shapes = leaf_shapes(elements)
+    return jax.block_until_ready({name: jnp.array(np.ones(shape, dtype)) for name, shape in shapes.items()})
 
 
 def step_of(exchange: "wagma.GroupExchange", params: Any, late_rank: int) -> tuple[Any, Call]:
@@ -1107,6 +1108,7 @@ def _memory(world: World, config: Idle, size: int) -> dict[str, dict[str, list[f
     """
     model = 4 * size
     step = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf * 0.999, tree))
+    jax.block_until_ready(step(make_model(size)))  # compiles
     gc.collect()
     allocated = Allocated()
     base, base_allocated = _resident("VmRSS"), allocated.now()
