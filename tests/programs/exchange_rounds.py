@@ -335,7 +335,6 @@ def check(comm, rounds, floats):
         checks.append(lambda: other_device(comm))
     if size == 3:
         checks.append(lambda: unequal_steps(comm))
-    if size == 3:
         checks.append(lambda: lateness.update(jumps=stragglers(comm, 1000, rounds // 6, "round")))
     if size == 6:
         checks.append(lambda: lateness.update(quorum_2=stragglers(comm, 1000, rounds // 10, "step", quorum=2)))

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import mpi4jax
 import numpy as np
 from jax import lax
-from jax.extend.core import Primitive
+from jax.extend.core import Primitive, jaxpr_as_fun
 from jax.interpreters import mlir
 from mpi4py import MPI
 
@@ -66,10 +66,7 @@ class Wire:
         key = tuple((own.size, sum_dtype(own.dtype)) for own in buffers)
         if key not in self._memory:
             members = _Members(self.comm, (self.comm.rank,))
-            # a call of mpi4jax is dispatched more slowly than a few megabytes are written
-            large = sum(size for size, _ in key) > 1 << 20
-            allocate = members.uninitialized if large else jnp.zeros
-            function = lambda: tuple(allocate(size, dtype) for size, dtype in key)
+            function = lambda: tuple(members.uninitialized(size, dtype) for size, dtype in key)
             self._memory[key] = jax.jit(_without_effects(function), out_shardings=self._here)
         return self._memory[key]()
 
@@ -118,8 +115,6 @@ def _without_effects(function: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     def wrapped(*args):
-        leaves, treedef = jax.tree.flatten(args)
-        flat = lambda *leaves: jax.tree.leaves(function(*jax.tree.unflatten(treedef, leaves)))
         jaxpr, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
         primitive = Primitive("exchange")
         primitive.multiple_results = True
@@ -127,10 +122,11 @@ def _without_effects(function: Callable[..., Any]) -> Callable[..., Any]:
 
         def lower(context, *operands):
             tokens = mlir.TokenSet.create(list(jaxpr.effects))
-            return mlir.lower_fun(flat, multiple_results=True)(context.replace(tokens_in=tokens), *operands)
+            inlined = mlir.lower_fun(jaxpr_as_fun(jaxpr), multiple_results=True)
+            return inlined(context.replace(tokens_in=tokens), *operands)
 
         mlir.register_lowering(primitive, lower, platform="cpu")
-        return jax.tree.unflatten(jax.tree.structure(shapes), primitive.bind(*leaves))
+        return jax.tree.unflatten(jax.tree.structure(shapes), primitive.bind(*jax.tree.leaves(args)))
 
     return wrapped
 
