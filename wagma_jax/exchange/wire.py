@@ -19,7 +19,7 @@ All waiting for members happens before (see ``protocol``): a call here blocks on
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -189,11 +189,12 @@ def _total(members: _Members, own: jax.Array, out: jax.Array, divisor: jax.Array
     if members.size == 2:
         return _total_of_two(members, own, out, divisor)
 
-    def sum_block(start, size, out):
-        total = _block_sum(members, _slice(own, start, size), out.dtype)
-        return _put(out, total / divisor, start)
+    def sum_chunk(start, size, out):
+        for part in _parts(members, own, start, size, out.dtype):
+            out = _put(out, part.sum / divisor, start + part.offset)
+        return out
 
-    return _in_pieces(own.size, _count(own, CHUNK_BYTES), sum_block, out)
+    return _in_pieces(own.size, _count(own, CHUNK_BYTES), sum_chunk, out)
 
 
 def _total_of_two(members: _Members, own: jax.Array, out: jax.Array, divisor: jax.Array) -> jax.Array:
@@ -240,20 +241,40 @@ def _put(buffer: jax.Array, block: jax.Array, start: Any) -> jax.Array:
     return lax.dynamic_update_slice(buffer, block, (start,))
 
 
+class _Part(NamedTuple):
+    """The sum of a part of a block; ``offset`` within the block, in elements."""
+
+    offset: int
+    sum: jax.Array
+
+
 def _block_sum(members: _Members, block: jax.Array, wide: Any) -> jax.Array:
     """The sum of a 1-D block over the members, in dtype ``wide``."""
+    return _joined(_parts(members, block, 0, block.size, wide))
+
+
+def _joined(parts: Sequence[_Part]) -> jax.Array:
+    if len(parts) == 1:
+        return parts[0].sum
+    return jnp.concatenate([part.sum for part in sorted(parts, key=lambda part: part.offset)])
+
+
+def _parts(members: _Members, own: jax.Array, start: Any, size: int, wide: Any) -> list[_Part]:
+    """The sum over the members of the block of ``size`` elements at ``start``, in ``wide``: parts in any order.
+
+    What is passed on is cut out of ``own``, and what has come is handed out, without another copy of the whole block.
+    """
     n = members.size
-    if n == 1:
-        return widened(block, wide)
     if n & (n - 1):
-        return _pairwise(members, block, wide)
-    if n == 2 or block.size * block.dtype.itemsize <= SMALL_BLOCK_BYTES:
-        return _recursive_doubling(members, block, wide)
-    return _halving_doubling(members, block, wide)
+        return _pairwise(members, own, start, size, wide)
+    if n <= 2 or size * own.dtype.itemsize <= SMALL_BLOCK_BYTES:
+        return [_Part(0, _recursive_doubling(members, _slice(own, start, size), wide))]
+    return _halving_doubling(members, own, start, size, wide)
 
 
-def _recursive_doubling(members, block, wide):
+def _recursive_doubling(members: _Members, block: jax.Array, wide: Any) -> jax.Array:
     mask = members.size // 2
+    block = block if mask else widened(block, wide)
     while mask:
         partner = members.position ^ mask
         received = members.swap(block, partner, partner, block.size, block.dtype)
@@ -262,43 +283,51 @@ def _recursive_doubling(members, block, wide):
     return block
 
 
-def _halving_doubling(members, block, wide):
+def _halving_doubling(members: _Members, own: jax.Array, start: Any, size: int, wide: Any) -> list[_Part]:
     n, position = members.size, members.position
-    bounds = [k * block.size // n for k in range(n + 1)]
-    low, high = 0, n  # of the parts that ``block`` holds
+    bounds = [k * size // n for k in range(n + 1)]
+    low, high = 0, n  # of the n-ths that ``block`` holds, from ``origin`` on
+    block, origin = own, start
     mask = n // 2
     while mask:
         middle, partner = (low + high) // 2, position ^ mask
-        cut = bounds[middle] - bounds[low]
-        lower, upper = block[:cut], block[cut:]
+        lower, upper = (low, middle), (middle, high)
         kept, sent = (upper, lower) if position & mask else (lower, upper)
-        received = members.swap(sent, partner, partner, kept.size, kept.dtype)
-        block = widened(kept, wide) + widened(received, wide)
-        low, high = (middle, high) if position & mask else (low, middle)
+        cut = lambda ends, block=block, origin=origin: _slice(
+            block, origin + bounds[ends[0]], bounds[ends[1]] - bounds[ends[0]]
+        )
+        mine = cut(kept)
+        received = members.swap(cut(sent), partner, partner, mine.size, mine.dtype)
+        block = widened(mine, wide) + widened(received, wide)
+        low, high = kept
+        origin = -bounds[low]
         mask //= 2
+    parts = [_Part(bounds[low], block)]
     mask = 1
     while mask < n:
         partner, width = position ^ mask, high - low
-        at = low - width if position & mask else high  # where the partner's parts begin
-        received = members.swap(block, partner, partner, bounds[at + width] - bounds[at], wide)
-        block = jnp.concatenate([received, block] if position & mask else [block, received])
+        at = low - width if position & mask else high  # where the partner's begin
+        received = members.swap(_joined(parts), partner, partner, bounds[at + width] - bounds[at], wide)
+        parts.append(_Part(bounds[at], received))
         low = min(low, at)
         high = low + 2 * width
         mask *= 2
-    return block
+    return parts
 
 
-def _pairwise(members, block, wide):
+def _pairwise(members: _Members, own: jax.Array, start: Any, size: int, wide: Any) -> list[_Part]:
     n, position = members.size, members.position
-    bounds = [k * block.size // n for k in range(n + 1)]
-    own = block[bounds[position] : bounds[position + 1]]
-    summands = [own] * n
+    bounds = [k * size // n for k in range(n + 1)]
+    nth = lambda k: _slice(own, start + bounds[k], bounds[k + 1] - bounds[k])
+    mine = nth(position)
+    summands = [mine] * n
     for step in range(1, n):
         dest, source = (position + step) % n, (position - step) % n
-        summands[source] = members.swap(block[bounds[dest] : bounds[dest + 1]], dest, source, own.size, own.dtype)
+        summands[source] = members.swap(nth(dest), dest, source, mine.size, mine.dtype)
     total = functools.reduce(jnp.add, (widened(summand, wide) for summand in summands))
-    parts = [total] * n
+    parts = [_Part(bounds[position], total)]
     for step in range(1, n):
         dest, source = (position + step) % n, (position - step) % n
-        parts[source] = members.swap(total, dest, source, bounds[source + 1] - bounds[source], wide)
-    return jnp.concatenate(parts)
+        received = members.swap(total, dest, source, bounds[source + 1] - bounds[source], wide)
+        parts.append(_Part(bounds[source], received))
+    return parts
