@@ -20,8 +20,8 @@ ALLOWED = {
         "wagma_jax.averager", "wagma_jax.averaging", "wagma_jax.collectives", "wagma_jax.schedule"
     },
     "wagma_jax/strategies": {
-        "wagma_jax.averager", "wagma_jax.averaging", "wagma_jax.collectives", "wagma_jax.schedule",
-        "wagma_jax.strategies", "wagma_jax.transformations",
+        "wagma_jax.averager", "wagma_jax.averaging", "wagma_jax.collectives", "wagma_jax.exchange",
+        "wagma_jax.schedule", "wagma_jax.strategies", "wagma_jax.transformations",
     },
     "wagma_jax/exchange/buffers.py": set(),
     "wagma_jax/exchange/protocol.py": {"wagma_jax.schedule"},
@@ -30,9 +30,13 @@ ALLOWED = {
     "wagma_jax/exchange/staging.py": {
         "wagma_jax.averaging", "wagma_jax.exchange.buffers", "wagma_jax.exchange.carriers"
     },
+    "wagma_jax/exchange/clocks.py": set(),
+    "wagma_jax/exchange/ledger.py": set(),
     "wagma_jax/exchange/engine.py": {
-        "wagma_jax.exchange.buffers", "wagma_jax.exchange.protocol", "wagma_jax.exchange.wire"
+        "wagma_jax.exchange.buffers", "wagma_jax.exchange.ledger", "wagma_jax.exchange.protocol",
+        "wagma_jax.exchange.wire",
     },
+    "wagma_jax/exchange/checkup.py": {"wagma_jax.exchange.group_exchange", "wagma_jax.schedule"},
     "wagma_jax/exchange": {
         "wagma_jax.averaging", "wagma_jax.exchange", "wagma_jax.schedule", "wagma_jax.transformations"
     },
@@ -41,7 +45,8 @@ ALLOWED = {
         "wagma_jax.schedule", "wagma_jax.transformations", "wagma_jax.workers",
     },
     "wagma_jax/launch.py": set(),
-    "wagma_jax/cli.py": {"wagma_jax.launch"},
+    "wagma_jax/doctor.py": {"wagma_jax.launch"},
+    "wagma_jax/cli.py": {"wagma_jax.doctor", "wagma_jax.launch"},
     "models": {"models"},
     "train": {"wagma_jax", "models", "train"},
 }  # fmt: skip

@@ -45,6 +45,7 @@ class Position:
         first_step: The step at which the run began with this number of workers; 0 if it has always had it.
         first_example: ``examples`` at that step.
         first_share: The share of the training that was done at that step.
+        wait_seconds: What every worker has waited in exchanges over MPI; empty otherwise.
     """
 
     step: int = 0
@@ -62,6 +63,7 @@ class Position:
     first_step: int = 0
     first_example: int = 0
     first_share: float = 0.0
+    wait_seconds: tuple[float, ...] = ()
 
 
 class Checkpoints:
@@ -177,7 +179,8 @@ def restore(checkpoint: Path, like: Callable[[Position], Mapping[str, Any]]) -> 
             checkpoint.absolute(),
             args=ocp.args.Composite(**{_POSITION: ocp.args.JsonRestore(), _LAYOUT: ocp.args.JsonRestore()}),
         )
-        position = Position(**found[_POSITION] | {"unreadable": tuple(found[_POSITION]["unreadable"])})
+        lists = {name: tuple(value) for name, value in found[_POSITION].items() if isinstance(value, list)}
+        position = Position(**found[_POSITION] | lists)
         wanted = like(position)
         for name, tree in wanted.items():
             check_layout(found[_LAYOUT].get(name, {}), layout(tree), f"checkpoint {checkpoint}, {name}")

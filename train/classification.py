@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -123,24 +123,37 @@ def train_step(
         batch: image: uint8 [batch, height, width, channels]; label: int32 [batch].
         late: A boolean scalar or None.
     """
-    params = state.model["params"]
+    grads, stats, metrics = gradients(network, data, options, state.model, batch)
+    grads = strategy.combine_gradients(grads)
+    model, opt_state = apply_gradients(optimizer, grads, stats, state.model, state.optimizer)
+    model, strategy_state, info = strategy.combine_models(model, state.strategy, late)
+    return TrainState(model, opt_state, strategy_state), metrics | {"late": info.late, "staleness": info.staleness}
+
+
+def gradients(
+    network: Network, data: Dataset, options: recipe.RecipeOptions, model: Any, batch: Mapping[str, jax.Array]
+) -> tuple[Any, Any, dict[str, jax.Array]]:
+    """A worker's gradients of a batch, the statistics after it, and loss and accuracy."""
 
     def loss_function(params, stats, batch):
-        model = nnx.merge(network.train, params, stats, copy=True)
-        logits = model(normalize(batch["image"], data))
+        module = nnx.merge(network.train, params, stats, copy=True)
+        logits = module(normalize(batch["image"], data))
         loss = recipe.cross_entropy(logits, batch["label"], options.label_smoothing).mean()
         accuracy = jnp.mean(jnp.argmax(logits, -1) == batch["label"])
-        return loss, (nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)), {"accuracy": accuracy})
+        return loss, (nnx.to_pure_dict(nnx.state(module, nnx.BatchStat)), {"accuracy": accuracy})
 
     loss, stats, metrics, grads = recipe.mean_loss_and_gradients(
-        loss_function, params, state.model["stats"], dict(batch), options.accumulate
+        loss_function, model["params"], model["stats"], dict(batch), options.accumulate
     )
-    grads = strategy.combine_gradients(grads)
-    updates, opt_state = optimizer.update(grads, state.optimizer, params)
-    model = {"params": optax.apply_updates(params, updates), "stats": stats}
-    model, strategy_state, info = strategy.combine_models(model, state.strategy, late)
-    metrics = {"loss": loss, **metrics, "late": info.late, "staleness": info.staleness}
-    return TrainState(model, opt_state, strategy_state), metrics
+    return grads, stats, {"loss": loss, **metrics}
+
+
+def apply_gradients(
+    optimizer: optax.GradientTransformation, grads: Any, stats: Any, model: Any, opt_state: Any
+) -> tuple[Any, Any]:
+    """The model after the local optimizer's step, with these statistics, and the optimizer's state."""
+    updates, opt_state = optimizer.update(grads, opt_state, model["params"])
+    return {"params": optax.apply_updates(model["params"], updates), "stats": stats}, opt_state
 
 
 def eval_step(
@@ -163,6 +176,16 @@ def eval_step(
 class Evaluation:
     """Evaluates models on the test set, on all devices at once.
 
+    Args:
+        network: The models' shape.
+        data: With the test set.
+        mesh: The devices of one program, or None.
+        axis_name: Of the mesh.
+        threads: That load.
+        processes: That load.
+        part: (which, of how many): processes without a common program take a part each of every batch.
+        add_up: From the sums of this part to those of all; called by all.
+
     Attributes:
         unreadable: Indices of the test examples that could not be read, found so far.
     """
@@ -178,19 +201,28 @@ class Evaluation:
         *,
         threads: int = 8,
         processes: int = 0,
+        part: tuple[int, int] = (0, 1),
+        add_up: Callable[[dict[str, float]], dict[str, float]] = lambda sums: sums,
     ):
+        self._add_up = add_up
         self._loading = {"chunk": data.chunk, "threads": threads, "processes": processes}
         self._axis_name = axis_name
         self._data = data
         self._mesh = mesh
-        devices = 1 if mesh is None else mesh.size
-        self._batch_size = devices * min(self.ROWS_PER_DEVICE, math.ceil(len(data.test) / devices))
+        which, parts = part
+        devices = parts if mesh is None else mesh.size
+        per_device = min(self.ROWS_PER_DEVICE, math.ceil(len(data.test) / devices))
+        self._batch_size = devices * per_device
+        self._rows = local_rows(self._batch_size, mesh, axis_name)
+        if parts > 1:
+            self._rows = range(which * per_device, (which + 1) * per_device)
         self._step: Any = jax.jit(functools.partial(eval_step, network, data), out_shardings=replicated(mesh))
         self.unreadable: set[int] = set()
 
     def compile(self, model: Any) -> None:
         """Compiles the step for a model of these shapes, as :meth:`__call__` gets one."""
-        shape, sharding = (self._batch_size,), sharded(self._mesh, self._axis_name)
+        sharding = sharded(self._mesh, self._axis_name)
+        shape = (self._batch_size if sharding else len(self._rows),)
         batch = input_shapes(self._data, shape, sharding)
         counts = jax.ShapeDtypeStruct(shape, np.bool_, sharding=sharding)
         whole = replicated(self._mesh)
@@ -199,14 +231,14 @@ class Evaluation:
 
     def __call__(self, model: Any) -> dict[str, float]:
         """Loss and accuracy of a model without a worker axis."""
-        rows = local_rows(self._batch_size, self._mesh, self._axis_name)
-        batches = pipeline.evaluation_batches(self._data.test, self._batch_size, rows, **self._loading)
+        batches = pipeline.evaluation_batches(self._data.test, self._batch_size, self._rows, **self._loading)
         sums: dict[str, float] = {}
         for loaded, counts in batches:
             self.unreadable |= set(unreadable(loaded).tolist())
             arguments = place((inputs(loaded), counts), self._mesh, self._axis_name)
             for name, value in jax.device_get(self._step(model, *arguments)).items():
                 sums[name] = sums.get(name, 0.0) + float(value)
+        sums = self._add_up(sums)
         count = sums.pop("count")
         if count == 0:
             raise ValueError(f"none of the {len(self._data.test)} test examples can be read: check the data set")

@@ -134,9 +134,24 @@ def _join(**arguments: Any) -> None:
     )
 
 
+def mpi_processes(environment: Mapping[str, str]) -> int:
+    """How many processes mpirun, ``wagma launch`` or another that speaks PMI has started; 1 if none has."""
+    launchers = (_open_mpi(environment), _pmi(environment))
+    return next((found.processes for found in launchers if found is not None), 1)
+
+
+_mpi_rank: int | None = None  # where every process is a program of its own
+
+
+def set_mpi_rank(rank: int) -> None:
+    """Tells :func:`is_first` which of several programs this is."""
+    global _mpi_rank
+    _mpi_rank = rank
+
+
 def is_first() -> bool:
     """Whether this process is the one that writes and prints."""
-    return jax.process_index() == 0
+    return _mpi_rank == 0 if _mpi_rank is not None else jax.process_index() == 0
 
 
 class ProcessError(RuntimeError):

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 import wagma_jax as wagma
 from train import checkpoints as ckpt
-from train import distributed, loop, recipe, report, resume
+from train import distributed, image_workers, loop, processes, recipe, report, resume
 from train.classification import (
     Evaluation,
     Network,
@@ -50,7 +50,7 @@ _LATENESS = 3  # beside the seed, in what lateness is drawn from; the data order
 
 @dataclasses.dataclass(frozen=True)
 class Options(RunOptions, recipe.RecipeOptions):
-    """Train a ResNet on images with several workers in one program.
+    """Train a ResNet on images with several workers, in one program or in one process each.
 
     Attributes:
         preset: Take the defaults of all options from a lab record (train/presets.py).
@@ -112,7 +112,8 @@ class Prepared:
         mesh: Where the workers are.
         position: Where to begin.
         out: The folder of the results.
-        state: The state of all workers at ``position``; None for a new run.
+        state: The state of all workers at ``position`` (over MPI of this one); None for a new run.
+        peers: Over MPI the other workers, else None.
     """
 
     options: Options
@@ -122,7 +123,8 @@ class Prepared:
     mesh: Mesh | None
     position: ckpt.Position
     out: Path
-    state: TrainState | None
+    state: TrainState | processes.State | None
+    peers: processes.Peers | None = None
 
     @property
     def progress(self) -> recipe.Progress:
@@ -149,19 +151,41 @@ def prepare(options: Options) -> Prepared:
         ValueError: Options out of range, something wrong with the data, a checkpoint of another model, or ``--out``
             holds something already.
     """
+    if options.transport == "mpi":
+        return image_workers.prepare(options)
     options.check()
     num_processes = options.join_processes()
     mesh = worker_mesh(options.workers, AXIS, num_processes)
-    strategy, data, network = distributed.agreed(lambda: _check(options))
+    strategy, data, network = distributed.agreed(lambda: check_alone(options))
     shared = {flag(name): value for name, value in options.to_json().items() if name != "process_id"}
     distributed.check_same(shared | {"training examples": len(data.train), "classes": data.classes})
     num_examples = len(data.train)
-    position, state = ckpt.Position(setup=options.setup(), workers=options.workers, num_examples=num_examples), None
+    found = None
     if options.resume is not None:
-        parts = _parts(options, network, strategy, recipe.Progress(1))
+        parts = state_parts(options, network, strategy.init)
         found = resume.restore(options, options.resume / CHECKPOINTS, parts, num_examples, mesh, AXIS)
-        if found is not None:
-            position, state = found[0], TrainState(**found[1])
+    position = planned(options, num_examples, None if found is None else found[0])
+    state = None if found is None else TrainState(**found[1])
+    out = options.make_out("images") if options.resume is None else options.resume
+    if distributed.is_first():
+        options.save(out)
+    return Prepared(options, strategy, data, network, mesh, position, out, state)
+
+
+def planned(options: Options, num_examples: int, found: ckpt.Position | None) -> ckpt.Position:
+    """Where a run begins and ends.
+
+    Args:
+        options: Its options.
+        num_examples: In the training set.
+        found: The position of the checkpoint that it goes on from, if there is one.
+
+    Raises:
+        ValueError: It is at its end already.
+    """
+    position = ckpt.Position(setup=options.setup(), workers=options.workers, num_examples=num_examples)
+    if found is not None:
+        position = found
     total = options.total_steps(num_examples, position.first_step, position.first_example)
     # what was interrupted after its last step may still be evaluated, exported and summarized
     ended = options.resume is None or (options.resume / SUMMARY).exists() or position.first_step == position.step
@@ -170,14 +194,10 @@ def prepare(options: Options) -> Prepared:
             f"the run in {options.resume} is at step {position.step} of {total}, which is its end: raise --steps or "
             "--epochs to train on"
         )
-    position = dataclasses.replace(position, total_steps=max(total, position.step))
-    out = options.make_out("images") if options.resume is None else options.resume
-    if distributed.is_first():
-        options.save(out)
-    return Prepared(options, strategy, data, network, mesh, position, out, state)
+    return dataclasses.replace(position, total_steps=max(total, position.step))
 
 
-def _check(options: Options) -> tuple[Strategy, Dataset, Network]:
+def check_alone(options: Options) -> tuple[Strategy, Dataset, Network]:
     """What one process can check by itself."""
     strategy = options.strategy(AXIS)
     if options.tensorboard:
@@ -197,9 +217,10 @@ def _check(options: Options) -> tuple[Strategy, Dataset, Network]:
     return strategy, data, create_network(options.model, options.precision, data)
 
 
-def _parts(options: Options, network: Network, strategy: Strategy, progress: recipe.Progress) -> resume.StateParts:
-    optimizer = options.local_optimizer(progress)
-    return resume.StateParts(network.like, lambda model: optimizer.init(model["params"]), strategy.init)
+def state_parts(options: Options, network: Network, strategy_state: Callable[[Any], Any]) -> resume.StateParts:
+    """How the state of a worker is made, its algorithm's by ``strategy_state``."""
+    optimizer = options.local_optimizer(recipe.Progress(1))  # its state does not depend on how long it is to train
+    return resume.StateParts(network.like, lambda model: optimizer.init(model["params"]), strategy_state)
 
 
 def train(options: Options) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -223,9 +244,11 @@ def run(prepared: Prepared) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     options, data, out, position = prepared.options, prepared.data, prepared.out, prepared.position
     report.say(prepared.strategy.schedule.describe().splitlines()[0])
     report.say("compiling ...")
+    if prepared.peers is not None:
+        return image_workers.run(prepared)
     evaluation = _evaluation(options, prepared.network, data, prepared.mesh)
     consensus = _consensus(prepared.mesh)
-    state = prepared.state if prepared.state is not None else _new_state(prepared)
+    state = prepared.state if isinstance(prepared.state, TrainState) else _new_state(prepared)
     evaluation.compile(jax.eval_shape(consensus, state.model))
     work = _work(prepared, state, lambda state: evaluation(consensus(state.model)))
     with contextlib.ExitStack() as stack:
@@ -247,25 +270,44 @@ def run(prepared: Prepared) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     if outcome.signal is not None:
         raise loop.Interrupted(outcome, out, saved=saver is not None)
     model = distributed.fetch(consensus(outcome.state.model))
-    ckpt.export(out / CONSENSUS, model, _description(prepared))
+    ckpt.export(out / CONSENSUS, model, description(prepared))
     evaluated = [row["eval"] for row in metrics.rows if "eval" in row and row["step"] == outcome.position.step]
     lost = distributed.union(evaluation.unreadable)
-    distances = [row["consensus_distance"] for row in metrics.rows if "consensus_distance" in row]
-    summary = _summary(
-        prepared, outcome.position, evaluated[-1] if evaluated else evaluation(model), lost, distances[-1]
-    )
+    values = evaluated[-1] if evaluated else evaluation(model)
+    return finish(prepared, outcome.position, metrics.rows, values, lost), metrics.rows
+
+
+def finish(
+    prepared: Prepared,
+    position: ckpt.Position,
+    rows: list[dict[str, Any]],
+    evaluated: dict[str, float],
+    lost: set[int],
+) -> dict[str, Any]:
+    """The summary of a run, written on the first process together with its picture and what could not be read.
+
+    Args:
+        prepared: The run.
+        position: Its end.
+        rows: Of the metrics file.
+        evaluated: Metrics of the consensus model.
+        lost: Indices of test examples that could not be read.
+    """
+    options, data, out = prepared.options, prepared.data, prepared.out
+    distances = [row["consensus_distance"] for row in rows if "consensus_distance" in row]
+    summary = _summary(prepared, position, evaluated, lost, distances[-1] if distances else None)
     if distributed.is_first():
-        _write_unreadable(out / "unreadable.txt", data, outcome.position.unreadable, lost)
+        _write_unreadable(out / "unreadable.txt", data, position.unreadable, lost)
         report.plot_runs(
             out / "training.png",
-            {options.algorithm: metrics.rows},
+            {options.algorithm: rows},
             f"{options.dataset}, {options.model}, {options.workers} workers, seed {options.seed}",
         )
         report.write_summary(out / SUMMARY, summary)  # the last: it says that all else is there
-    return summary | {"out": str(out)}, metrics.rows
+    return summary | {"out": str(out)}
 
 
-def _description(prepared: Prepared) -> dict[str, Any]:
+def description(prepared: Prepared) -> dict[str, Any]:
     """What a reader of the exported model needs to know."""
     data, config = prepared.data, prepared.network.config
     kept = {name: value for name, value in dataclasses.asdict(config).items() if not name.endswith("dtype")}
@@ -285,7 +327,7 @@ def _description(prepared: Prepared) -> dict[str, Any]:
 
 def _new_state(prepared: Prepared) -> TrainState:
     options, mesh = prepared.options, prepared.mesh
-    parts = _parts(options, prepared.network, prepared.strategy, prepared.progress)
+    parts = state_parts(options, prepared.network, prepared.strategy.init)
     model = wagma.replicate(prepared.network.init(options.seed), options.workers, mesh=mesh, axis_name=AXIS)
     return TrainState(**jax.jit(wagma.for_workers(parts.create, axis_name=AXIS, mesh=mesh))(model))
 
@@ -335,9 +377,11 @@ def _work(prepared: Prepared, state: TrainState, evaluate: Callable[[TrainState]
 
 
 def _summary(
-    prepared: Prepared, position: ckpt.Position, evaluated: dict[str, float], lost: set[int], distance: float
+    prepared: Prepared, position: ckpt.Position, evaluated: dict[str, float], lost: set[int], distance: float | None
 ) -> dict[str, Any]:
     options, schedule = prepared.options, prepared.strategy.schedule
+    # the workers of one program wait inside of its collectives, where nothing tells their waits apart
+    waited = list(position.wait_seconds) or [None] * options.workers
     return {
         "algorithm": options.algorithm,
         "transport": options.transport,
@@ -345,22 +389,24 @@ def _summary(
         "group_size": schedule.group_size,
         "group_sizes": sorted({len(group) for group in schedule.groups(0)}),
         "sync_period": schedule.sync_period,
-        "clock": "step",
+        "clock": options.clock,
+        "quorum": options.quorum,
+        "straggler": options.straggler,
+        "straggler_kind": options.straggler_kind,
         "seed": options.seed,
         "steps": position.step,
         "examples": position.examples,
         "examples_per_second": position.examples / position.seconds,
         "wall_seconds": position.seconds,
         "data_wait_fraction": position.data_wait_seconds / position.seconds,
-        # the workers of one program wait inside of its collectives, where nothing tells their waits apart
-        "wait_seconds": [None] * options.workers,
+        "wait_seconds": waited,
         "late_fraction": position.late / position.contributions,
         "max_staleness": position.max_staleness,
         "eval": evaluated,
         "test_examples": len(prepared.data.test) - len(lost),
         "unreadable": {"train": len(position.unreadable), "test": len(lost)},
         "consensus_distance_before_last_round": distance,
-        "processes": jax.process_count(),
+        "processes": jax.process_count() if prepared.peers is None else prepared.peers.size,
         "devices": 1 if prepared.mesh is None else prepared.mesh.size,
         "jax_version": jax.__version__,
         "options": options.to_json(),
@@ -436,7 +482,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             return
         prepared = prepare(options)
     except ValueError as error:
-        sys.exit(f"train.images: {error}")
+        sys.exit(f"train.images: {error}" if distributed.is_first() else 1)
     except KeyboardInterrupt:
         sys.exit(130)
     again = f"go on with: python -m train.images --resume {prepared.out}"

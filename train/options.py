@@ -5,13 +5,14 @@ import dataclasses
 import itertools
 import json
 import math
+import os
 import time
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
-from train import distributed
+from train import distributed, stragglers
 from train.data import Sampling
 from train.files import write_whole
 from wagma_jax.strategies import ALGORITHMS, Settings, Strategy, build
@@ -28,9 +29,13 @@ DEFAULT_STEPS = 300
 _FREE = {
     "steps", "epochs", "out", "resume", "evaluate", "preset", "log_every", "eval_every", "checkpoint_every",
     "keep_checkpoints", "tensorboard", "loader_threads", "loader_processes", "coordinator", "processes", "process_id",
+    "straggler", "straggler_kind", "timeout_seconds",
 }  # fmt: skip
 # What it may change at the price of starting again from the consensus model.
-_RESTARTING = {"algorithm", "workers", "group_size", "sync_period", "batch_size", "sampling", "late_probability"}
+_RESTARTING = {
+    "algorithm", "transport", "workers", "group_size", "sync_period", "quorum", "clock", "batch_size", "sampling",
+    "late_probability",
+}  # fmt: skip
 
 OptionsType = TypeVar("OptionsType", bound="RunOptions")
 
@@ -41,15 +46,26 @@ class RunOptions:
 
     Attributes:
         algorithm: How the workers combine what they learn.
-        transport: xla: all workers in one program.
-        workers: Number of workers P. Up to 8 get a (virtual) device each, more are simulated by one vmap.
+        transport: xla: all workers in one program, whose collectives average them; mpi: every process is a worker, and
+            they exchange over MPI without waiting for late ones. Processes started by wagma launch or mpirun take mpi
+            if this is left out.
+        workers: Number of workers P. Up to 8 get a (virtual) device each, more are simulated by one vmap. Over MPI the
+            number of processes.
         group_size: At most so many workers S in a group (wagma only): there are ceil(P / S) groups of even sizes; None:
             about the square root of P.
         sync_period: Rounds between global means (not for allreduce, where every step is one); None: never.
-        late_probability: Simulated lateness: the chance that a worker's contribution to a round is its previous model.
-            Drawn beforehand from the seed. Algorithms that wait for everybody ignore it.
+        quorum: Over MPI, how many members of a group must arrive before it averages: 1, the first, waits for nobody.
+        clock: Over MPI: step: every worker takes a step in every round. round: one that finds newer rounds complete
+            jumps to them, so that a worker which is always slow takes fewer steps.
+        timeout_seconds: Over MPI, how long a worker waits for others before the run is given up.
+        straggler: Over MPI, injected delays: none, rotating:SECONDS[:K] (K random workers a step), fixed:RANK:SECONDS,
+            or lognormal:SIGMA[:SECONDS] (all workers, of this median). Drawn beforehand from the seed.
+        straggler_kind: Whether delayed workers sleep, or compute and take a core meanwhile.
+        late_probability: With xla, simulated lateness: the chance that a worker's contribution to a round is its
+            previous model. Drawn beforehand from the seed. Algorithms that wait for everybody ignore it.
         steps: Rounds to train for; 300 if neither this nor --epochs is given.
-        epochs: How often to go through the training set, in place of --steps.
+        epochs: How often to go through the training set, in place of --steps. With --clock round all workers stop at
+            the first sync round at which they have seen so many examples together.
         batch_size: Examples per worker and step.
         sampling: whole: every worker draws from the whole training set; shard: from a part of its own.
         seed: Of the initial model, the data order, its augmentation and the lateness.
@@ -71,10 +87,15 @@ class RunOptions:
     """
 
     algorithm: AlgorithmName = "wagma"
-    transport: Literal["xla"] = "xla"
+    transport: Literal["xla", "mpi"] = "xla"
     workers: int = 8
     group_size: int | None = None
     sync_period: int | None = 10
+    quorum: int = 1
+    clock: Literal["step", "round"] = "step"
+    timeout_seconds: float = 600.0
+    straggler: str = "none"
+    straggler_kind: Literal["sleep", "compute"] = "sleep"
     late_probability: float = 0.0
     steps: int | None = None
     epochs: float | None = None
@@ -98,7 +119,7 @@ class RunOptions:
     def check(self) -> None:
         """Raises ValueError for numbers out of range, before anything is loaded or compiled."""
         for name in (
-            "workers", "steps", "batch_size", "log_every", "eval_every", "keep_checkpoints", "loader_threads"
+            "workers", "steps", "batch_size", "quorum", "log_every", "eval_every", "keep_checkpoints", "loader_threads"
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -108,12 +129,39 @@ class RunOptions:
                 raise ValueError(f"{flag(name)} must not be negative, got {value}")
         if not 0 <= self.late_probability < 1:
             raise ValueError(f"--late-probability must be in [0, 1), got {self.late_probability}")
+        self._check_transport()
         if self.epochs is not None and not 0 < self.epochs < math.inf:
             raise ValueError(f"--epochs must be above 0, got {self.epochs}")
         if self.epochs is not None and self.steps is not None:
             raise ValueError(f"--steps {self.steps} and --epochs {self.epochs} say the same thing twice: drop one")
         if self.resume is not None and self.evaluate is not None:
             raise ValueError("--resume and --evaluate exclude each other: resume the run first, then evaluate it")
+
+    def _check_transport(self) -> None:
+        delays = stragglers.parse(self.straggler)
+        delays.check(self.workers)
+        if not self.timeout_seconds > 0:
+            raise ValueError(f"--timeout-seconds must be above 0, got {self.timeout_seconds}: the default is 600")
+        if self.transport == "mpi":
+            if self.late_probability:
+                raise ValueError(
+                    "--late-probability simulates lateness within one program, got it with --transport mpi, where "
+                    "lateness is real: use --straggler"
+                )
+            if self.clock == "round" and self.sampling == "shard":
+                raise ValueError(
+                    "--clock round lets slow workers take fewer steps, so that examples of their shards would count "
+                    "less: use --sampling whole"
+                )
+            if any(value is not None for value in (self.coordinator, self.processes, self.process_id)):
+                raise ValueError("--coordinator, --processes and --process-id are for --transport xla: leave them out")
+            return
+        for name, default in (("straggler", "none"), ("clock", "step"), ("quorum", 1)):
+            if getattr(self, name) != default:
+                raise ValueError(
+                    f"{flag(name)} {getattr(self, name)} needs --transport mpi, since all workers of one program run "
+                    "in step: start with wagma launch, or use --late-probability for simulated lateness"
+                )
 
     def examples_per_step(self) -> int:
         """What all workers see in one step."""
@@ -138,18 +186,22 @@ class RunOptions:
             return min(step / self.total_steps(num_examples), 1.0)
         return min(examples / (self.epochs * num_examples), 1.0)
 
+    def settings(self, **others: Any) -> Settings:
+        """What the algorithm is built from."""
+        return Settings(
+            num_workers=self.workers,
+            group_size=self.group_size,
+            sync_period=self.sync_period,
+            simulate_lateness=self.late_probability > 0,
+            quorum=self.quorum,
+            clock=self.clock,
+            timeout_seconds=self.timeout_seconds,
+            **others,
+        )
+
     def strategy(self, axis_name: str) -> Strategy:
         """The algorithm, ready for a training step."""
-        return build(
-            self.algorithm,
-            Settings(
-                num_workers=self.workers,
-                group_size=self.group_size,
-                sync_period=self.sync_period,
-                axis_name=axis_name,
-                simulate_lateness=self.late_probability > 0,
-            ),
-        )
+        return build(self.algorithm, self.settings(axis_name=axis_name))
 
     def join_processes(self) -> int:
         """Joins the other processes of the run, if there are any; the number of processes."""
@@ -272,13 +324,13 @@ def parse(
         ValueError: A preset or run that does not exist, or both.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for name in ("--preset", "--resume", "--evaluate"):
+    for name in ("--preset", "--resume", "--evaluate", "--transport"):
         first.add_argument(name, nargs="?")
     try:
         found, _ = first.parse_known_args(list(arguments))
     except argparse.ArgumentError as error:
         raise ValueError(str(error)) from None
-    given = [name for name, value in vars(found).items() if value is not None]
+    given = [name for name, value in vars(found).items() if value is not None and name != "transport"]
     if len(given) > 1:
         raise ValueError(f"--{' and --'.join(given)} exclude each other: each says where the options come from")
     default = cls()
@@ -294,6 +346,10 @@ def parse(
     if any(word.split("=")[0] in ("--epochs", "--steps") for word in arguments):  # one takes the other's place
         default = dataclasses.replace(default, steps=None, epochs=None)
     default = dataclasses.replace(default, preset=None, resume=None, evaluate=None)
+    size = distributed.mpi_processes(os.environ)
+    over_mpi = default.transport == "mpi" if found.resume else size > 1 and not found.evaluate
+    if found.transport != "xla" and (over_mpi or found.transport == "mpi"):
+        default = dataclasses.replace(default, transport="mpi", workers=size)
     return cli(cls, prog=prog, description=str(cls.__doc__).partition("\n")[0], args=list(arguments), default=default)
 
 

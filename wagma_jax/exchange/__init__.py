@@ -2,7 +2,7 @@
 
 try:
     import mpi4jax  # noqa: F401
-    from mpi4py import MPI  # noqa: F401
+    from mpi4py import MPI
 except ImportError as error:
     raise ImportError(
         "averaging across processes needs mpi4py and mpi4jax, which the extra 'mpi' brings: "
@@ -12,4 +12,4 @@ except ImportError as error:
 from wagma_jax.exchange.engine import ExchangeError
 from wagma_jax.exchange.group_exchange import ExchangeInfo, GroupExchange
 
-__all__ = ["ExchangeError", "ExchangeInfo", "GroupExchange"]
+__all__ = ["MPI", "ExchangeError", "ExchangeInfo", "GroupExchange"]

@@ -17,6 +17,7 @@ from mpi4py import MPI
 
 from wagma_jax.exchange import protocol
 from wagma_jax.exchange.buffers import Buffers, GroupSum, Inbox, Merge, Outbox, global_mean
+from wagma_jax.exchange.ledger import Ledger
 from wagma_jax.exchange.protocol import Message, Rest, Rounds, State
 from wagma_jax.exchange.wire import Wire
 
@@ -74,6 +75,8 @@ class Taken(NamedTuple):
         merge: What its next model is made by; None for the mean of a sync round.
         result: The sum to be merged; None for Merge.OWN.
         buffers: The publication: the mean after a sync round, else the model that was passed in.
+        waits: Seconds that this worker has waited for others to get ready, by rank; several share them evenly. At a
+            sync round workers know only that they wait for the go of rank 0. Empty without a ledger.
     """
 
     newest: int
@@ -81,6 +84,7 @@ class Taken(NamedTuple):
     merge: Merge | None
     result: GroupSum | None
     buffers: Buffers
+    waits: dict[int, float]
 
 
 class Engine:
@@ -90,9 +94,11 @@ class Engine:
         machine: The protocol of this worker.
         wire: Exchanges buffers.
         control: A communicator for control messages, used by nobody else.
-        model: W_0, all buffers; published as version -1.
+        model: W_0, all buffers.
         ordinary: From all buffers to those that ordinary rounds exchange.
         narrow: From a mean and buffers to the mean in their dtypes.
+        first_round: The round to begin with; W_0 is published for the one before it.
+        ledger: Gets an entry for every round, or None.
     """
 
     def __init__(
@@ -103,14 +109,17 @@ class Engine:
         model: Buffers,
         ordinary: Callable[[Buffers], Buffers],
         narrow: Callable[[Buffers, Buffers], Buffers],
+        first_round: int = 0,
+        ledger: Ledger | None = None,
     ):
         self.machine = machine
         self.wire = wire
         self.control = control
         self.ordinary = ordinary
         self.narrow = narrow
-        self.state = State()
-        self.outbox = Outbox(-1, model)
+        self.ledger = ledger
+        self.state = State(round=first_round, arrived=first_round - 1)
+        self.outbox = Outbox(first_round - 1, model)
         self.inbox = Inbox()
         self.exchanging: tuple[int, tuple[int, ...], float] | None = None  # round, group, since when
         self.messages_sent = 0
@@ -131,6 +140,9 @@ class Engine:
         self._answers: dict[int, Status] = {}
         self._asked: set[int] = set()
         self._byes: set[int] = set()
+        self._waits: dict[int, float] = {}  # of the trainer, by rank; for the ledger
+        self._missing: tuple[int, ...] = ()  # for whom it waits now
+        self._missing_since = self._left
         self._thread = threading.Thread(target=self._run, name=f"wagma exchange {machine.worker}", daemon=True)
 
     # the trainer's side
@@ -180,6 +192,7 @@ class Engine:
             t = self.machine.target(self.state, counter)
             self._retire(self.outbox.model)
             self.outbox = self.outbox.publish(t, model)
+            self._waits, self._missing = {}, ()
         self._post(protocol.Arrive(t))
         return t
 
@@ -192,11 +205,12 @@ class Engine:
         """
         with self._changed:
             self._wait(lambda: self.state.round > t, timeout, f"round {t}")
+            self._watch(())
             record = self._records.get(t)
             merge, result = None, None
             if not self.machine.schedule.is_sync(t):
                 self.inbox, merge, result = self.inbox.collect(self.outbox.version)
-            return Taken(self.state.round - 1, record, merge, result, self.outbox.model)
+            return Taken(self.state.round - 1, record, merge, result, self.outbox.model, self._waits)
 
     def consensus(self, model: Buffers, timeout: float) -> tuple[int, Buffers]:
         """The global mean of what all workers hand in; this worker's engine goes on serving others meanwhile.
@@ -315,6 +329,7 @@ class Engine:
         self._progress = time.perf_counter()
         with self._changed:
             self.state, actions = self.machine.step(self.state, event)
+            self._watch_all()
         while actions:
             action = actions.pop(0)
             if isinstance(action, protocol.Send):
@@ -331,6 +346,21 @@ class Engine:
             self._deadline = time.perf_counter() + WIND_UP_SECONDS
         return None
 
+    def _watch_all(self) -> None:
+        """Notes for the ledger for whom the trainer waits now, if it does."""
+        if self.ledger is not None:
+            state = self.state
+            waiting = state.arrived >= state.round and state.resting == Rest.NONE
+            self._watch(self.machine.waits_for(state) if waiting else ())
+
+    def _watch(self, missing: tuple[int, ...]) -> None:
+        """Counts the time since the last call for those who were missing; ``missing`` are so from now on."""
+        now = time.perf_counter()
+        for rank in self._missing:
+            share = (now - self._missing_since) / len(self._missing)
+            self._waits[rank] = self._waits.get(rank, 0.0) + share
+        self._missing, self._missing_since = missing, now
+
     def _exchange(self, r: int, group: tuple[int, ...]) -> list[Any]:
         """Exchanges the publication with the group; what to do next."""
         is_sync = self.machine.schedule.is_sync(r)
@@ -340,7 +370,8 @@ class Engine:
             is_mean = is_sync or version == r
             memory = None if is_mean else self._reuse()
             memory = self._memory.pop(is_sync, None) if memory is None else memory
-            self.exchanging = (r, group, time.perf_counter())
+            begin = time.perf_counter()
+            self.exchanging = (r, group, begin)
         buffers = model if is_sync else self.ordinary(model)
         if memory is None:
             memory = self.wire.memory(buffers)
@@ -352,6 +383,10 @@ class Engine:
             self._records[r] = Record(r, group, contributed)
             if len(self._records) > RECORDS:
                 self._records.popitem(last=False)
+            if self.ledger is not None:
+                self.ledger.add(
+                    "round", round=r, group=group, contributed=contributed, begin=begin, end=time.perf_counter()
+                )
             if is_sync:
                 self.outbox, self.inbox = global_mean(self.outbox, self.inbox, r, total)
             else:
@@ -363,13 +398,16 @@ class Engine:
         with self._changed:
             model = self._consensus
             assert model is not None
-            self.exchanging = (self.state.round, everyone, time.perf_counter())
+            begin = time.perf_counter()
+            self.exchanging = (self.state.round, everyone, begin)
         _, mean = self.wire.exchange(everyone, len(everyone), (-1, -1), model, self.wire.memory(model))
         mean = self.narrow(mean, model)
         with self._changed:
             version = max(self.state.round - 1, self.outbox.version)
             self.outbox, self.inbox = global_mean(self.outbox, self.inbox, version, mean)
             self._consensus = None
+            if self.ledger is not None:
+                self.ledger.add("mean", version=version, begin=begin, end=time.perf_counter())
             return self._completed()
 
     def _completed(self) -> list[Any]:
@@ -377,6 +415,7 @@ class Engine:
         if used is not None and used is not self.outbox.model:
             self._retire(used)
         self.state, actions = self.machine.step(self.state, protocol.Completed())
+        self._watch_all()
         self._changed.notify_all()
         return actions
 
@@ -408,6 +447,8 @@ class Engine:
                 if message is not None:
                     return protocol.Receive(status.Get_source(), message.recv())
             self._test_requests()
+            if self.ledger is not None:
+                self.ledger.write()
             woken = self._wake.acquire(timeout=delay)
             eager = self._waiting and time.perf_counter() - self._progress < EAGER_SECONDS
             longest = LONGEST_POLL_WAITING if eager else LONGEST_POLL

@@ -3,10 +3,12 @@
 import atexit
 import contextlib
 import os
+import platform
 import sys
 import threading
 import time
 import warnings
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -16,8 +18,10 @@ from jax.experimental import io_callback
 from mpi4py import MPI
 
 from wagma_jax.averaging import PolicyFunction, additive_update
+from wagma_jax.exchange import clocks
 from wagma_jax.exchange.buffers import Buffers, Merge
 from wagma_jax.exchange.engine import Engine, ExchangeError
+from wagma_jax.exchange.ledger import Ledger
 from wagma_jax.exchange.protocol import Clock, Rounds
 from wagma_jax.exchange.staging import Staging
 from wagma_jax.exchange.wire import Wire
@@ -25,6 +29,7 @@ from wagma_jax.schedule import GroupSchedule, integer
 from wagma_jax.transformations import raise_no_params
 
 SWITCH_INTERVAL = 2e-4  # seconds for which a thread may hold Python's lock while an exchange is open
+LEDGER_VERSION = 1
 GOODBYE_SECONDS = 3.0  # after a failure: how long a process waits for the others to end, before it ends them
 _GOODBYE_TAG = 12
 
@@ -81,6 +86,10 @@ class GroupExchange:
             only). None averages floating and complex leaves and keeps all others.
         timeout_seconds: How long a call waits for others before it raises TimeoutError; ``consensus`` and ``close``
             count from when they last heard of another's progress.
+        first_round: The round to begin with, for a run that goes on from a checkpoint: best the one after a sync round,
+            when all models were equal.
+        ledger: A folder in which each rank writes ``ledger-RANK.jsonl``: who waited for whom, how long, and how stale
+            contributions were, for ``wagma ledger`` and ``replay``. Some 400 bytes a round. None: nothing is written.
 
     Raises:
         ValueError: An argument is out of range, or differs between ranks; the trees differ between ranks (on all
@@ -101,6 +110,8 @@ class GroupExchange:
         clock: Clock = "step",
         average: PolicyFunction | None = None,
         timeout_seconds: float = 600.0,
+        first_round: int = 0,
+        ledger: Path | str | None = None,
     ):
         comm = MPI.COMM_WORLD if comm is None else comm
         if not isinstance(comm, MPI.Intracomm):
@@ -116,7 +127,7 @@ class GroupExchange:
         self._closed = True  # until everything is there
         self._control = comm.Dup()
         error: Exception | None = None
-        staging, schedule, leaves, description = None, None, [], None
+        staging, schedule, leaves, description, book = None, None, [], None, None
         try:
             schedule = GroupSchedule(comm.size, group_size, sync_period, rotate)
             quorum = _between("quorum", quorum, 1, group_size)
@@ -126,7 +137,15 @@ class GroupExchange:
                 raise ValueError(f"timeout_seconds must be positive, got {timeout_seconds!r}")
             staging = Staging(params, average)
             leaves = staging.check(params)
-            settings = {"schedule": repr(schedule), "quorum": str(quorum), "clock": clock}
+            first_round = _between("first_round", first_round, 0, 1 << 30)
+            book = None if ledger is None else Ledger(ledger, comm.rank)
+            settings = {
+                "schedule": repr(schedule),
+                "quorum": str(quorum),
+                "clock": clock,
+                "first_round": str(first_round),
+                "ledger": "written" if book else "not written",
+            }
             description = settings, staging.describe(), str(staging.treedef)
         except Exception as caught:
             error = caught
@@ -142,9 +161,12 @@ class GroupExchange:
         model, self._differs = self._broadcast(staging.pack(leaves))
         self._warm_up(model)
         self._start: Buffers | None = model
-        self._counter = -1
-        self._base = -1
-        self.info = ExchangeInfo(-1, False, False, 0, 0.0, (), (), -1)
+        self._ledger = book
+        if book is not None:
+            self._start_ledger(quorum, clock, first_round)
+        self._counter = first_round - 1
+        self._base = first_round - 1
+        self.info = ExchangeInfo(first_round - 1, False, False, 0, 0.0, (), (), first_round - 1)
         self._in_steps = False  # whether a jitted step calls average()
         self._engine = Engine(
             Rounds(schedule, comm.rank, quorum, clock),
@@ -153,6 +175,8 @@ class GroupExchange:
             model,
             staging.ordinary,
             staging.narrow,
+            first_round,
+            book,
         )
         self._lock = threading.Lock()
         _open(self)
@@ -189,6 +213,7 @@ class GroupExchange:
             RuntimeError: The exchange is closed.
         """
         with self._call("average"):
+            entered = time.perf_counter()
             leaves = self._staging.check(params)
             if self._differs:
                 warnings.warn(
@@ -203,7 +228,8 @@ class GroupExchange:
             self._start, self._leaves = None, leaves
             del model, params
             taken = self._engine.take(t, self.timeout_seconds)
-            waited = time.perf_counter() - ready
+            woken = time.perf_counter()
+            waited = woken - ready
             is_sync = self.schedule.is_sync(t)
             if taken.result is None:  # the mean, or W' itself
                 tree = self._unpack(taken.buffers)
@@ -222,6 +248,19 @@ class GroupExchange:
             self._counter = t if self._engine.machine.clock == "step" else max(t, taken.newest)
             self.info = self._describe(t, is_sync, taken.record, waited)
             self._leaves = []
+            if self._ledger is not None:
+                self._ledger.add(
+                    "call",
+                    round=t,
+                    enter=entered,
+                    ready=ready,
+                    taken=woken,
+                    leave=time.perf_counter(),
+                    merge="mean" if taken.merge is None else taken.merge.name.lower(),
+                    source=t if is_sync else None if taken.result is None else taken.result.round,
+                    base=self._base,
+                    waits={str(rank): seconds for rank, seconds in taken.waits.items()},
+                )
             return tree, self.info
 
     def consensus(self, params: Any) -> Any:
@@ -240,13 +279,20 @@ class GroupExchange:
             ExchangeError, TimeoutError, RuntimeError, ValueError: As ``average``.
         """
         with self._call("consensus"):
+            entered = time.perf_counter()
             self._leaves = self._staging.check(params)
             model = self._staging.pack(self._leaves)
+            ready = time.perf_counter()
             newest, mean = self._engine.consensus(model, self.timeout_seconds)
+            woken = time.perf_counter()
             self._counter = max(self._counter, newest)
             self._base = max(self._base, newest)
             self._start = None
-            return self._unpack(mean)
+            tree = self._unpack(mean)
+            if self._ledger is not None:
+                leave = time.perf_counter()
+                self._ledger.add("consensus", enter=entered, ready=ready, taken=woken, leave=leave, version=self._base)
+            return tree
 
     def as_transformation(self) -> optax.GradientTransformationExtraArgs:
         """``average`` as the last link of an optax chain, for a jitted step: ``optax.chain(inner, this)``.
@@ -288,6 +334,10 @@ class GroupExchange:
         with self._call("close"):
             self._engine.close(self.timeout_seconds)
             self._closed = True
+            if self._ledger is not None:
+                self._ledger.add("clock", **clocks.measure(self._control)._asdict())
+                self._ledger.add("end")
+                self._ledger.close()
             self._start, self._leaves = None, []
             _forget(self, failed=False)
             self._control.Free()
@@ -328,6 +378,8 @@ class GroupExchange:
         if not self._closed:
             self._closed = True
             self._engine.abort(text)
+            if self._ledger is not None:
+                self._ledger.close()
             _forget(self, failed=True)
 
     def _agree(self, error: Exception | None, description: Any) -> None:
@@ -371,6 +423,24 @@ class GroupExchange:
                 seen.add(self.schedule.groups(t))
                 self._wire.exchange(group, 1, (t, -1), ordinary, self._wire.memory(ordinary))
         self._wire.exchange(everyone, 1, (-1, -1), model, self._wire.memory(model))
+
+    def _start_ledger(self, quorum: int, clock: Clock, first_round: int) -> None:
+        assert self._ledger is not None
+        schedule = self.schedule
+        self._ledger.add(
+            "start",
+            version=LEDGER_VERSION,
+            rank=self.rank,
+            num_workers=schedule.num_workers,
+            group_size=schedule.group_size,
+            sync_period=schedule.sync_period,
+            rotate=schedule.rotate,
+            quorum=quorum,
+            clock=clock,
+            first_round=first_round,
+            host=platform.node(),
+            **clocks.measure(self._control)._asdict(),
+        )
 
     def _memory(self, is_sync: bool) -> Buffers:
         model = self._engine.outbox.model

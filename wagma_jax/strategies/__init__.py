@@ -6,6 +6,9 @@ its strategy twice:
     grads = strategy.combine_gradients(grads)          # before the local optimizer
     ...                                                # params += optimizer's updates
     model, state, info = strategy.combine_models(model, state, late)
+
+Across processes an algorithm is an exchange (of the models after the local step, or of the gradients before it, as
+``averages`` says) with the methods of ``GroupExchange``.
 """
 
 import dataclasses
@@ -13,11 +16,16 @@ import importlib
 import math
 import pkgutil
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from wagma_jax.averaging import AverageInfo
 from wagma_jax.collectives import AxisName
 from wagma_jax.schedule import GroupSchedule
+
+if TYPE_CHECKING:
+    from wagma_jax.exchange import GroupExchange
+    from wagma_jax.exchange.protocol import Clock
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +38,11 @@ class Settings:
         sync_period: tau, rounds between global means; None: never.
         axis_name: The mapped axis of the workers.
         simulate_lateness: Whether ``late`` is given to ``combine_models``.
+        quorum: Across processes, how many members of a group start its exchange.
+        clock: Across processes, what a worker's call counts: "step" or "round".
+        timeout_seconds: Across processes, how long a call waits for others.
+        first_round: Across processes, the round to begin with.
+        ledger: Across processes, the folder of the ledgers, or None.
     """
 
     num_workers: int
@@ -37,11 +50,32 @@ class Settings:
     sync_period: int | None = 10
     axis_name: AxisName = "data"
     simulate_lateness: bool = False
+    quorum: int = 1
+    clock: "Clock" = "step"
+    timeout_seconds: float = 600.0
+    first_round: int = 0
+    ledger: Path | None = None
 
     def schedule(self) -> GroupSchedule:
         """The schedule of rotating groups with these settings; ValueError for bad ones."""
         size = default_group_size(self.num_workers) if self.group_size is None else self.group_size
         return GroupSchedule(self.num_workers, size, self.sync_period)
+
+    def exchange(self, comm: Any, tree: Any, schedule: GroupSchedule) -> "GroupExchange":
+        """An exchange by this schedule with these settings; see ``GroupExchange`` for what it raises."""
+        from wagma_jax.exchange import GroupExchange
+
+        return GroupExchange(
+            comm,
+            tree,
+            group_size=schedule.group_size,
+            sync_period=schedule.sync_period,
+            quorum=min(self.quorum, schedule.group_size),
+            clock=self.clock,
+            timeout_seconds=self.timeout_seconds,
+            first_round=self.first_round,
+            ledger=self.ledger,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,11 +104,16 @@ class Algorithm:
         name: As on the command line.
         summary: One line for people.
         xla: Builds the strategy that runs inside one XLA program; ValueError for settings that it cannot have.
+        averages: Across processes, what is exchanged: "models" after the local step, or "gradients" before it, together
+            with the model's statistics.
+        mpi: Builds the exchange of such trees over a communicator, one process per worker.
     """
 
     name: str
     summary: str
     xla: Callable[[Settings], Strategy]
+    averages: Literal["models", "gradients"]
+    mpi: "Callable[[Settings, Any, Any], GroupExchange]"
 
 
 def default_group_size(num_workers: int) -> int:
@@ -100,6 +139,11 @@ def build(name: str, settings: Settings) -> Strategy:
     Raises:
         ValueError: There is no such algorithm, or the settings are bad.
     """
+    return find(name).xla(settings)
+
+
+def find(name: str) -> Algorithm:
+    """The algorithm of that name; ValueError if there is none."""
     if name not in ALGORITHMS:
         raise ValueError(f"algorithm must be one of {', '.join(sorted(ALGORITHMS))}, got {name!r}: pass one of them")
-    return ALGORITHMS[name].xla(settings)
+    return ALGORITHMS[name]

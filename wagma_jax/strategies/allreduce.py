@@ -29,4 +29,9 @@ def xla(settings: Settings) -> Strategy:
     )
 
 
-ALGORITHM = Algorithm("allreduce", "Allreduce-SGD: global gradient mean at every step", xla)
+def mpi(settings: Settings, comm, gradients):
+    """Every round is a sync round."""
+    return settings.exchange(comm, gradients, GroupSchedule(comm.size, comm.size, 1))
+
+
+ALGORITHM = Algorithm("allreduce", "Allreduce-SGD: global gradient mean at every step", xla, "gradients", mpi)

@@ -11,4 +11,9 @@ def xla(settings: Settings) -> Strategy:
     return Strategy(schedule, averager.init, lambda grads: grads, averager.average)
 
 
-ALGORITHM = Algorithm("wagma", "WAGMA-SGD: wait-avoiding group model averaging", xla)
+def mpi(settings: Settings, comm, model):
+    """Whoever arrives first starts its group's exchange."""
+    return settings.exchange(comm, model, settings.schedule())
+
+
+ALGORITHM = Algorithm("wagma", "WAGMA-SGD: wait-avoiding group model averaging", xla, "models", mpi)
