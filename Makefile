@@ -20,13 +20,19 @@ define CHECK_COMPILER
   echo 'make: no C compiler found (tried $(CC)), and mpi4jax is built from source: install one (Debian: apt-get install gcc), or name one, as in make CC=gcc' >&2; exit 1; }
 endef
 
-.PHONY: help setup demo test check format benchmark clean
+# Not --quiet, which would hide warnings from --strict; the variable is for a banner of the theme about its future.
+define DOCS
+@output=$$(NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict 2>&1) || { echo "$$output" >&2; exit 1; }
+endef
+
+.PHONY: help setup demo test check docs format benchmark clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make demo       set up, then train digits with WAGMA-SGD and Allreduce-SGD and compare them'
 	@echo 'make test       set up, then lint, type-check and run all tests'
-	@echo 'make check      linter, formatter and type checker only'
+	@echo 'make check      linter, formatter, type checker and documentation only'
+	@echo 'make docs       build the documentation into build/docs/index.html'
 	@echo 'make format     rewrite the sources in the project format'
 	@echo 'make benchmark  measure the collectives (some minutes; run nothing else)'
 	@echo 'make clean      remove the environments and caches (not runs/)'
@@ -60,6 +66,11 @@ check: setup
 	@.venv/bin/ruff check --quiet .
 	@.venv/bin/ruff format --quiet --check . || { echo 'make: run make format' >&2; exit 1; }
 	@.venv/bin/pyright --warnings
+	$(DOCS)
+
+docs: setup
+	$(DOCS)
+	@echo 'open build/docs/index.html'
 
 format: setup
 	@.venv/bin/ruff check --quiet --fix . || true

@@ -31,6 +31,10 @@ ALLOWED = {
         "wagma_jax.averaging", "wagma_jax.exchange.buffers", "wagma_jax.exchange.carriers"
     },
     "wagma_jax/exchange/clocks.py": set(),
+    "wagma_jax/exchange/replay.py": {
+        "wagma_jax.averaging", "wagma_jax.exchange.buffers", "wagma_jax.exchange.carriers",
+        "wagma_jax.exchange.staging", "wagma_jax.exchange.wire", "wagma_jax.ledger",
+    },
     "wagma_jax/exchange/ledger.py": set(),
     "wagma_jax/exchange/engine.py": {
         "wagma_jax.exchange.buffers", "wagma_jax.exchange.ledger", "wagma_jax.exchange.protocol",
@@ -46,7 +50,8 @@ ALLOWED = {
     },
     "wagma_jax/launch.py": set(),
     "wagma_jax/doctor.py": {"wagma_jax.launch"},
-    "wagma_jax/cli.py": {"wagma_jax.doctor", "wagma_jax.launch"},
+    "wagma_jax/ledger.py": {"wagma_jax.schedule"},
+    "wagma_jax/cli.py": {"wagma_jax.doctor", "wagma_jax.launch", "wagma_jax.ledger"},
     "models": {"models"},
     "train": {"wagma_jax", "models", "train"},
 }  # fmt: skip

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from wagma_jax import launch
+from wagma_jax import doctor, launch
 
 
 class _Parser(argparse.ArgumentParser):
@@ -77,12 +77,85 @@ def _add_launch(commands):
     parser.set_defaults(run=_launch, parser=parser)
 
 
+def _doctor(options: argparse.Namespace, command: Sequence[str], parser: _Parser) -> int:
+    try:
+        if command:
+            raise ValueError(f"expected no command, got {command[0]!r}: leave -- and what comes after it out")
+        return doctor.run(
+            options.n,
+            launch.parse_hosts(options.hosts) if options.hosts is not None else (),
+            options.interface,
+            _words(options.mpirun_args),
+            options.straggle,
+        )
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def _seconds(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected seconds, got {text!r}: write for example 1.0") from None
+
+
+def _add_doctor(commands):
+    parser = commands.add_parser(
+        "doctor",
+        help="check this installation, between ranks as well",
+        description="Checks this installation in less than a minute and says what to do about what fails: versions, "
+        "MPI and its threads, mpi4jax, memory settings; then between ranks latency and bandwidth, whether averages "
+        "are right, and whether workers on time do not wait for a late one. The exit code is 0 if nothing failed.",
+    )
+    add = parser.add_argument
+    add("-n", type=_integer, metavar="RANKS", help="number of ranks, 4 if left out; with --hosts, all their slots")
+    add("--hosts", metavar="NAME:SLOTS,...", help="machines and the ranks each takes; this machine if left out")
+    add("--interface", metavar="SUBNET", help="network between the hosts, for example 10.0.0.0/24, or its interface")
+    add("--mpirun-args", metavar="WORDS", default="", help='further arguments: --mpirun-args="--mca pml ob1"')
+    add("--straggle", type=_seconds, metavar="SECONDS", default=1.0, help="how late one rank is once (1.0)")
+    parser.set_defaults(run=_doctor, parser=parser)
+
+
+def _ledger(options: argparse.Namespace, command: Sequence[str], parser: _Parser) -> int:
+    if command:
+        parser.error(f"expected nothing after --, got {command[0]!r}: wagma ledger takes a folder")
+    from wagma_jax import ledger  # the other subcommands start faster without it
+
+    try:
+        ledgers = ledger.read(options.folder)
+    except (ValueError, OSError) as error:
+        print(f"wagma ledger: {error}", file=sys.stderr)
+        return 1
+    try:
+        ledger.report(ledgers, options.folder if options.out is None else options.out)
+    except (OSError, ModuleNotFoundError) as error:
+        print(f"wagma ledger: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _add_ledger(commands):
+    parser = commands.add_parser(
+        "ledger",
+        help="say who waited for whom in a run, and how stale contributions were",
+        description="Reads the ledgers that the ranks of a run have written to DIR: prints who waited for whom, how "
+        "stale contributions were and which ranks are slow; saves a picture, ledger.png, and a trace for "
+        "https://ui.perfetto.dev, trace.json.",
+    )
+    add = parser.add_argument
+    add("folder", metavar="DIR", help="the folder with ledger-RANK.jsonl of all ranks")
+    add("--out", metavar="DIR", help="where the picture and the trace go; beside the ledgers if left out")
+    parser.set_defaults(run=_ledger, parser=parser)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the `wagma` command; its exit code."""
     words, command = _split(list(sys.argv[1:] if arguments is None else arguments))
     parser = _Parser(prog="wagma", description="Wait-avoiding group model averaging for JAX.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_launch(commands)
+    _add_ledger(commands)
+    _add_doctor(commands)
     options, unknown = parser.parse_known_args(words)
     if unknown:
         options.parser.error(

@@ -107,6 +107,20 @@ class Wire:
         return tuple(headers[:, 1].tolist()), totals
 
 
+def sum_in_order(contributions: Sequence[jax.Array]) -> jax.Array:
+    """The sum over a group's members, in the order of their ranks, with the bits that an exchange gives it.
+
+    Halves that are halved again where there are 2^k, as both doublings take it; else one after the other.
+    """
+    n = len(contributions)
+    if n & (n - 1):
+        return functools.reduce(jnp.add, contributions)
+    while n > 1:
+        n //= 2
+        contributions = [contributions[i] + contributions[i + n] for i in range(n)]
+    return contributions[0]
+
+
 def _without_effects(function: Callable[..., Any]) -> Callable[..., Any]:
     """The same function for ``jax.jit``, its calls of mpi4jax in order among themselves but with nothing outside.
 

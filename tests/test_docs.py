@@ -1,0 +1,221 @@
+"""The documentation: every error message is explained, examples run, and public names and commands are listed.
+
+That its links and references hold is checked by the build (`make check`).
+"""
+
+import ast
+import itertools
+import re
+import subprocess
+import sys
+
+import pytest
+from processes import ROOT, run_ranks
+
+import wagma_jax
+
+DOCS = ROOT / "docs"
+PAGES = {path.stem: path.read_text() for path in sorted(DOCS.glob("*.md"))}
+
+# --- Messages ---
+
+# What gets a message as its first argument and shows it to the user, beside exceptions.
+SHOWING = {"warn", "error", "Fail", "Abort", "_abort"}
+# Variables, and functions by what they return or append, that hold parts of messages.
+VARIABLES = {"problem", "text"}
+FUNCTIONS = {"_diagnosis", "_difference", "_unlike"}
+# Our own invariants, the protocol of module attributes, and an exception that carries an exit code only.
+EXEMPT = {"AssertionError", "AttributeError", "SystemExit", "StopIteration"}
+SHORTEST = 10  # characters of a constant part that must be found
+
+
+def text_of(node, constants):
+    """The constant parts of a string expression, None for every variable part; or None for anything else."""
+    if isinstance(node, ast.Constant):
+        return [node.value] if isinstance(node.value, str) else None
+    if isinstance(node, ast.Name) and node.id in constants:
+        return [constants[node.id]]
+    if isinstance(node, ast.JoinedStr):
+        parts = []
+        for value in node.values:
+            inner = value.value if isinstance(value, ast.FormattedValue) else value
+            found = text_of(inner, constants) if isinstance(inner, ast.Constant | ast.Name) else None
+            parts += found or [None]
+        return parts
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        return (text_of(node.left, constants) or [None]) + (text_of(node.right, constants) or [None])
+    return None
+
+
+def joined(parts):
+    """The message with ``...`` for its variable parts."""
+    merged = []
+    for part in parts:
+        if part is None or not merged or merged[-1] is None:
+            merged.append(part)
+        else:
+            merged[-1] += part
+    return "".join("..." if part is None else part for part in merged)
+
+
+def called(node):
+    function = node.func if isinstance(node, ast.Call) else node
+    return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+
+
+def shown(node):
+    """The expressions among the children of a statement or expression that become messages."""
+    if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+        if called(node.exc) not in EXEMPT:
+            yield from node.exc.args[:1]
+    elif isinstance(node, ast.Call) and called(node) in SHOWING:
+        yield from node.args[:1]
+    elif isinstance(node, ast.Call) and ast.unparse(node.func) == "os.write" and ast.unparse(node.args[0]) == "2":
+        yield from (part for part in ast.walk(node.args[1]) if isinstance(part, ast.JoinedStr))
+    elif isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") in VARIABLES:
+        yield node.value
+    elif isinstance(node, ast.FunctionDef) and node.name in FUNCTIONS:
+        for inner in ast.walk(node):
+            if isinstance(inner, ast.Return) and inner.value is not None:
+                yield inner.value
+            elif isinstance(inner, ast.Call) and called(inner) == "append":
+                yield from inner.args
+
+
+def alternatives(node):
+    if isinstance(node, ast.IfExp):
+        return [node.body, node.orelse]
+    return node.values if isinstance(node, ast.BoolOp) else [node]
+
+
+def messages():
+    """Everything that the library says when something is wrong, and where: message -> place."""
+    found = {}
+    for path in sorted((ROOT / "wagma_jax").rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        constants = {}  # of the module
+        for node in tree.body:
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                value = text_of(node.value, {})
+                if value and None not in value:
+                    constants[node.targets[0].id] = joined(value)
+        for node in ast.walk(tree):
+            for expression in itertools.chain.from_iterable(map(alternatives, shown(node))):
+                parts = text_of(expression, constants)
+                if parts and any(part and re.search("[a-z]{4}", part) for part in parts):
+                    place = f"{path.relative_to(ROOT)}:{expression.lineno}"
+                    found.setdefault(" ".join(joined(parts).split()), place)
+    return found
+
+
+def fragments(message):
+    """The constant parts of a message that its entry must contain, in order."""
+    parts = [part.strip() for part in message.split("...")]
+    return [part for part in parts if len(part) >= SHORTEST] or [max(parts, key=len)]
+
+
+def entries():
+    """(message, explanation) of the page's entries: a line in code font, and a definition below it."""
+    return re.findall(r"^`+ ?(.+?) ?`+\n:   (\S.*)$", PAGES["troubleshooting"], re.MULTILINE)
+
+
+def contains(text, parts):
+    place = 0
+    for part in parts:
+        place = text.find(part, place)
+        if place < 0:
+            return False
+        place += len(part)
+    return True
+
+
+def test_every_message_of_the_library_is_explained():
+    known = [entry for entry, _ in entries()]
+    missing = [
+        f"`{message}`\n:   ({place}: what it means, and what to do)\n"
+        for message, place in messages().items()
+        if not any(contains(entry, fragments(message)) for entry in known)
+    ]
+    assert not missing, "docs/troubleshooting.md has no entry for\n\n" + "\n".join(missing)
+
+
+def test_every_explained_message_exists():
+    needed = [fragments(message) for message in messages()]
+    stale = [entry for entry, _ in entries() if not any(contains(entry, parts) for parts in needed)]
+    assert not stale, "the library no longer says\n\n" + "\n".join(stale)
+
+
+def test_a_new_message_is_found(tmp_path):
+    source = 'def f(x):\n    raise ValueError(f"the flux is {x}, expected " "a capacitor" + f" of {x}: buy one")'
+    (node,) = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Raise)]
+    (expression,) = shown(node)
+    message = joined(text_of(expression, {}))
+    assert message == "the flux is ..., expected a capacitor of ...: buy one"
+    assert fragments(message) == ["the flux is", ", expected a capacitor of"]
+    assert contains("the flux is 3, expected a capacitor of 4: buy one", fragments(message))
+    assert not contains(", expected a capacitor of 4. the flux is", fragments(message))
+
+
+# --- Examples ---
+
+
+def blocks(page, mark):
+    return re.findall(rf"<!-- test: {mark} -->\n```\w+\n(.*?)```", PAGES[page], re.DOTALL)
+
+
+def test_every_python_example_parses():
+    for page, text in PAGES.items():
+        for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+            compile(block, f"docs/{page}.md", "exec")
+
+
+def test_the_example_in_one_program_learns():
+    (script,) = blocks("index", "run")
+    scope = {}
+    exec(script, scope)
+    assert abs(scope["mean"] - scope["jnp"].array([1.0, -2.0, 3.0])).max() < 0.05
+    assert scope["schedule"].num_workers == len(scope["w"]) == 8
+
+
+def test_the_example_with_processes_learns(tmp_path):
+    pytest.importorskip("mpi4jax", reason="the extra mpi is not installed", exc_type=ImportError)
+    (script,) = blocks("index", "run on 2 ranks")
+    program = tmp_path / "train.py"
+    program.write_text(script + "\nprint(*w.round(1).tolist())")
+    status, output = run_ranks(2, program, timeout=100)
+    assert status == 0, output
+    lines = [line.split("] ")[1] for line in output.splitlines() if line.startswith("[")]
+    assert lines == ["1.0 -2.0 3.0"] * 2, output
+
+
+def test_schedules_are_described_as_shown(capsys):
+    scripts, outputs = blocks("choosing", "run"), blocks("choosing", "output")
+    assert len(scripts) == len(outputs) == 2
+    for script, output in zip(scripts, outputs, strict=True):
+        exec(script, {})
+        assert capsys.readouterr().out == output
+
+
+# --- Completeness ---
+
+
+def test_every_public_name_is_in_the_reference():
+    listed = re.findall(r"^::: wagma_jax\.(\w+)$", PAGES["api"], re.MULTILINE)
+    assert sorted(listed) == sorted(wagma_jax.__all__)
+
+
+def test_every_command_is_in_the_reference():
+    script = "import hooks; print(sorted(hooks.commands()), hooks._sections())"
+    result = subprocess.run([sys.executable, "-c", script], cwd=DOCS, capture_output=True, text=True, check=True)
+    added = re.findall(r"add_parser\(\s*\"(\w+)\"", (ROOT / "wagma_jax/cli.py").read_text())
+    assert str(sorted(added)) in result.stdout
+    assert "--hosts NAME:SLOTS,..." in result.stdout
+    assert "<!-- options of wagma -->" in PAGES["api"]
+
+
+def test_every_picture_is_drawn_by_the_script_and_shown():
+    (names,) = re.findall(r"^PICTURES = \((.*)\)$", (DOCS / "pictures.py").read_text(), re.MULTILINE)
+    drawn = {f"pictures/{name.replace('_', '-')}.png" for name in names.split(", ")}
+    linked = {target for text in PAGES.values() for target in re.findall(r"\]\((pictures/[^)]+)\)", text)}
+    assert drawn == linked == {f"pictures/{path.name}" for path in (DOCS / "pictures").iterdir()}
+    assert all((DOCS / name).stat().st_size < 100_000 for name in drawn)

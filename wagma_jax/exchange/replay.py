@@ -1,0 +1,277 @@
+"""Executes a recorded run again, in one process: asynchrony that can be debugged.
+
+A worker's result depends on nothing but its own steps and on which contributions went into the sums that it took. The
+ledger says which, so that with the same steps the same parameters come out, bit for bit: sums are taken in the order of
+the wire (``wire.sum_in_order``), and models are packed, merged and unpacked by the compiled functions of the exchange.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+
+from wagma_jax import ledger
+from wagma_jax.averaging import PolicyFunction
+from wagma_jax.exchange.buffers import Buffers
+from wagma_jax.exchange.carriers import sum_dtype, widened
+from wagma_jax.exchange.staging import Staging
+from wagma_jax.exchange.wire import sum_in_order
+
+LocalStep = Callable[[int, int, Any], Any]
+
+
+@dataclasses.dataclass(frozen=True)  # no tuples: those of different kinds would be equal
+class _Model:
+    """W' of a rank, published for a round; of the round before the first: the parameters at the start."""
+
+    rank: int
+    version: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Total:
+    """The sum of an ordinary round over a group, named by its first member; of a sync round the mean."""
+
+    round: int
+    first: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Handed:
+    """What a rank has handed to its n-th call of ``consensus``."""
+
+    rank: int
+    number: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Consensus:
+    """The mean of the n-th ``consensus``."""
+
+    number: int
+
+
+_Key = _Model | _Total | _Handed | _Consensus
+
+
+def replay(
+    folder: Path | str,
+    params: Any,
+    local_step: LocalStep,
+    *,
+    average: PolicyFunction | None = None,
+    segment: int | None = None,
+    observe: Callable[[int, int, Any], None] = lambda rank, call, params: None,
+) -> list[Any]:
+    """Re-executes a recorded run from its ledgers.
+
+    Args:
+        folder: With the ledgers of all ranks, ``GroupExchange(..., ledger=folder)``.
+        params: The parameters that all workers started from.
+        local_step: From (rank, number of the call of ``average`` on that rank, from 0, params) to W', what that rank
+            passed to this call. Called in order for each rank, but not in the order of the run between ranks. Whatever
+            else a step has (an optimizer's state, say) it keeps for each rank by itself.
+        average: The per-leaf policy of the run.
+        segment: Which part of a run that was resumed, from 0, with ``params`` as they were at its beginning; None:
+            there is only one.
+        observe: Called with (rank, number of the call, params) after each call of ``average``.
+
+    Returns:
+        The parameters of every rank in the end. What the trainer passed to ``consensus`` is taken to be what the last
+        call of ``average`` (or ``consensus``) returned.
+
+    Raises:
+        ValueError: The ledgers cannot be read, lack a part of the run, or do not fit to ``params``.
+    """
+    parts = _segments(ledger.read(folder), segment)
+    run = _Run(parts, Staging(params, average), params, local_step, observe)
+    return run.execute()
+
+
+def _segments(ledgers: Sequence[ledger.RankLedger], segment: int | None) -> list[ledger.Segment]:
+    counts = {len(one.segments) for one in ledgers}
+    if len(counts) != 1:
+        raise ValueError(f"the ranks have recorded {sorted(counts)} parts of the run: pass the ledgers of a whole run")
+    (count,) = counts
+    if segment is None and count != 1:
+        raise ValueError(f"the run was resumed, and has {count} parts: pass segment=0 to {count - 1}")
+    if segment is not None and not 0 <= segment < count:
+        raise ValueError(f"segment must be 0 to {count - 1}, got {segment}")
+    return [one.segments[segment or 0] for one in ledgers]
+
+
+class _Run:
+    """The state of a replay: what is known, and still needed."""
+
+    def __init__(self, parts, staging: Staging, params, local_step: LocalStep, observe):
+        start = parts[0].start
+        self._staging = staging
+        self._local_step = local_step
+        self._observe = observe
+        self._sync_period = start.sync_period
+        self._programs = [
+            collections.deque(one for one in part.records if isinstance(one, ledger.Call | ledger.Consensus))
+            for part in parts
+        ]
+        self._groups: dict[tuple[int, int], tuple[int, ...]] = {}  # by (round, rank)
+        self._sources: dict[_Key, list[_Key]] = {}  # of totals and consensus models, in the order of the ranks
+        self._read_rounds(parts)
+        self._uses = collections.Counter[_Key]()
+        self._count_uses()
+        self._store: dict[_Key, Buffers] = {}
+        self._params = [params] * len(parts)
+        self._calls = [0] * len(parts)
+        self._consensuses = [0] * len(parts)
+        leaves = staging.check(params)
+        for rank in range(len(parts)):
+            self._keep(_Model(rank, start.first_round - 1), lambda: staging.pack(leaves))
+
+    def execute(self) -> list[Any]:
+        """The parameters of every rank in the end."""
+        pending: list[Any] = [None] * len(self._programs)  # leaves and buffers of a call whose W' is published
+        while any(self._programs):
+            before = sum(map(len, self._programs))
+            for rank, program in enumerate(self._programs):
+                while program and self._executed(rank, program[0], pending):
+                    program.popleft()
+            if sum(map(len, self._programs)) == before:
+                stuck = [rank for rank, program in enumerate(self._programs) if program]
+                raise ValueError(
+                    f"the ledgers of the ranks {stuck} go on where others end: pass the ledgers of a whole run"
+                )
+        return self._params
+
+    def _read_rounds(self, parts: Sequence[ledger.Segment]) -> None:
+        found: dict[_Total, dict[int, _Key]] = {}
+        for rank, part in enumerate(parts):
+            number, version = -1, None  # of the last consensus
+            for record in part.records:
+                if isinstance(record, ledger.Mean):
+                    number, version = number + 1, record.version
+                    self._sources[_Consensus(number)] = [_Handed(other, number) for other in range(len(parts))]
+                elif isinstance(record, ledger.Round):
+                    own = record.contributed[record.group.index(rank)]
+                    source: _Key = _Model(rank, own)
+                    if number >= 0 and own == version:
+                        source = _Consensus(number)
+                    elif self._is_sync(own) and own < record.round and (own, rank) in self._groups:
+                        source = _Total(own, 0)
+                    self._groups[record.round, rank] = record.group
+                    found.setdefault(_Total(record.round, record.group[0]), {})[rank] = source
+        for key, sources in found.items():
+            self._sources[key] = [sources[rank] for rank in sorted(sources)]
+
+    def _count_uses(self) -> None:
+        """Follows what is taken back to what it is made of; what nobody takes is not computed."""
+        taken = [key for rank, program in enumerate(self._programs) for key in self._taken_by(rank, program)]
+        needed = list(taken)
+        self._uses.update(taken)
+        seen = set()
+        while needed:
+            key = needed.pop()
+            if key in seen or isinstance(key, _Model | _Handed):
+                continue
+            seen.add(key)
+            sources = self._sources.get(key, [])
+            members = self._groups.get((key.round, key.first)) if isinstance(key, _Total) else sources
+            if members is None or len(members) != len(sources):
+                raise ValueError(f"the ledgers lack a part of {key}: pass the ledgers of a whole run")
+            self._uses.update(sources)
+            needed += sources
+
+    def _taken_by(self, rank: int, program: Iterable[Any]) -> Iterator[_Key]:
+        number = 0
+        for entry in program:
+            if isinstance(entry, ledger.Consensus):
+                yield _Consensus(number)
+                number += 1
+            elif entry.source is not None:
+                yield self._total_of(rank, entry.source)
+
+    def _total_of(self, rank: int, t: int) -> _Total:
+        group = self._groups.get((t, rank))
+        if group is None:
+            raise ValueError(
+                f"the ledger of rank {rank} lacks round {t}, which it has merged: pass the ledgers of a whole run"
+            )
+        return _Total(t, group[0])
+
+    def _executed(self, rank: int, entry: Any, pending: list[Any]) -> bool:
+        """Executes a call if it can be; else others must be executed before."""
+        staging = self._staging
+        if pending[rank] is None:
+            if isinstance(entry, ledger.Call):
+                tree = self._local_step(rank, self._calls[rank], self._params[rank])
+            else:
+                tree = self._params[rank]
+            leaves = staging.check(tree)
+            own = staging.pack(leaves)
+            handed = _Handed(rank, self._consensuses[rank])
+            self._keep(_Model(rank, entry.round) if isinstance(entry, ledger.Call) else handed, lambda: own)
+            pending[rank] = leaves, own
+        leaves, own = pending[rank]
+        if isinstance(entry, ledger.Consensus):
+            key: _Key | None = _Consensus(self._consensuses[rank])
+        else:
+            key = None if entry.source is None else self._total_of(rank, entry.source)
+        if key is None:
+            result = own
+        else:
+            total = self._get(key)
+            if total is None:
+                return False
+            result = total
+            if isinstance(entry, ledger.Call) and entry.merge != "mean":
+                merge = staging.merge_late if entry.merge == "late" else staging.narrow
+                merged = merge(staging.copy(total), staging.ordinary(own), len(self._sources[key]))
+                result = staging.completed(merged, own)
+            self._release(key)
+        self._params[rank] = staging.unpack(leaves, result)
+        pending[rank] = None
+        if isinstance(entry, ledger.Consensus):
+            self._consensuses[rank] += 1
+        else:
+            self._observe(rank, self._calls[rank], self._params[rank])
+            self._calls[rank] += 1
+        return True
+
+    def _get(self, key: _Key) -> Buffers | None:
+        """A publication, sum or mean; None if something that it is made of is not there yet."""
+        if key in self._store or isinstance(key, _Model | _Handed):
+            return self._store.get(key)
+        parts = []
+        for source in self._sources[key]:
+            part = self._get(source)
+            if part is None:
+                return None
+            parts.append(part)
+        is_mean = isinstance(key, _Consensus) or self._is_sync(key.round)
+        total = _sum(parts if is_mean else [self._staging.ordinary(part) for part in parts])
+        self._store[key] = self._staging.narrow(total, parts[0], len(parts)) if is_mean else total
+        for source in self._sources[key]:
+            self._release(source)
+        return self._store[key]
+
+    def _keep(self, key: _Key, buffers: Callable[[], Buffers]) -> None:
+        if self._uses[key]:
+            self._store[key] = buffers()
+
+    def _release(self, key: _Key) -> None:
+        self._uses[key] -= 1
+        if not self._uses[key]:
+            del self._store[key]
+
+    def _is_sync(self, t: int) -> bool:
+        return self._sync_period is not None and t >= 0 and (t + 1) % self._sync_period == 0
+
+
+def _sum(contributions: Sequence[Buffers]) -> Buffers:
+    if len(contributions) == 1:  # a copy, since sums are donated
+        contributions = [tuple(jnp.copy(buffer) for buffer in contributions[0])]
+    return tuple(
+        sum_in_order([widened(buffer, sum_dtype(buffer.dtype)) for buffer in buffers])
+        for buffers in zip(*contributions, strict=True)
+    )
