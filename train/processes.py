@@ -19,6 +19,7 @@ from train.options import RunOptions
 
 _WARNINGS = 3  # unreadable examples that are named when they are found; the list of all comes in the end
 _REPORT_TAG = 21
+_SAY_SECONDS = 5.0  # between lines of progress where there is no terminal to draw a bar in
 
 T = TypeVar("T")
 
@@ -302,7 +303,7 @@ def run(
     pending_steps, evaluation, stopped, at = 0, None, 0, position
     t, at_sync = position.total_steps - 1, True
     metric_sums: list[dict[str, Any]] = []
-    started = time.perf_counter()
+    started = said = time.perf_counter()
 
     def everyones_position(step: int) -> Position:
         everyone = peers.everyone(counts)
@@ -397,6 +398,9 @@ def run(
                 tell(t)
                 shown = clock.steps(t + 1) / num_workers if budget is not None else t + 1
                 bar.update(task, completed=min(shown, position.total_steps), status=rows.status)
+                if not report.console.is_terminal and time.perf_counter() - said > _SAY_SECONDS and not ended:
+                    said = time.perf_counter()
+                    report.say(f"{options.algorithm} {shown:.0f}/{position.total_steps}  {rows.status}")
                 started = time.perf_counter() - counts.seconds
             if not at_sync or ended:
                 continue

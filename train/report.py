@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from rich.table import Table
 from train import distributed
 from train.files import write_whole
 
-console = Console()
+# without a terminal nobody's window says how wide tables may be
+console = Console(width=None if sys.stdout.isatty() else 110)
 
 
 def say(text: str) -> None:
@@ -129,7 +131,9 @@ def summary_table(summaries: Sequence[dict[str, Any]], title: str) -> Table:
     """One row per run."""
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     metrics = list(dict.fromkeys(name for summary in summaries for name in summary["eval"]))
-    columns = ["algorithm", "P", "S", "sync", "steps", "examples/s", "seconds", "late", *metrics]
+    waits = any(waited_seconds(summary) is not None for summary in summaries)
+    columns = ["algorithm", "P", "S", "sync", "steps", "examples/s", "seconds"]
+    columns += [*(["waited"] if waits else []), "late", *metrics]
     for column in columns:
         table.add_column(column, justify="left" if column == "algorithm" else "right", no_wrap=True)
     for summary in summaries:
@@ -141,10 +145,17 @@ def summary_table(summaries: Sequence[dict[str, Any]], title: str) -> Table:
             f"{summary['steps']:,}",
             f"{summary['examples_per_second']:,.0f}",
             f"{summary['wall_seconds']:.1f}",
+            *([_seconds(waited_seconds(summary))] if waits else []),
             f"{summary['late_fraction']:.1%}",
             *(_metric(name, summary["eval"].get(name)) for name in metrics),
         )
     return table
+
+
+def waited_seconds(summary: dict[str, Any]) -> float | None:
+    """What a worker of a run has waited for others, on average; None where nothing tells."""
+    waits = summary["wait_seconds"]
+    return None if None in waits else float(np.mean(waits))
 
 
 def evaluation_table(metrics: dict[str, float]) -> Table:
@@ -198,6 +209,46 @@ def plot_runs(path: Path, runs: dict[str, list[dict[str, Any]]], title: str) -> 
     loss.legend()
     figure.suptitle(title)
     figure.savefig(path, dpi=130)
+
+
+def plot_comparison(path: Path, runs: Sequence[tuple[dict[str, Any], list[dict[str, Any]]]], title: str) -> None:
+    """What several algorithms made of the same time: accuracy over seconds, throughput, and seconds waited.
+
+    Args:
+        path: The PNG to write.
+        runs: Summary and metrics rows of each; the first is the one that the others are compared with.
+        title: Above the picture.
+    """
+    figure = Figure(figsize=(12, 4.4), layout="constrained")
+    curves, rates, waits = figure.subplots(1, 3, width_ratios=(2, 1, 1))
+    colors = ["#d62728", "#555555", "#1f77b4", "#2ca02c", "#9467bd", "#ff7f0e"]
+    names = [summary["algorithm"] for summary, _ in runs]
+    for (summary, rows), color in zip(runs, colors * len(runs), strict=False):
+        evals = [row for row in rows if "eval" in row]
+        points = [0.0, *(row["seconds"] for row in evals)], [math.nan, *(100 * r["eval"]["accuracy"] for r in evals)]
+        curves.plot(*points, color=color, marker="o", markersize=4, label=summary["algorithm"])
+        last = f"{100 * evals[-1]['eval']['accuracy']:.1f} % after {summary['wall_seconds']:.0f} s"
+        curves.annotate(last, (points[0][-1], points[1][-1]), (0, -14), textcoords="offset points", ha="right", size=8)
+    curves.set(xlabel="seconds of training", ylabel="test accuracy (%)", title="accuracy of the consensus model")
+    curves.set_xlim(left=0)
+    curves.grid(alpha=0.3)
+    curves.legend(loc="lower right")
+    for axis, title_, unit, values in (
+        (rates, "throughput", "examples per second", [summary["examples_per_second"] for summary, _ in runs]),
+        (waits, "waiting for others", "seconds per worker", [waited_seconds(summary) or 0.0 for summary, _ in runs]),
+    ):
+        bars = axis.bar(names, values, color=colors[: len(runs)])
+        axis.bar_label(bars, [f"{value:,.0f}" if value >= 100 else f"{value:.1f}" for value in values])
+        axis.set(title=title_, ylabel=unit)
+        axis.margins(y=0.12)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.yaxis.set_major_formatter("{x:,.0f}")
+    figure.suptitle(title)
+    figure.savefig(path, dpi=130)
+
+
+def _seconds(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
 
 
 def _parsed(line: str) -> dict[str, Any] | None:
