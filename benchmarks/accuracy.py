@@ -14,6 +14,8 @@ import dataclasses
 import json
 import platform
 import statistics
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +27,7 @@ import tyro
 from scipy import stats
 
 from train import images, report
+from train.options import flag
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS = (0, 1, 2)
@@ -51,6 +54,11 @@ class Experiment:
     rates: tuple[float, ...]
     goal: float | None = None
 
+
+CLOCKS = {
+    "dataset": "fashion-mnist", "model": "resnet_tiny", "transport": "mpi", "workers": 4, "group_size": 2,
+    "batch_size": 16, "epochs": 1.0, "sync_period": 10, "log_every": 20, "eval_every": 200, "checkpoint_every": 400,
+}  # fmt: skip
 
 EXPERIMENTS = {
     "fashion-mnist": Experiment(
@@ -83,6 +91,20 @@ EXPERIMENTS = {
         "allreduce",
         (0.1, 0.4),
     ),
+    "clock-fixed": Experiment(
+        "Fashion-MNIST, ResNet of 19,706 parameters, 4 processes of 16 images, 1 epoch; one worker is 100 ms late",
+        CLOCKS | {"straggler": "fixed:3:0.1"},
+        {"clock=step": {"clock": "step"}, "clock=round": {"clock": "round"}},
+        "clock=step",
+        (0.2, 0.4),
+    ),
+    "clock-rotating": Experiment(
+        "Fashion-MNIST, ResNet of 19,706 parameters, 4 processes of 16 images, 1 epoch; a random worker 100 ms late",
+        CLOCKS | {"straggler": "rotating:0.1"},
+        {"clock=step": {"clock": "step"}, "clock=round": {"clock": "round"}},
+        "clock=step",
+        (0.2, 0.4),
+    ),
 }  # fmt: skip
 
 
@@ -97,7 +119,7 @@ class Config:
         results: Where tables and pictures go.
     """
 
-    experiment: tyro.conf.Positional[Literal["fashion-mnist", "digits-64"]]
+    experiment: tyro.conf.Positional[Literal["fashion-mnist", "digits-64", "clock-fixed", "clock-rotating"]]
     tune: bool = False
     runs: Path | None = None
     results: Path = RESULTS
@@ -111,9 +133,26 @@ def train_once(options: images.Options) -> tuple[dict[str, Any], list[dict[str, 
         if (out / "options.json").exists():
             options = dataclasses.replace(options, resume=out)
         report.console.print(f"{out}: {options.algorithm}, rate {options.learning_rate}, seed {options.seed}")
-        images.train(options)
+        if options.transport == "mpi":
+            launched(options)
+        else:
+            images.train(options)
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return json.loads((out / "summary.json").read_text()), rows
+
+
+def launched(options: images.Options) -> None:
+    """A run of several processes; CalledProcessError if it fails."""
+    differing = {
+        field.name: getattr(options, field.name)
+        for field in dataclasses.fields(options)
+        if getattr(options, field.name) != getattr(images.Options(), field.name)
+    }
+    if options.resume is not None:
+        differing = {"resume": options.resume}
+    words = [str(word) for name, value in differing.items() for word in (flag(name), value)]
+    launcher = [sys.executable, "-m", "wagma_jax.cli", "launch", "-n", str(options.workers), "--no-prefix", "--"]
+    subprocess.run([*launcher, sys.executable, "-m", "train.images", *words], check=True)
 
 
 def paired_interval(differences: Sequence[float]) -> tuple[float, float, float]:
@@ -186,6 +225,16 @@ def table(experiment: Experiment, rates: dict[str, Any], found: dict[str, list[A
         lines.append(f"| {label} | {' | '.join(f'{tried[rate]:.2%}' for rate in experiment.rates)} |")
     summaries = [summary for runs in found.values() for summary, _ in runs]
     speeds = {label: statistics.median(s["examples_per_second"] for s, _ in runs) for label, runs in found.items()}
+    seconds = {label: statistics.median(s["wall_seconds"] for s, _ in runs) for label, runs in found.items()}
+    if summaries[0]["transport"] == "mpi":
+        waits = {label: statistics.median(report.waited_seconds(s) or 0 for s, _ in r) for label, r in found.items()}
+        lines += [
+            "",
+            "Median seconds of training: "
+            + ", ".join(f"{label} {value:.1f}" for label, value in seconds.items())
+            + ".",
+            "Median seconds waited per worker: " + ", ".join(f"{label} {w:.1f}" for label, w in waits.items()) + ".",
+        ]
     lines += [
         "",
         "Median examples per second: " + ", ".join(f"{label} {speed:,.0f}" for label, speed in speeds.items()) + ".",
@@ -201,7 +250,9 @@ def plot(path: Path, experiment: Experiment, found: dict[str, list[Any]]) -> Non
     figure, (curves, ends) = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
     for position, (label, runs) in enumerate(found.items()):
         evals = [[row for row in rows if "eval" in row] for _, rows in runs]
-        examples = [row["examples"] for row in evals[0]]
+        fewest = min(len(rows) for rows in evals)  # by the round clock the same rounds are other examples
+        evals = [[*rows[: fewest - 1], rows[-1]] for rows in evals]
+        examples = np.median([[row["examples"] for row in rows] for rows in evals], 0)
         accuracy = 100 * np.array([[row["eval"]["accuracy"] for row in rows] for rows in evals])
         line = curves.plot(examples, np.median(accuracy, 0), marker="o", label=label)[0]
         curves.fill_between(examples, accuracy.min(0), accuracy.max(0), alpha=0.15, color=line.get_color())

@@ -37,6 +37,9 @@ _RESTARTING = {
     "late_probability",
 }  # fmt: skip
 
+# What has a meaning over MPI alone.
+_OVER_MPI = {"quorum", "clock", "straggler", "straggler_kind"}
+
 OptionsType = TypeVar("OptionsType", bound="RunOptions")
 
 
@@ -156,8 +159,9 @@ class RunOptions:
             if any(value is not None for value in (self.coordinator, self.processes, self.process_id)):
                 raise ValueError("--coordinator, --processes and --process-id are for --transport xla: leave them out")
             return
-        for name, default in (("straggler", "none"), ("clock", "step"), ("quorum", 1)):
-            if getattr(self, name) != default:
+        for field in dataclasses.fields(self):
+            name = field.name
+            if name in _OVER_MPI and getattr(self, name) != field.default:
                 raise ValueError(
                     f"{flag(name)} {getattr(self, name)} needs --transport mpi, since all workers of one program run "
                     "in step: start with wagma launch, or use --late-probability for simulated lateness"
@@ -346,6 +350,9 @@ def parse(
     if any(word.split("=")[0] in ("--epochs", "--steps") for word in arguments):  # one takes the other's place
         default = dataclasses.replace(default, steps=None, epochs=None)
     default = dataclasses.replace(default, preset=None, resume=None, evaluate=None)
+    if found.transport == "xla":  # what a run over MPI had has no meaning within one program
+        fields = {field.name: field.default for field in dataclasses.fields(cls)}
+        default = dataclasses.replace(default, **{name: fields[name] for name in _OVER_MPI})
     size = distributed.mpi_processes(os.environ)
     over_mpi = default.transport == "mpi" if found.resume else size > 1 and not found.evaluate
     if found.transport != "xla" and (over_mpi or found.transport == "mpi"):

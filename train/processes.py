@@ -96,6 +96,7 @@ class Peers:
         self._comm = comm.Dup()
         self._requests: list[Any] = []
         self._reports: dict[int, list[tuple[int, Counts]]] = {rank: [] for rank in range(comm.size)}
+        self._heard = dict.fromkeys(range(comm.size), 0)  # the last boundary that each has reported of
         self.rank: int = comm.rank
         self.size: int = comm.size
 
@@ -170,11 +171,10 @@ class Peers:
         if self.rank != 0:
             return []
         for rank in range(1, self.size):
-            reports = self._reports[rank]
-            while until is not None and (not reports or reports[-1][0] < until):
-                reports.append(self._comm.recv(source=rank, tag=_REPORT_TAG))
             while (message := self._comm.improbe(rank, _REPORT_TAG)) is not None:
-                reports.append(message.recv())
+                self._receive(rank, message)
+            while until is not None and self._heard[rank] < until:
+                self._receive(rank, self._comm.mprobe(rank, _REPORT_TAG))
         whole = min(len(reports) for reports in self._reports.values())
         rows = []
         for _ in range(whole):
@@ -182,6 +182,11 @@ class Peers:
             assert len({boundary for boundary, _ in each}) == 1, "all report of the same boundaries"
             rows.append((each[0][0], [counts for _, counts in each]))
         return rows
+
+    def _receive(self, rank: int, message: Any) -> None:
+        boundary, counts = message.recv()
+        self._heard[rank] = boundary
+        self._reports[rank].append((boundary, counts))
 
     def close(self) -> None:
         """Waits until what was told is on its way."""
@@ -345,7 +350,10 @@ def run(
             peers.tell(logged * options.log_every, counts)
         if last and (t + 1) % options.log_every:
             peers.tell(t + 1, counts)
-        for boundary, everyone in peers.reports(t + 1 if last else None):
+        collect(t + 1 if last else None)
+
+    def collect(until: int | None) -> None:
+        for boundary, everyone in peers.reports(until):
             rows.write(boundary, everyone)
 
     batches = work.batches(local)
@@ -412,6 +420,7 @@ def run(
             if evaluating:
                 evaluated = (t + 1) // options.eval_every
                 at = everyones_position(t + 1)
+                collect(logged * options.log_every)  # all have reported so far
                 values = work.evaluate(model)
                 if peers.rank == 0:
                     metrics.write(step=t + 1, examples=at.examples, seconds=at.seconds, eval=values)

@@ -226,9 +226,8 @@ def plot_comparison(path: Path, runs: Sequence[tuple[dict[str, Any], list[dict[s
     for (summary, rows), color in zip(runs, colors * len(runs), strict=False):
         evals = [row for row in rows if "eval" in row]
         points = [0.0, *(row["seconds"] for row in evals)], [math.nan, *(100 * r["eval"]["accuracy"] for r in evals)]
-        curves.plot(*points, color=color, marker="o", markersize=4, label=summary["algorithm"])
         last = f"{100 * evals[-1]['eval']['accuracy']:.1f} % after {summary['wall_seconds']:.0f} s"
-        curves.annotate(last, (points[0][-1], points[1][-1]), (0, -14), textcoords="offset points", ha="right", size=8)
+        curves.plot(*points, color=color, marker="o", markersize=4, label=f"{summary['algorithm']}: {last}")
     curves.set(xlabel="seconds of training", ylabel="test accuracy (%)", title="accuracy of the consensus model")
     curves.set_xlim(left=0)
     curves.grid(alpha=0.3)
@@ -242,7 +241,7 @@ def plot_comparison(path: Path, runs: Sequence[tuple[dict[str, Any], list[dict[s
         axis.set(title=title_, ylabel=unit)
         axis.margins(y=0.12)
         axis.spines[["top", "right"]].set_visible(False)
-        axis.yaxis.set_major_formatter("{x:,.0f}")
+        axis.yaxis.set_major_formatter("{x:,g}")
     figure.suptitle(title)
     figure.savefig(path, dpi=130)
 
