@@ -29,7 +29,7 @@ endef
 .DEFAULT_GOAL := help
 
 help:
-	@echo 'make demo       set up, then train digits with WAGMA-SGD and Allreduce-SGD and compare them'
+	@echo 'make demo       set up, then train digits on four processes with one late at every step, and compare'
 	@echo 'make test       set up, then lint, type-check and run all tests'
 	@echo 'make check      linter, formatter, type checker and documentation only'
 	@echo 'make docs       build the documentation into build/docs/index.html'

@@ -448,7 +448,8 @@ def run_sizes(world: World, config: Sizes) -> None:
     - allreduce: ``MPI_Allreduce`` of as many bytes of float32 on the same group, from and to memory in use.
     - wire: ``Wire.exchange`` of the flat buffers, the result's memory allocated by the trainer's thread as in
       ``average()`` (timed as well).
-    - average: the whole call, from a fresh tree of leaves to another, ``quorum`` = S so that everybody is on time.
+    - average: the whole call, from a fresh tree of leaves to another, ``quorum`` = S so that everybody is on time;
+      after the others, as often.
     - outside: its time less ``waited_seconds``: packing before, merging and unpacking after (on the slowest rank).
     - GB/s: :func:`moved_bytes` over the time of average; all ranks move as much at the same time.
     """
@@ -509,15 +510,45 @@ def _measure_size(world, config, wire, group, group_comm, size, dtype) -> dict[s
     received = np.empty_like(sent)
     parts: dict[str, list[float]] = {"memory": [], "outside": []}
     rng = np.random.default_rng(config.seed)
+    samples: dict[str, list[float]] = {}
+
+    def use_wire():
+        start = time.perf_counter()
+        memory = wire.memory(flat)
+        parts["memory"].append(time.perf_counter() - start)
+        wire.exchange(group, len(group), (0, 0), flat, memory)
+
+    def measure(candidates: dict[str, Callable[[], Any]], repeats: int, after: Callable[[], Any]) -> int:
+        for _ in range(8):  # the first rounds compile
+            for function in candidates.values():
+                world.timed(function)
+            after()
+        for values in parts.values():
+            values.clear()
+        samples.update({name: [] for name in candidates})
+        end = time.perf_counter() + config.seconds
+        for repeat in range(repeats):
+            if world.agree(repeat >= 6 and time.perf_counter() > end):
+                return repeat
+            for name in in_turn(rng, list(candidates)):
+                samples[name].append(world.timed(candidates[name]))
+            after()
+        return repeats
+
+    # before the exchange is opened, whose background thread would look for messages meanwhile
+    count = measure(
+        {
+            "copy": lambda: np.copyto(received, sent),
+            "allreduce": lambda: group_comm.Allreduce(sent, received),
+            "wire": use_wire,
+        },
+        config.repeats,
+        lambda: None,
+    )
+    samples["memory"] = np.max(world.gather(parts["memory"]), axis=0).tolist()
     with make_exchange(world, params, config, sync_period=None, rotate=False, quorum=len(group)) as exchange:
         fresh = step(params)
         del params
-
-        def use_wire():
-            start = time.perf_counter()
-            memory = wire.memory(flat)
-            parts["memory"].append(time.perf_counter() - start)
-            wire.exchange(group, len(group), (exchange.round, exchange.round), flat, memory)
 
         def use_average():
             nonlocal fresh
@@ -526,29 +557,13 @@ def _measure_size(world, config, wire, group, group_comm, size, dtype) -> dict[s
             jax.block_until_ready(fresh)
             parts["outside"].append(time.perf_counter() - start - info.waited_seconds)
 
-        candidates = {
-            "copy": lambda: np.copyto(received, sent),
-            "allreduce": lambda: group_comm.Allreduce(sent, received),
-            "wire": use_wire,
-            "average": use_average,
-        }
-        for _ in range(8):  # the first rounds compile
-            for function in candidates.values():
-                world.timed(function)
+        def again():
+            nonlocal fresh
             fresh = jax.block_until_ready(step(fresh))
-        for values in parts.values():
-            values.clear()
-        samples: dict[str, list[float]] = {name: [] for name in candidates}
-        end = time.perf_counter() + config.seconds
-        for repeat in range(config.repeats):
-            if world.agree(repeat >= 6 and time.perf_counter() > end):
-                break
-            for name in in_turn(rng, list(candidates)):
-                samples[name].append(world.timed(candidates[name]))
-            fresh = jax.block_until_ready(step(fresh))
-        for name, values in parts.items():
-            samples[name] = np.max(world.gather(values), axis=0).tolist()
-    return samples
+
+        count = min(count, measure({"average": use_average}, count, again))
+        samples["outside"] = np.max(world.gather(parts["outside"]), axis=0).tolist()
+    return {name: values[:count] for name, values in samples.items()}
 
 
 def _sizes_figure(results: Sequence[dict[str, Any]], world: World, config: Sizes) -> Figure:

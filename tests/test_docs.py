@@ -4,6 +4,7 @@ That its links and references hold is checked by the build (`make check`).
 """
 
 import ast
+import functools
 import itertools
 import re
 import subprocess
@@ -19,11 +20,13 @@ PAGES = {path.stem: path.read_text() for path in sorted(DOCS.glob("*.md"))}
 
 # --- Messages ---
 
+# Page -> the sources whose messages it explains.
+EXPLAINED = {"troubleshooting": ("wagma_jax",), "troubleshooting-training": ("train", "models")}
 # What gets a message as its first argument and shows it to the user, beside exceptions.
 SHOWING = {"warn", "error", "Fail", "Abort", "_abort"}
 # Variables, and functions by what they return or append, that hold parts of messages.
 VARIABLES = {"problem", "text"}
-FUNCTIONS = {"_diagnosis", "_difference", "_unlike"}
+FUNCTIONS = {"_diagnosis", "_difference", "_unlike", "_wrong_files"}
 # Our own invariants, the protocol of module attributes, and an exception that carries an exit code only.
 EXEMPT = {"AssertionError", "AttributeError", "SystemExit", "StopIteration"}
 SHORTEST = 10  # characters of a constant part that must be found
@@ -68,7 +71,7 @@ def shown(node):
     if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
         if called(node.exc) not in EXEMPT:
             yield from node.exc.args[:1]
-    elif isinstance(node, ast.Call) and called(node) in SHOWING:
+    elif isinstance(node, ast.Call) and (called(node) in SHOWING or ast.unparse(node.func) == "super().__init__"):
         yield from node.args[:1]
     elif isinstance(node, ast.Call) and ast.unparse(node.func) == "os.write" and ast.unparse(node.args[0]) == "2":
         yield from (part for part in ast.walk(node.args[1]) if isinstance(part, ast.JoinedStr))
@@ -88,10 +91,11 @@ def alternatives(node):
     return node.values if isinstance(node, ast.BoolOp) else [node]
 
 
-def messages():
-    """Everything that the library says when something is wrong, and where: message -> place."""
+@functools.cache
+def messages(page):
+    """Everything that the page's sources say when something is wrong, and where: message -> place."""
     found = {}
-    for path in sorted((ROOT / "wagma_jax").rglob("*.py")):
+    for path in sorted(path for folder in EXPLAINED[page] for path in (ROOT / folder).rglob("*.py")):
         tree = ast.parse(path.read_text())
         constants = {}  # of the module
         for node in tree.body:
@@ -111,12 +115,12 @@ def messages():
 def fragments(message):
     """The constant parts of a message that its entry must contain, in order."""
     parts = [part.strip() for part in message.split("...")]
-    return [part for part in parts if len(part) >= SHORTEST] or [max(parts, key=len)]
+    return [part for part in parts if len(part) >= SHORTEST]
 
 
-def entries():
-    """(message, explanation) of the page's entries: a line in code font, and a definition below it."""
-    return re.findall(r"^`+ ?(.+?) ?`+\n:   (\S.*)$", PAGES["troubleshooting"], re.MULTILINE)
+def entries(page):
+    """The messages of a page's entries: lines in code font, each with a definition below it."""
+    return re.findall(r"^`+ ?(.+?) ?`+\n:   \S.*$", PAGES[page], re.MULTILINE)
 
 
 def contains(text, parts):
@@ -129,20 +133,45 @@ def contains(text, parts):
     return True
 
 
-def test_every_message_of_the_library_is_explained():
-    known = [entry for entry, _ in entries()]
+def stands_for(entry, message):
+    """Whether an entry has what is constant in a message; word for word where that is too short to tell it."""
+    parts = fragments(message)
+    return contains(entry, parts) if parts else entry == message
+
+
+@pytest.mark.parametrize("page", EXPLAINED)
+def test_every_message_is_explained(page):
+    known = entries(page)
     missing = [
         f"`{message}`\n:   ({place}: what it means, and what to do)\n"
-        for message, place in messages().items()
-        if not any(contains(entry, fragments(message)) for entry in known)
+        for message, place in messages(page).items()
+        if not any(stands_for(entry, message) for entry in known)
     ]
-    assert not missing, "docs/troubleshooting.md has no entry for\n\n" + "\n".join(missing)
+    assert not missing, f"docs/{page}.md has no entry for\n\n" + "\n".join(missing)
 
 
-def test_every_explained_message_exists():
-    needed = [fragments(message) for message in messages()]
-    stale = [entry for entry, _ in entries() if not any(contains(entry, parts) for parts in needed)]
-    assert not stale, "the library no longer says\n\n" + "\n".join(stale)
+@pytest.mark.parametrize("page", EXPLAINED)
+def test_every_explained_message_exists(page):
+    stale = [entry for entry in entries(page) if not any(stands_for(entry, message) for message in messages(page))]
+    assert not stale, f"docs/{page}.md explains what is no longer said\n\n" + "\n".join(stale)
+
+
+def test_every_row_of_the_doctor_is_explained():
+    tree = ast.parse((ROOT / "wagma_jax/doctor.py").read_text())
+    named = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and called(node) == "Row":
+            first = node.args[0]
+        elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "name":
+            first = node.value
+        else:
+            continue
+        if isinstance(first, ast.Constant):
+            named.add(str(first.value))
+    section = PAGES["troubleshooting"].partition("## `wagma doctor`\n")[2].partition("\n## ")[0]
+    listed = re.findall(r"^\| `([\w ]+)` \|", section, re.MULTILINE)
+    assert len(named) > 10
+    assert sorted(listed) == sorted(named)
 
 
 def test_a_new_message_is_found(tmp_path):
@@ -154,6 +183,8 @@ def test_a_new_message_is_found(tmp_path):
     assert fragments(message) == ["the flux is", ", expected a capacitor of"]
     assert contains("the flux is 3, expected a capacitor of 4: buy one", fragments(message))
     assert not contains(", expected a capacitor of 4. the flux is", fragments(message))
+    assert stands_for("rank ...: ...", "rank ...: ...")
+    assert not stands_for("the rank of ...", "rank ...: ...")
 
 
 # --- Examples ---

@@ -225,19 +225,27 @@ class KeepsTogether(Exception):
 
 
 @contextlib.contextmanager
-def ending_together() -> Iterator[None]:
+def ending_together(*expected: type[Exception]) -> Iterator[None]:
     """With several processes, an unexpected exception ends this one at once: the others learn of it and end too.
 
     Without it they would wait, inside of a collective, for a process that waits for them to shut down.
+
+    Args:
+        expected: Kinds of exceptions that all processes raise at the same time.
     """
     try:
         yield
     except Exception as problem:
-        if jax.process_count() == 1 or isinstance(problem, KeepsTogether):
+        alone = jax.process_count() == 1 and _mpi_rank is None
+        if alone or isinstance(problem, (KeepsTogether, *expected)):
             raise
         traceback.print_exc()
         sys.stdout.flush()
         sys.stderr.flush()
+        if _mpi_rank is not None:
+            from wagma_jax.exchange import MPI
+
+            MPI.COMM_WORLD.Abort(1)
         os._exit(1)
 
 

@@ -28,16 +28,20 @@ def prepare(options: "Options") -> "Prepared":
     """
     from train import images
 
-    size = distributed.mpi_processes(os.environ)
+    size = 1
+    if distributed.launched(os.environ) is not None:
+        try:
+            from wagma_jax.exchange import MPI
+        except ImportError as error:
+            raise ValueError(str(error)) from None
+        size = MPI.COMM_WORLD.size
     if size < 2 or size != options.workers:
         raise ValueError(
             f"--transport mpi makes every process a worker, got --workers {options.workers} and {size} "
             f"process{'es' * (size > 1)}: start with wagma launch -n {max(options.workers, 2)}, or use --transport xla"
         )
-    try:
-        from wagma_jax.exchange import MPI
-    except ImportError as error:
-        raise ValueError(str(error)) from None
+    from wagma_jax.exchange import MPI
+
     distributed.set_mpi_rank(MPI.COMM_WORLD.rank)
     peers = processes.Peers(MPI.COMM_WORLD)
     peers.agreed(options.check)
@@ -55,6 +59,8 @@ def prepare(options: "Options") -> "Prepared":
         restored = peers.agreed(restore)
         found = peers.from_first(None if restored is None else restored[0])
         row = peers.scatter(None if restored is None else jax.tree.map(np.asarray, restored[1]))
+    if found is not None and found.first_step == found.step:
+        peers.agreed(lambda: _set_aside_ledgers(options, found.step) if peers.rank == 0 else None)
     position = peers.agreed(lambda: images.planned(options, num_examples, found))
     position = peers.from_first(position)
     state = None
@@ -65,8 +71,7 @@ def prepare(options: "Options") -> "Prepared":
     if out is None:
         out = peers.from_first(peers.agreed(lambda: options.make_out("images") if peers.rank == 0 else None))
     assert out is not None
-    if peers.rank == 0:
-        options.save(out)
+    peers.agreed(lambda: options.save(out) if peers.rank == 0 else None)
     return images.Prepared(options, strategy, data, network, None, position, out, state, peers)
 
 
@@ -94,7 +99,9 @@ def run(prepared: "Prepared") -> tuple[dict[str, Any], list[dict[str, Any]]]:
     )
     state = prepared.state
     if not isinstance(state, processes.State):
-        model = jax.tree.map(jnp.asarray, prepared.network.init(options.seed))
+        # made once, as compiling its initialization takes seconds
+        initial = peers.from_first(prepared.network.init(options.seed) if first else {})
+        model = jax.tree.map(jnp.asarray, initial)
         optimizer = options.local_optimizer(prepared.progress)
         state = processes.State(model, optimizer.init(model["params"]), 0)
     evaluation.compile(jax.eval_shape(lambda model: model, state.model))
@@ -131,6 +138,15 @@ def run(prepared: "Prepared") -> tuple[dict[str, Any], list[dict[str, Any]]]:
     summary = peers.from_first(summary)
     peers.close()
     return summary, metrics.rows
+
+
+def _set_aside_ledgers(options: "Options", step: int) -> None:
+    """Moves the ledgers of a run that goes on with other workers or another algorithm: they do not continue."""
+    assert options.resume is not None
+    folder = options.resume / f"ledger-before-{step}"
+    for path in sorted(options.resume.glob("ledger-*.jsonl")):
+        folder.mkdir(exist_ok=True)
+        path.rename(folder / path.name)
 
 
 def _work(
@@ -183,7 +199,7 @@ def _work(
             data.train,
             prepared.order,
             mine,
-            range(local_steps, local_steps + max(1, prepared.position.total_steps * options.workers) + 1),
+            range(local_steps, local_steps + prepared.position.total_steps * options.workers + 2),
             lambda batch: (jax.device_put(jax.tree.map(lambda x: x[0], inputs(batch))), unreadable(batch)),
             chunk=data.chunk,
             threads=options.loader_threads,

@@ -189,6 +189,14 @@ def planned(options: Options, num_examples: int, found: ckpt.Position | None) ->
     total = options.total_steps(num_examples, position.first_step, position.first_example)
     # what was interrupted after its last step may still be evaluated, exported and summarized
     ended = options.resume is None or (options.resume / SUMMARY).exists() or position.first_step == position.step
+    budget = options.step_budget(num_examples, position.first_example)
+    if budget is not None:
+        if ended and position.examples - position.first_example >= budget * options.batch_size:
+            raise ValueError(
+                f"the run in {options.resume} has seen {position.examples} examples, which is its end: raise --epochs "
+                "to train on"
+            )
+        return dataclasses.replace(position, total_steps=total)
     if position.step >= total and ended:
         raise ValueError(
             f"the run in {options.resume} is at step {position.step} of {total}, which is its end: raise --steps or "
@@ -480,12 +488,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             report.say(f"consensus model of {options.evaluate}, {options.dataset}")
             report.console.print(report.evaluation_table(metrics))
             return
-        prepared = prepare(options)
+        with distributed.ending_together(ValueError):
+            prepared = prepare(options)
     except ValueError as error:
         sys.exit(f"train.images: {error}" if distributed.is_first() else 1)
     except KeyboardInterrupt:
         sys.exit(130)
-    again = f"go on with: python -m train.images --resume {prepared.out}"
+    launcher = "" if prepared.peers is None else f"wagma launch -n {prepared.peers.size} -- "
+    again = f"go on with: {launcher}python -m train.images --resume {prepared.out}"
     try:
         with distributed.ending_together():
             summary, _ = run(prepared)

@@ -156,6 +156,11 @@ class RunOptions:
                     "--clock round lets slow workers take fewer steps, so that examples of their shards would count "
                     "less: use --sampling whole"
                 )
+            if self.clock == "round" and self.epochs is not None and self.sync_period is None:
+                raise ValueError(
+                    "--epochs with --clock round ends at a sync round, where all learn how many examples they have "
+                    "seen, got --sync-period None: set a sync period, or use --steps"
+                )
             if any(value is not None for value in (self.coordinator, self.processes, self.process_id)):
                 raise ValueError("--coordinator, --processes and --process-id are for --transport xla: leave them out")
             return
@@ -183,6 +188,17 @@ class RunOptions:
             return DEFAULT_STEPS if self.steps is None else self.steps
         left = self.epochs * num_examples - first_example
         return max(first_step + math.ceil(left / self.examples_per_step()), 1)
+
+    def step_budget(self, num_examples: int, first_example: int = 0) -> int | None:
+        """Local steps of all workers together after which a run ends; None if it ends after a number of rounds.
+
+        Args:
+            num_examples: In the training set.
+            first_example: Examples that were seen before the run had this many workers.
+        """
+        if self.transport != "mpi" or self.clock != "round" or self.epochs is None:
+            return None
+        return math.ceil((self.epochs * num_examples - first_example) / self.batch_size)
 
     def share_done(self, step: int, examples: int, num_examples: int) -> float:
         """Which share of the training, as these options have it, so many steps with so many examples are."""
@@ -354,9 +370,12 @@ def parse(
         fields = {field.name: field.default for field in dataclasses.fields(cls)}
         default = dataclasses.replace(default, **{name: fields[name] for name in _OVER_MPI})
     size = distributed.mpi_processes(os.environ)
+    if found.transport == "mpi" and (launcher := distributed.launched(os.environ)) is not None:
+        size = launcher.processes  # of srun too, which may or may not speak MPI
     over_mpi = default.transport == "mpi" if found.resume else size > 1 and not found.evaluate
     if found.transport != "xla" and (over_mpi or found.transport == "mpi"):
-        default = dataclasses.replace(default, transport="mpi", workers=size)
+        workers = default.workers if found.resume and size == 1 else size
+        default = dataclasses.replace(default, transport="mpi", workers=workers)
     return cli(cls, prog=prog, description=str(cls.__doc__).partition("\n")[0], args=list(arguments), default=default)
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import numpy as np
 
-from train import report, stragglers
+from train import distributed, report, stragglers
 from train.checkpoints import Checkpoints, Position
 from train.interrupts import Interrupts
 from train.loop import Outcome
@@ -105,18 +105,23 @@ class Peers:
 
         Raises:
             ValueError: What the function raised, or another worker's.
+            ProcessError: For errors of other kinds.
         """
-        result, error = None, None
+        result: T | None = None
+        error: Exception | None = None
         try:
             result = function()
         except ValueError as problem:
             error = problem
-        texts = self._comm.allgather(None if error is None else str(error))
+        except Exception as problem:  # whatever it is, the others must not wait for this one
+            error = distributed.ProcessError(distributed.in_a_line(problem))
+            error.__cause__ = problem
+        found = self._comm.allgather(None if error is None else (isinstance(error, ValueError), str(error)))
         if error is not None:
             raise error
-        for rank, text in enumerate(texts):
-            if text is not None:
-                raise ValueError(f"rank {rank}: {text}")
+        for rank, failure in enumerate(found):
+            if failure is not None:
+                raise (ValueError if failure[0] else distributed.ProcessError)(f"rank {rank}: {failure[1]}")
         return result  # type: ignore[return-value]
 
     def check_same(self, what: Mapping[str, Any]) -> None:
@@ -296,10 +301,10 @@ def run(
     num_workers = options.workers
     schedule = exchange.schedule
     straggler, pause = stragglers.parse(options.straggler), stragglers.delay(options.straggler_kind)
-    budget = position.total_steps * num_workers if options.clock == "round" and options.epochs is not None else None
-    clock = _Clock(num_workers, position.step * num_workers, position.step - 1)
-    if budget is not None:
-        clock.known = position.examples // options.batch_size
+    budget = options.step_budget(position.num_examples, position.first_example)
+    # both count from where the run got this number of workers
+    known = (position.examples - position.first_example) // options.batch_size
+    clock = _Clock(num_workers, known, position.step - 1)
     counts, rows = Counts(), _Rows(position, options, metrics)
     model, opt_state, local = state
     logged = position.step // options.log_every
@@ -308,6 +313,7 @@ def run(
     pending_steps, evaluation, stopped, at = 0, None, 0, position
     t, at_sync = position.total_steps - 1, True
     metric_sums: list[dict[str, Any]] = []
+    announced = finished = False
     started = said = time.perf_counter()
 
     def everyones_position(step: int) -> Position:
@@ -339,6 +345,10 @@ def run(
     def done(t: int) -> bool:
         return clock.known >= budget if budget is not None else t + 1 >= position.total_steps
 
+    def progress(t: int) -> float:
+        """Steps of the schedule that are done after round t."""
+        return t + 1 if budget is None else position.first_step + clock.steps(t + 1) / num_workers
+
     def tell(t: int, last: bool = False) -> None:
         nonlocal logged
         for step in metric_sums:
@@ -369,8 +379,7 @@ def run(
                 counts.unreadable |= {index}
                 if len(counts.unreadable) <= _WARNINGS:
                     warn_unreadable(index)
-            expected = clock.steps(exchange.round + 1) / num_workers if budget is not None else exchange.round + 1
-            count = np.asarray(expected, np.int32)
+            count = np.asarray(progress(exchange.round), np.int32)
             outgoing, opt_state, step_metrics = work.before(model, opt_state, inputs, count)
             waited = time.perf_counter()
             batch = next(batches)  # while the step is running
@@ -381,6 +390,9 @@ def run(
             if seconds := straggler.delays(options.seed, local, num_workers)[peers.rank]:
                 pause(seconds)
             local, pending_steps = local + 1, pending_steps + 1
+            if interrupts.received is not None and not announced:
+                announced = True
+                bar.console.print(f"{interrupts.received.name}: stopping at the next sync round; once more to stop now")
             tally = np.asarray([interrupts.received is not None, pending_steps], np.float32)
             averaged, info = exchange.average({"tree": outgoing, "tally": tally})
             model, opt_state = work.after(model, opt_state, averaged["tree"], count)
@@ -389,13 +401,14 @@ def run(
             counts.late += int(info.late)
             counts.staleness = max(counts.staleness, info.staleness)
             counts.waited += info.waited_seconds
-            at_sync = info.is_sync
-            t = info.round if at_sync else exchange.round  # by the round clock others may be ahead already
+            # by the round clock others may be ahead already; and a sync round after the end meets those who rest
+            at_sync = info.is_sync and (budget is not None or info.round < position.total_steps)
+            t = info.round if at_sync else exchange.round
             if at_sync:
                 stop, steps = (np.asarray(averaged["tally"]) * num_workers).round().astype(int)
                 clock.sync(t, int(steps))
                 pending_steps = 0
-                stopped = int(interrupts.received or 15) if stop else 0
+                stopped = int(interrupts.received or -1) if stop else 0  # -1: by another's signal
             elif schedule.sync_period is None:
                 stopped = int(interrupts.received or 0)
             ended = bool(stopped) or done(exchange.round)
@@ -404,7 +417,7 @@ def run(
                 if at_sync:
                     counts.square_distance = float(work.square_distance(outgoing, averaged["tree"]))
                 tell(t)
-                shown = clock.steps(t + 1) / num_workers if budget is not None else t + 1
+                shown = progress(t)
                 bar.update(task, completed=min(shown, position.total_steps), status=rows.status)
                 if not report.console.is_terminal and time.perf_counter() - said > _SAY_SECONDS and not ended:
                     said = time.perf_counter()
@@ -431,24 +444,24 @@ def run(
         close = getattr(batches, "close", None)
         if close is not None:
             close()
-        step = t + 1 if at_sync and (stopped or budget is not None) else position.total_steps
-        if not at_sync or t + 1 < step:
+        step = t + 1 if at_sync else position.total_steps
+        if not at_sync:
             zeros = np.zeros(2, np.float32)
             model = exchange.consensus({"tree": model, "tally": zeros})["tree"]
-            if any(peers.everyone(stopped)):
-                step = min(max(peers.everyone(exchange.round)) + 1, position.total_steps)
+        received = max(peers.everyone(stopped))
+        if not at_sync and received:
+            step = min(max(peers.everyone(exchange.round)) + 1, position.total_steps)
         if counts.steps:
             at = save(step)
             tell(step - 1, last=True)
-        if at.step == step and not any(peers.everyone(stopped)):
+        finished = not received or (budget is None and step >= position.total_steps)
+        if at.step == step and finished:
             evaluation = work.evaluate(model)
             if peers.rank == 0:
                 metrics.write(step=step, examples=at.examples, seconds=at.seconds, eval=evaluation)
         bar.update(task, completed=bar.tasks[0].total if not stopped else bar.tasks[0].completed)
         if checkpoints is not None:
             checkpoints.wait()
-    received = max(peers.everyone(stopped))
-    finished = not received or (budget is None and at.step >= position.total_steps)
     return Outcome(State(model, opt_state, local), at, None if finished else received), evaluation
 
 

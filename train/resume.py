@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+import optax
 from jax.sharding import Mesh, SingleDeviceSharding
 
 import wagma_jax as wagma
@@ -93,8 +95,11 @@ def restore(
         first_step=position.step,
         first_example=position.examples,
         first_share=options.share_done(position.step, position.examples, num_examples),
+        wait_seconds=(),
     )
     means = checkpoints.mean_of_workers(items)
+    # by which the rate goes; workers that skipped rounds had another count
+    means["optimizer"] = optax.tree_utils.tree_set(means["optimizer"], count=np.int32(position.step))
     copies = wagma.replicate(means, options.workers, mesh=mesh, axis_name=axis_name)
     initial = jax.jit(wagma.for_workers(parts.strategy, axis_name=axis_name, mesh=mesh))
     return position, {**copies, "strategy": initial(copies["model"])}

@@ -441,6 +441,7 @@ class GroupExchange:
             host=platform.node(),
             **clocks.measure(self._control)._asdict(),
         )
+        self._ledger.write(everything=True)  # without it what follows could not be read after a crash
 
     def _memory(self, is_sync: bool) -> Buffers:
         model = self._engine.outbox.model

@@ -59,10 +59,15 @@ class Settings:
     def schedule(self) -> GroupSchedule:
         """The schedule of rotating groups with these settings; ValueError for bad ones."""
         size = default_group_size(self.num_workers) if self.group_size is None else self.group_size
+        if not 1 <= self.quorum <= size:
+            raise ValueError(f"quorum must be between 1 and the group size {size}, got {self.quorum}: pass 1 to {size}")
         return GroupSchedule(self.num_workers, size, self.sync_period)
 
-    def exchange(self, comm: Any, tree: Any, schedule: GroupSchedule) -> "GroupExchange":
-        """An exchange by this schedule with these settings; see ``GroupExchange`` for what it raises."""
+    def exchange(self, comm: Any, tree: Any, schedule: GroupSchedule, quorum: int = 1) -> "GroupExchange":
+        """An exchange by this schedule with these settings; see ``GroupExchange`` for what it raises.
+
+        ``quorum`` is not taken from the settings, since it means nothing in groups of one, nor at sync rounds.
+        """
         from wagma_jax.exchange import GroupExchange
 
         return GroupExchange(
@@ -70,7 +75,7 @@ class Settings:
             tree,
             group_size=schedule.group_size,
             sync_period=schedule.sync_period,
-            quorum=min(self.quorum, schedule.group_size),
+            quorum=quorum,
             clock=self.clock,
             timeout_seconds=self.timeout_seconds,
             first_round=self.first_round,

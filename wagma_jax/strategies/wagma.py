@@ -13,7 +13,7 @@ def xla(settings: Settings) -> Strategy:
 
 def mpi(settings: Settings, comm, model):
     """Whoever arrives first starts its group's exchange."""
-    return settings.exchange(comm, model, settings.schedule())
+    return settings.exchange(comm, model, settings.schedule(), settings.quorum)
 
 
 ALGORITHM = Algorithm("wagma", "WAGMA-SGD: wait-avoiding group model averaging", xla, "models", mpi)
