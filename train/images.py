@@ -491,7 +491,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with distributed.ending_together(ValueError):
             prepared = prepare(options)
     except ValueError as error:
-        sys.exit(f"train.images: {error}" if distributed.is_first() else 1)
+        # over MPI all raise the same, and the first speaks for all
+        sys.exit(f"train.images: {error}" if distributed.is_first() or jax.process_count() > 1 else 1)
     except KeyboardInterrupt:
         sys.exit(130)
     launcher = "" if prepared.peers is None else f"wagma launch -n {prepared.peers.size} -- "

@@ -116,7 +116,7 @@ class Peers:
         except Exception as problem:  # whatever it is, the others must not wait for this one
             error = distributed.ProcessError(distributed.in_a_line(problem))
             error.__cause__ = problem
-        found = self._comm.allgather(None if error is None else (isinstance(error, ValueError), str(error)))
+        found = self._met().allgather(None if error is None else (isinstance(error, ValueError), str(error)))
         if error is not None:
             raise error
         for rank, failure in enumerate(found):
@@ -126,7 +126,7 @@ class Peers:
 
     def check_same(self, what: Mapping[str, Any]) -> None:
         """Raises ValueError on all workers if any value, by its name, differs from the first worker's."""
-        everyone = self._comm.allgather({name: str(value) for name, value in what.items()})
+        everyone = self._met().allgather({name: str(value) for name, value in what.items()})
         for rank, other in enumerate(everyone):
             different = [name for name in what if other[name] != everyone[0][name]]
             if different:
@@ -135,11 +135,11 @@ class Peers:
 
     def from_first(self, value: T) -> T:
         """The first worker's value."""
-        return self._comm.bcast(value)
+        return self._met().bcast(value)
 
     def scatter(self, tree: Any) -> Any:
         """This worker's row of the first worker's tree of NumPy arrays [num_workers, ...]; None there is None here."""
-        structure = self._comm.bcast(None if tree is None else jax.tree.structure(tree))
+        structure = self._met().bcast(None if tree is None else jax.tree.structure(tree))
         if structure is None:
             return None
         leaves = jax.tree.leaves(tree) if self.rank == 0 else [None] * structure.num_leaves
@@ -148,19 +148,27 @@ class Peers:
 
     def stacked(self, tree: Any) -> Any:
         """On the first worker the trees of all, as NumPy arrays [num_workers, ...]; None on the others."""
-        gathered = [self._comm.gather(np.asarray(leaf)) for leaf in jax.tree.leaves(tree)]
+        comm = self._met()
+        gathered = [comm.gather(np.asarray(leaf)) for leaf in jax.tree.leaves(tree)]
         if self.rank != 0:
             return None
         return jax.tree.unflatten(jax.tree.structure(tree), [np.stack(rows) for rows in gathered])
 
     def everyone(self, value: T) -> list[T]:
         """The values of all workers, on all."""
-        return self._comm.allgather(value)
+        return self._met().allgather(value)
 
     def add_up(self, sums: dict[str, float]) -> dict[str, float]:
         """Sums by name over all workers, on all."""
-        everyone = self._comm.allgather(sums)
+        everyone = self._met().allgather(sums)
         return {name: sum(one[name] for one in everyone) for name in sums}
+
+    def _met(self) -> Any:
+        """The communicator, when all have come to the same place."""
+        from wagma_jax.exchange.meeting import meet
+
+        meet(self._comm)
+        return self._comm
 
     def tell(self, boundary: int, counts: Counts) -> None:
         """Reports to the first worker, without waiting for it."""

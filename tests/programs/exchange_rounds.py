@@ -13,6 +13,7 @@ from reference import LateRuleReference
 
 import wagma_jax as wagma
 from wagma_jax.exchange.carriers import carried
+from wagma_jax.exchange.meeting import meet
 from wagma_jax.exchange.wire import Wire
 
 WORLD = MPI.COMM_WORLD
@@ -40,13 +41,6 @@ def local_step(params, worker, t):
         "large": params["large"] * np.float32(0.7) + np.float32(kick[2]),
         "steps": params["steps"],
     }
-
-
-def meet(comm):
-    """A barrier that sleeps: MPI's own spins, and takes the time from those who still compute."""
-    request = comm.Ibarrier()
-    while not request.Test():
-        time.sleep(0.001)
 
 
 def stacked_trees(trees):

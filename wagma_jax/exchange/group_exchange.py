@@ -22,6 +22,7 @@ from wagma_jax.exchange import clocks
 from wagma_jax.exchange.buffers import Buffers, Merge
 from wagma_jax.exchange.engine import Engine, ExchangeError
 from wagma_jax.exchange.ledger import Ledger
+from wagma_jax.exchange.meeting import meet
 from wagma_jax.exchange.protocol import Clock, Rounds
 from wagma_jax.exchange.staging import Staging
 from wagma_jax.exchange.wire import Wire
@@ -125,6 +126,7 @@ class GroupExchange:
             )
         _check_thread_pool()
         self._closed = True  # until everything is there
+        meet(comm)
         self._control = comm.Dup()
         error: Exception | None = None
         staging, schedule, leaves, description, book = None, None, [], None, None
@@ -384,6 +386,7 @@ class GroupExchange:
 
     def _agree(self, error: Exception | None, description: Any) -> None:
         """Raises on all ranks if one has an error, or another description than rank 0."""
+        meet(self._control)
         text = None if error is None else f"{type(error).__name__}: {error}"
         everyone = self._control.allgather((text, description))
         failed = [rank for rank, (text, _) in enumerate(everyone) if text is not None]
@@ -401,6 +404,7 @@ class GroupExchange:
 
     def _broadcast(self, model: Buffers) -> tuple[Buffers, bool]:
         """Rank 0's buffers, and whether the own ones differ from them."""
+        meet(self._control)
         result, differs = [], False
         for own in model:
             mine = np.asarray(own).view(np.uint8)
@@ -416,13 +420,17 @@ class GroupExchange:
         self._staging.warm_up(model)
         ordinary = self._staging.ordinary(model)
         everyone = tuple(range(self.schedule.num_workers))
-        seen = set()
-        for t in range(self.schedule.period):
-            group = self.schedule.group_of(self.rank, t)
-            if self.schedule.groups(t) not in seen and self.schedule.sync_period != 1:
-                seen.add(self.schedule.groups(t))
-                self._wire.exchange(group, 1, (t, -1), ordinary, self._wire.memory(ordinary))
-        self._wire.exchange(everyone, 1, (-1, -1), model, self._wire.memory(model))
+        rounds: dict[Any, int] = {}  # the first with these groups
+        if self.schedule.sync_period != 1:
+            for t in range(self.schedule.period):
+                rounds.setdefault(self.schedule.groups(t), t)
+        exchanges = [(self.schedule.group_of(self.rank, t), t, ordinary) for t in rounds.values()]
+        exchanges.append((everyone, -1, model))
+        for group, _, buffers in exchanges:
+            self._wire.prepare(group, buffers)
+        meet(self._control)  # before anybody waits inside of an exchange
+        for group, t, buffers in exchanges:
+            self._wire.exchange(group, 1, (t, -1), buffers, self._wire.memory(buffers))
 
     def _start_ledger(self, quorum: int, clock: Clock, first_round: int) -> None:
         assert self._ledger is not None

@@ -89,6 +89,18 @@ class Wire:
         Raises:
             RuntimeError: The members are not at the same round (a bug of this library).
         """
+        arguments = np.asarray((*header, divisor), np.int32)
+        headers, totals = jax.block_until_ready(self._compiled(group)(arguments, buffers, memory))
+        headers = np.asarray(headers)
+        if not (headers[:, 0] == header[0]).all():
+            raise RuntimeError(f"round {header[0]} met the rounds {headers[:, 0].tolist()} of the ranks {list(group)}")
+        return tuple(headers[:, 1].tolist()), totals
+
+    def prepare(self, group: tuple[int, ...], buffers: Buffers) -> None:
+        """Compiles the exchange of such buffers with a group, without making it."""
+        self._compiled(group).lower(np.zeros(3, np.int32), buffers, self.memory(buffers)).compile()
+
+    def _compiled(self, group: tuple[int, ...]) -> Any:
         if group not in self._exchanges:
             members = _Members(self.comm, group)  # no closure over what holds it
 
@@ -99,12 +111,7 @@ class Wire:
             self._exchanges[group] = jax.jit(
                 _without_effects(exchange), donate_argnums=2, keep_unused=True, in_shardings=here, out_shardings=here
             )
-        arguments = np.asarray((*header, divisor), np.int32)
-        headers, totals = jax.block_until_ready(self._exchanges[group](arguments, buffers, memory))
-        headers = np.asarray(headers)
-        if not (headers[:, 0] == header[0]).all():
-            raise RuntimeError(f"round {header[0]} met the rounds {headers[:, 0].tolist()} of the ranks {list(group)}")
-        return tuple(headers[:, 1].tolist()), totals
+        return self._exchanges[group]
 
 
 def sum_in_order(contributions: Sequence[jax.Array]) -> jax.Array:
