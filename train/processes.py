@@ -412,6 +412,7 @@ def run(
             # by the round clock others may be ahead already; and a sync round after the end meets those who rest
             at_sync = info.is_sync and (budget is not None or info.round < position.total_steps)
             t = info.round if at_sync else exchange.round
+            t = t if budget is not None else min(t, position.total_steps - 1)
             if at_sync:
                 stop, steps = (np.asarray(averaged["tally"]) * num_workers).round().astype(int)
                 clock.sync(t, int(steps))

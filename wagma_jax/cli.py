@@ -1,6 +1,7 @@
 """The `wagma` command: its subcommands and their options. What they do is elsewhere."""
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -123,6 +124,9 @@ def _ledger(options: argparse.Namespace, command: Sequence[str], parser: _Parser
 
     try:
         ledgers = ledger.read(options.folder)
+    except BrokenPipeError:  # whoever reads has seen enough, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, OSError) as error:
         print(f"wagma ledger: {error}", file=sys.stderr)
         return 1
