@@ -124,14 +124,14 @@ def _ledger(options: argparse.Namespace, command: Sequence[str], parser: _Parser
 
     try:
         ledgers = ledger.read(options.folder)
-    except BrokenPipeError:  # whoever reads has seen enough, as head does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except (ValueError, OSError) as error:
         print(f"wagma ledger: {error}", file=sys.stderr)
         return 1
     try:
         ledger.report(ledgers, options.folder if options.out is None else options.out)
+    except BrokenPipeError:  # whoever reads has seen enough, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (OSError, ModuleNotFoundError) as error:
         print(f"wagma ledger: {error}", file=sys.stderr)
         return 1
