@@ -319,7 +319,7 @@ def run(
     evaluated = position.step // options.eval_every
     saved = position.step // max(options.checkpoint_every, 1)
     pending_steps, evaluation, stopped, at = 0, None, 0, position
-    t, at_sync = position.total_steps - 1, True
+    t, met = position.total_steps - 1, True
     metric_sums: list[dict[str, Any]] = []
     announced = finished = False
     started = said = time.perf_counter()
@@ -420,7 +420,9 @@ def run(
                 stopped = int(interrupts.received or -1) if stop else 0  # -1: by another's signal
             elif schedule.sync_period is None:
                 stopped = int(interrupts.received or 0)
-            ended = bool(stopped) or done(exchange.round)
+            # what all decide alike, at a sync round; others may be at the end already when this worker leaves that
+            met = at_sync and (bool(stopped) or done(t))
+            ended = met or bool(stopped) or done(exchange.round)
             if (t + 1) // options.log_every > logged or ended:
                 counts.seconds = time.perf_counter() - started
                 if at_sync:
@@ -432,7 +434,7 @@ def run(
                     said = time.perf_counter()
                     report.say(f"{options.algorithm} {shown:.0f}/{position.total_steps}  {rows.status}")
                 started = time.perf_counter() - counts.seconds
-            if not at_sync or ended:
+            if not at_sync or met:
                 continue
             evaluating = (t + 1) // options.eval_every > evaluated
             saving = options.checkpoint_every > 0 and (t + 1) // options.checkpoint_every > saved
@@ -453,12 +455,12 @@ def run(
         close = getattr(batches, "close", None)
         if close is not None:
             close()
-        step = t + 1 if at_sync else position.total_steps
-        if not at_sync:
+        step = t + 1 if met else position.total_steps
+        if not met:
             zeros = np.zeros(2, np.float32)
             model = exchange.consensus({"tree": model, "tally": zeros})["tree"]
         received = max(peers.everyone(stopped))
-        if not at_sync and received:
+        if not met and received:
             step = min(max(peers.everyone(exchange.round)) + 1, position.total_steps)
         if counts.steps:
             at = save(step)
