@@ -92,7 +92,7 @@ EXPERIMENTS = {
         (0.1, 0.4),
     ),
     "clock-fixed": Experiment(
-        "Fashion-MNIST, ResNet of 19,706 parameters, 4 processes of 16 images, 1 epoch; one worker is four times slower",
+        "Fashion-MNIST, ResNet of 19,706 parameters, 4 processes of 16 images, 1 epoch; one worker four times slower",
         CLOCKS | {"straggler": "fixed:3:0.065"},
         {"clock=step": {"clock": "step"}, "clock=round": {"clock": "round"}},
         "clock=step",
