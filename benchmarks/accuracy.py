@@ -15,7 +15,6 @@ import json
 import platform
 import statistics
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -26,8 +25,7 @@ import numpy as np
 import tyro
 from scipy import stats
 
-from train import images, report
-from train.options import flag
+from train import images, launched, report
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS = (0, 1, 2)
@@ -59,6 +57,8 @@ CLOCKS = {
     "dataset": "fashion-mnist", "model": "resnet_tiny", "transport": "mpi", "workers": 4, "group_size": 2,
     "batch_size": 16, "epochs": 1.0, "sync_period": 10, "log_every": 20, "eval_every": 200, "checkpoint_every": 400,
 }  # fmt: skip
+
+BOTH_CLOCKS = {f"clock={clock}": {"clock": clock} for clock in ("step", "round")}
 
 EXPERIMENTS = {
     "fashion-mnist": Experiment(
@@ -94,14 +94,14 @@ EXPERIMENTS = {
     "clock-fixed": Experiment(
         "Fashion-MNIST, ResNet of 19,706 parameters, 4 processes of 16 images, 1 epoch; one worker four times slower",
         CLOCKS | {"straggler": "fixed:3:0.065"},
-        {"clock=step": {"clock": "step"}, "clock=round": {"clock": "round"}},
+        BOTH_CLOCKS,
         "clock=step",
         (0.2, 0.4),
     ),
     "clock-rotating": Experiment(
         "Fashion-MNIST, ResNet of 19,706 parameters, 4 processes of 16 images, 1 epoch; a random worker 100 ms late",
         CLOCKS | {"straggler": "rotating:0.1"},
-        {"clock=step": {"clock": "step"}, "clock=round": {"clock": "round"}},
+        BOTH_CLOCKS,
         "clock=step",
         (0.2, 0.4),
     ),
@@ -134,25 +134,20 @@ def train_once(options: images.Options) -> tuple[dict[str, Any], list[dict[str, 
             options = dataclasses.replace(options, resume=out)
         report.console.print(f"{out}: {options.algorithm}, rate {options.learning_rate}, seed {options.seed}")
         if options.transport == "mpi":
-            launched(options)
+            train_launched(options)
         else:
             images.train(options)
-    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return json.loads((out / "summary.json").read_text()), rows
+    return report.results(out)
 
 
-def launched(options: images.Options) -> None:
-    """A run of several processes; CalledProcessError if it fails."""
-    differing = {
-        field.name: getattr(options, field.name)
-        for field in dataclasses.fields(options)
-        if getattr(options, field.name) != getattr(images.Options(), field.name)
-    }
-    if options.resume is not None:
-        differing = {"resume": options.resume}
-    words = [str(word) for name, value in differing.items() for word in (flag(name), value)]
-    launcher = [sys.executable, "-m", "wagma_jax.cli", "launch", "-n", str(options.workers), "--no-prefix", "--"]
-    subprocess.run([*launcher, sys.executable, "-m", "train.images", *words], check=True)
+def train_launched(options: images.Options) -> None:
+    """A run of several processes, or what is left of it; CalledProcessError if it fails."""
+    fields = dataclasses.fields(options)
+    chosen = {field.name: getattr(options, field.name) for field in fields}
+    words = {field.name: chosen[field.name] for field in fields if chosen[field.name] != field.default}
+    status = launched.images(options.workers, words if options.resume is None else {"resume": options.resume})
+    if status:
+        raise subprocess.CalledProcessError(status, "train.images")
 
 
 def paired_interval(differences: Sequence[float]) -> tuple[float, float, float]:
@@ -225,8 +220,8 @@ def table(experiment: Experiment, rates: dict[str, Any], found: dict[str, list[A
         lines.append(f"| {label} | {' | '.join(f'{tried[rate]:.2%}' for rate in experiment.rates)} |")
     summaries = [summary for runs in found.values() for summary, _ in runs]
     speeds = {label: statistics.median(s["examples_per_second"] for s, _ in runs) for label, runs in found.items()}
-    seconds = {label: statistics.median(s["wall_seconds"] for s, _ in runs) for label, runs in found.items()}
     if summaries[0]["transport"] == "mpi":
+        seconds = {label: statistics.median(s["wall_seconds"] for s, _ in runs) for label, runs in found.items()}
         waits = {label: statistics.median(report.waited_seconds(s) or 0 for s, _ in r) for label, r in found.items()}
         lines += [
             "",

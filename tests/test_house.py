@@ -41,9 +41,12 @@ ALLOWED = {
         "wagma_jax.exchange.buffers", "wagma_jax.exchange.ledger", "wagma_jax.exchange.protocol",
         "wagma_jax.exchange.wire",
     },
-    "wagma_jax/exchange/checkup.py": {"wagma_jax.exchange.group_exchange", "wagma_jax.schedule"},
+    "wagma_jax/exchange/checkup.py": {
+        "wagma_jax.exchange.group_exchange", "wagma_jax.exchange.meeting", "wagma_jax.schedule"
+    },
     "wagma_jax/exchange": {
-        "wagma_jax.averaging", "wagma_jax.exchange", "wagma_jax.schedule", "wagma_jax.transformations"
+        "wagma_jax.averaging", "wagma_jax.exchange", "wagma_jax.ledger", "wagma_jax.schedule",
+        "wagma_jax.transformations",
     },
     "wagma_jax/__init__.py": {
         "wagma_jax.averager", "wagma_jax.averaging", "wagma_jax.collectives", "wagma_jax.exchange",

@@ -463,7 +463,7 @@ def test_command(tmp_path, capsys, monkeypatch):
     assert str(folder / "trace.json") in output
     assert (folder / "ledger.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((folder / "trace.json").read_text())["traceEvents"]
-    monkeypatch.setattr(ledger, "plot", lambda ledgers, path: path.touch())
+    monkeypatch.setattr(ledger, "plot", lambda ledgers, path, aligned: path.touch())
     assert cli.main(["ledger", str(folder), "--out", str(tmp_path / "a" / "b")]) == 0
     assert sorted(path.name for path in (tmp_path / "a" / "b").iterdir()) == ["ledger.png", "trace.json"]
     capsys.readouterr()

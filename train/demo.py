@@ -4,23 +4,21 @@ Four processes train on the same digits in the same order, and are delayed alike
 beforehand, takes longer. The first algorithm waits for nobody but at its sync rounds.
 """
 
-import json
-import subprocess
 import sys
 import time
 from pathlib import Path
 
-from train import report
+from train import launched, report
 
 ALGORITHMS = ("wagma", "allreduce", "local")
 WORKERS = 4
 DELAY = 0.1
 OPTIONS = {
-    "--steps": 200,
-    "--eval-every": 20,
-    "--learning-rate": 0.2,
-    "--straggler": f"rotating:{DELAY}",
-    "--checkpoint-every": 0,
+    "steps": 200,
+    "eval_every": 20,
+    "learning_rate": 0.2,
+    "straggler": f"rotating:{DELAY}",
+    "checkpoint_every": 0,
 }
 
 
@@ -30,15 +28,11 @@ def main() -> None:
     runs = []
     for algorithm in ALGORITHMS:
         report.say(f"{algorithm}: {WORKERS} processes")
-        words = [str(word) for pair in OPTIONS.items() for word in pair]
         folder = out / algorithm
-        launcher = [sys.executable, "-m", "wagma_jax.cli", "launch", "-n", str(WORKERS), "--no-prefix", "--"]
-        command = [sys.executable, "-m", "train.images", "--algorithm", algorithm, *words, "--out", str(folder)]
-        status = subprocess.run([*launcher, *command], check=False).returncode
+        status = launched.images(WORKERS, {"algorithm": algorithm, **OPTIONS, "out": folder})
         if status:
             sys.exit(status)
-        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        runs.append((json.loads((folder / "summary.json").read_text()), rows))
+        runs.append(report.results(folder))
     picture = out / "comparison.png"
     about = f"digits, {WORKERS} processes; at every step a random one is {1000 * DELAY:.0f} ms late"
     report.plot_comparison(picture, runs, about)

@@ -189,16 +189,21 @@ def agreed(function: Callable[[], T]) -> T:
     """
     if jax.process_count() == 1:
         return function()
-    result, error = None, None
-    try:
-        result = function()
-    except ValueError as problem:
-        error = problem
-    except Exception as problem:  # whatever it is, the others must not wait for this process
-        error = ProcessError(in_a_line(problem))
-        error.__cause__ = problem
+    result, error = attempt(function)
     agree(error)
     return cast(T, result)
+
+
+def attempt(function: Callable[[], T]) -> tuple[T | None, Exception | None]:
+    """What a function returns, or its error to tell others: whatever it is, they must not wait for this process."""
+    try:
+        return function(), None
+    except ValueError as problem:
+        return None, problem
+    except Exception as problem:
+        error = ProcessError(in_a_line(problem))
+        error.__cause__ = problem
+        return None, error
 
 
 def in_a_line(error: Exception) -> str:

@@ -82,6 +82,7 @@ def run(prepared: "Prepared") -> tuple[dict[str, Any], list[dict[str, Any]]]:
         loop.Interrupted: On all processes: a signal asked the run to stop; it can be resumed.
     """
     from train import images
+    from wagma_jax.exchange import MPI
 
     options, data, out, peers = prepared.options, prepared.data, prepared.out, prepared.peers
     position = prepared.position
@@ -108,7 +109,7 @@ def run(prepared: "Prepared") -> tuple[dict[str, Any], list[dict[str, Any]]]:
     algorithm = strategies.find(options.algorithm)
     work, like = _work(prepared, algorithm.averages, state, evaluation)
     settings = options.settings(first_round=position.step, ledger=out)
-    exchange = algorithm.mpi(settings, _world(), {"tree": like, "tally": np.zeros(2, np.float32)})
+    exchange = algorithm.mpi(settings, MPI.COMM_WORLD, {"tree": like, "tally": np.zeros(2, np.float32)})
     with contextlib.ExitStack() as stack:
         metrics = stack.enter_context(report.MetricsFile(out / "metrics.jsonl", position.step, first))
         if options.tensorboard and first:
@@ -207,9 +208,3 @@ def _work(
         )
 
     return processes.Work(compiled, after, batches, evaluation, distance), like
-
-
-def _world() -> Any:
-    from wagma_jax.exchange import MPI
-
-    return MPI.COMM_WORLD

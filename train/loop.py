@@ -16,7 +16,7 @@ from train.checkpoints import Checkpoints, Position
 from train.interrupts import Interrupts
 from train.options import RunOptions
 
-_WARNINGS = 3  # unreadable examples that are named when they are found; the list of all comes in the end
+WARNINGS = 3  # unreadable examples that are named when they are found; the list of all comes in the end
 _IN_FLIGHT = 2  # steps dispatched and not done; more would only hold batches in memory
 
 
@@ -121,11 +121,11 @@ def run(
         begun = time.perf_counter()
         batch, lost = next(batches)
         # While a step is running nobody waits. If it has ended meanwhile, when is not known: all of it counts.
-        if not in_flight or _is_ready(in_flight[-1]["loss"]):
+        if not in_flight or is_ready(in_flight[-1]["loss"]):
             waits.append(time.perf_counter() - begun)
         for index in set(lost.tolist()) - unreadable:
             unreadable.add(index)
-            if len(unreadable) <= _WARNINGS:
+            if len(unreadable) <= WARNINGS:
                 warn_unreadable(index)
         return batch
 
@@ -203,7 +203,7 @@ def run(
             if received and done < total_steps:
                 break
             watch.start()
-        _close(batches)
+        close(batches)
         if checkpoints is not None:
             checkpoints.wait()
     return Outcome(state, position, received if position.step < total_steps else None)
@@ -215,12 +215,13 @@ def _window(pending: Sequence[Mapping[str, jax.Array]]) -> dict[str, np.ndarray]
     return {name: np.array([step[name] for step in fetched]) for name in fetched[0]}
 
 
-def _is_ready(array: Any) -> bool:
+def is_ready(array: Any) -> bool:
     """Whether an array has been computed; ``jax.Array.is_ready`` is there, but not declared."""
     return array.is_ready()
 
 
-def _close(iterator: Iterator[Any]) -> None:
+def close(iterator: Iterator[Any]) -> None:
+    """Ends what loads batches in the background, if anything does."""
     close = getattr(iterator, "close", None)
     if close is not None:
         close()

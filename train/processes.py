@@ -11,13 +11,11 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import numpy as np
 
-from train import distributed, report, stragglers
+from train import distributed, loop, report, stragglers
 from train.checkpoints import Checkpoints, Position
 from train.interrupts import Interrupts
-from train.loop import Outcome
 from train.options import RunOptions
 
-_WARNINGS = 3  # unreadable examples that are named when they are found; the list of all comes in the end
 _REPORT_TAG = 21
 _SAY_SECONDS = 5.0  # between lines of progress where there is no terminal to draw a bar in
 
@@ -107,15 +105,7 @@ class Peers:
             ValueError: What the function raised, or another worker's.
             ProcessError: For errors of other kinds.
         """
-        result: T | None = None
-        error: Exception | None = None
-        try:
-            result = function()
-        except ValueError as problem:
-            error = problem
-        except Exception as problem:  # whatever it is, the others must not wait for this one
-            error = distributed.ProcessError(distributed.in_a_line(problem))
-            error.__cause__ = problem
+        result, error = distributed.attempt(function)
         found = self._met().allgather(None if error is None else (isinstance(error, ValueError), str(error)))
         if error is not None:
             raise error
@@ -286,7 +276,7 @@ def run(
     metrics: report.MetricsFile,
     checkpoints: Checkpoints | None,
     warn_unreadable: Callable[[int], None] = lambda index: None,
-) -> tuple[Outcome, dict[str, float] | None]:
+) -> tuple[loop.Outcome, dict[str, float] | None]:
     """One worker's training from ``position`` to its end; called by all, each with its own exchange.
 
     Rows go to ``metrics`` on the first worker: when all have reported of a log point. With SIGTERM or the first SIGINT,
@@ -385,14 +375,14 @@ def run(
             inputs, lost = batch
             for index in set(lost.tolist()) - counts.unreadable:
                 counts.unreadable |= {index}
-                if len(counts.unreadable) <= _WARNINGS:
+                if len(counts.unreadable) <= loop.WARNINGS:
                     warn_unreadable(index)
             count = np.asarray(progress(exchange.round), np.int32)
             outgoing, opt_state, step_metrics = work.before(model, opt_state, inputs, count)
             waited = time.perf_counter()
             batch = next(batches)  # while the step is running
             waiting = time.perf_counter() - waited
-            running = not _is_ready(step_metrics["loss"])
+            running = not loop.is_ready(step_metrics["loss"])
             counts.data_wait += 0.0 if running else waiting
             jax.block_until_ready(outgoing)
             if seconds := straggler.delays(options.seed, local, num_workers)[peers.rank]:
@@ -452,9 +442,7 @@ def run(
                 saved = (t + 1) // options.checkpoint_every
                 save(t + 1)
             started = time.perf_counter() - counts.seconds
-        close = getattr(batches, "close", None)
-        if close is not None:
-            close()
+        loop.close(batches)
         step = t + 1 if met else position.total_steps
         if not met:
             zeros = np.zeros(2, np.float32)
@@ -473,9 +461,4 @@ def run(
         bar.update(task, completed=bar.tasks[0].total if not stopped else bar.tasks[0].completed)
         if checkpoints is not None:
             checkpoints.wait()
-    return Outcome(State(model, opt_state, local), at, None if finished else received), evaluation
-
-
-def _is_ready(array: Any) -> bool:
-    """Whether an array has been computed; ``jax.Array.is_ready`` is there, but not declared."""
-    return array.is_ready()
+    return loop.Outcome(State(model, opt_state, local), at, None if finished else received), evaluation

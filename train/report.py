@@ -127,6 +127,12 @@ def write_summary(path: Path, summary: dict[str, Any]) -> None:
     write_whole(path, json.dumps(_plain(summary), indent=2) + "\n")
 
 
+def results(out: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The summary of a run that has ended, and the rows of its metrics file."""
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return json.loads((out / "summary.json").read_text()), rows
+
+
 def summary_table(summaries: Sequence[dict[str, Any]], title: str) -> Table:
     """One row per run."""
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)

@@ -25,7 +25,7 @@ def _launch(options: argparse.Namespace, command: Sequence[str], parser: _Parser
         job = launch.Job(
             command=tuple(command),
             num_ranks=options.n,
-            hosts=launch.parse_hosts(options.hosts) if options.hosts is not None else (),
+            hosts=_hosts(options),
             interface=options.interface,
             mpirun_args=_words(options.mpirun_args),
             prefix=options.prefix,
@@ -40,6 +40,16 @@ def _launch(options: argparse.Namespace, command: Sequence[str], parser: _Parser
     except launch.LaunchError as error:
         print(f"wagma launch: {error}", file=sys.stderr)
         return error.status
+
+
+def _hosts(options: argparse.Namespace) -> tuple[launch.Host, ...]:
+    return launch.parse_hosts(options.hosts) if options.hosts is not None else ()
+
+
+def _add_hosts(parser: _Parser) -> None:
+    add = parser.add_argument
+    add("--hosts", metavar="NAME:SLOTS,...", help="machines and the ranks each takes; this machine if left out")
+    add("--interface", metavar="SUBNET", help="network between the hosts, for example 10.0.0.0/24, or its interface")
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -69,8 +79,7 @@ def _add_launch(commands):
     )
     add = parser.add_argument
     add("-n", type=_integer, metavar="RANKS", help="number of ranks; with --hosts, all their slots")
-    add("--hosts", metavar="NAME:SLOTS,...", help="machines and the ranks each takes; this machine if left out")
-    add("--interface", metavar="SUBNET", help="network between the hosts, for example 10.0.0.0/24, or its interface")
+    _add_hosts(parser)
     add("--mpirun-args", metavar="WORDS", default="", help='further arguments: --mpirun-args="--display map"')
     add("--no-prefix", dest="prefix", action="store_false", help="do not begin lines with the rank")
     add("--dry-run", action="store_true", help="print the command and the variables it adds; start nothing")
@@ -84,7 +93,7 @@ def _doctor(options: argparse.Namespace, command: Sequence[str], parser: _Parser
             raise ValueError(f"expected no command, got {command[0]!r}: leave -- and what comes after it out")
         return doctor.run(
             options.n,
-            launch.parse_hosts(options.hosts) if options.hosts is not None else (),
+            _hosts(options),
             options.interface,
             _words(options.mpirun_args),
             options.straggle,
@@ -110,8 +119,7 @@ def _add_doctor(commands):
     )
     add = parser.add_argument
     add("-n", type=_integer, metavar="RANKS", help="number of ranks, 4 if left out; with --hosts, all their slots")
-    add("--hosts", metavar="NAME:SLOTS,...", help="machines and the ranks each takes; this machine if left out")
-    add("--interface", metavar="SUBNET", help="network between the hosts, for example 10.0.0.0/24, or its interface")
+    _add_hosts(parser)
     add("--mpirun-args", metavar="WORDS", default="", help='further arguments: --mpirun-args="--mca pml ob1"')
     add("--straggle", type=_seconds, metavar="SECONDS", default=1.0, help="how late one rank is once (1.0)")
     parser.set_defaults(run=_doctor, parser=parser)

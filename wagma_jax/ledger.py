@@ -47,11 +47,12 @@ def report(ledgers: "Sequence[RankLedger]", out: Path | str) -> None:
         ModuleNotFoundError: As ``plot``; all but the picture is there then.
     """
     out = Path(out)
-    print(text(summarize(ledgers)))
+    aligned = align(ledgers)
+    print(text(summarize(ledgers, aligned)))
     out.mkdir(parents=True, exist_ok=True)
-    (out / "trace.json").write_text(json.dumps(trace(ledgers), separators=(",", ":")))
+    (out / "trace.json").write_text(json.dumps(trace(ledgers, aligned), separators=(",", ":")))
     print(f"\nThe run by time: {out / 'trace.json'}, which https://ui.perfetto.dev opens")
-    plot(ledgers, out / "ledger.png")
+    plot(ledgers, out / "ledger.png", aligned)
     print(f"The run by rank and round: {out / 'ledger.png'}")
 
 
@@ -637,13 +638,14 @@ class Summary:
     incomplete: tuple[int, ...]
 
 
-def summarize(ledgers: Sequence[RankLedger]) -> Summary:
+def summarize(ledgers: Sequence[RankLedger], aligned: Sequence[RankLedger] | None = None) -> Summary:
     """The numbers of a run.
 
     Args:
         ledgers: From ``read``.
+        aligned: From ``align``, if that is at hand.
     """
-    aligned = align(ledgers)
+    aligned = align(ledgers) if aligned is None else aligned
     num_workers = len(aligned)
     waits = np.zeros((num_workers, num_workers))
     ages: list[collections.Counter[int]] = [collections.Counter() for _ in aligned]
@@ -949,12 +951,13 @@ def _ranks(ranks: Sequence[int]) -> str:
 # the picture
 
 
-def plot(ledgers: Sequence[RankLedger], path: Path | str) -> None:
+def plot(ledgers: Sequence[RankLedger], path: Path | str, aligned: Sequence[RankLedger] | None = None) -> None:
     """Draws staleness and waits by rank and round, who waited for whom, and what it comes to.
 
     Args:
         ledgers: From ``read``.
         path: The PNG to write.
+        aligned: From ``align``, if that is at hand.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed; names the extra that brings it.
@@ -965,13 +968,14 @@ def plot(ledgers: Sequence[RankLedger], path: Path | str) -> None:
     except ModuleNotFoundError:
         raise ModuleNotFoundError(MATPLOTLIB, name="matplotlib") from None
 
-    summary = summarize(ledgers)
+    aligned = align(ledgers) if aligned is None else aligned
+    summary = summarize(ledgers, aligned)
     num_workers = len(summary.ranks)
     figure = Figure(figsize=(15, 11.5), layout="constrained")
     grid = figure.add_gridspec(3, 1, height_ratios=(1, 1, 1.05))
     upper = grid[:2].subgridspec(2, 3, width_ratios=(5, 0.07, 1.15), wspace=0.02)
     lower = grid[2].subgridspec(1, 3, width_ratios=(1.25, 1, 1.15), wspace=0.06)
-    ages, waits, syncs = _by_round(align(ledgers), summary)
+    ages, waits, syncs = _by_round(aligned, summary)
     stale, waited = figure.add_subplot(upper[0, 0]), figure.add_subplot(upper[1, 0])
     _plot_staleness(stale, figure.add_subplot(upper[0, 1]), ages, syncs, summary.first_round)
     _plot_waits(waited, figure.add_subplot(upper[1, 1]), waits, summary.first_round)
@@ -1119,7 +1123,7 @@ def _plot_computation(axis: Any, summary: Summary) -> None:
 # the trace
 
 
-def trace(ledgers: Sequence[RankLedger]) -> dict[str, Any]:
+def trace(ledgers: Sequence[RankLedger], aligned: Sequence[RankLedger] | None = None) -> dict[str, Any]:
     """The run in the trace event format that ui.perfetto.dev opens: two threads of each rank, on one clock.
 
     The trainer computes, publishes, waits (its exchange included) and merges; the engine exchanges. Arguments of the
@@ -1127,11 +1131,12 @@ def trace(ledgers: Sequence[RankLedger]) -> dict[str, Any]:
 
     Args:
         ledgers: From ``read``.
+        aligned: From ``align``, if that is at hand.
 
     Returns:
         What goes into the file as JSON; times are whole microseconds.
     """
-    aligned = align(ledgers)
+    aligned = align(ledgers) if aligned is None else aligned
     events: list[dict[str, Any]] = []
     for ledger in aligned:
         # no process or thread is 0, which viewers take for the idle process; nor do two threads share an identity

@@ -21,6 +21,7 @@ import numpy as np
 from mpi4py import MPI
 
 from wagma_jax.exchange.group_exchange import ExchangeInfo, GroupExchange
+from wagma_jax.exchange.meeting import meet
 from wagma_jax.schedule import GroupSchedule
 
 ROUNDS = 32  # of the exchange that is checked; a power of two, so that the numbers below are exact
@@ -74,7 +75,7 @@ def links(comm: MPI.Intracomm) -> dict[str, Any]:
                     "bytes_per_second": MESSAGE_BYTES / seconds,
                 }
             )
-        _meet(comm)
+        meet(comm)
     everyone = comm.gather([one for one in measured if one["ranks"][0] == comm.rank]) or []
     return {"links": [one for rank in everyone for one in rank]}
 
@@ -98,13 +99,6 @@ def _one_way(comm: MPI.Intracomm, other: int, is_first: bool, size: int, most: i
     theirs = comm.sendrecv(count, other, source=other)
     count = count if is_first else theirs  # both must count alike
     return statistics.median(there_and_back() for _ in range(count)) / 2
-
-
-def _meet(comm: MPI.Intracomm):
-    """A barrier that sleeps: MPI's own spins, and takes the time from those who measure."""
-    request = comm.Ibarrier()
-    while not request.Test():
-        time.sleep(0.001)
 
 
 # --- Exchange: models that show who is in them ---
@@ -203,7 +197,7 @@ def straggler(comm: MPI.Intracomm, seconds: float) -> dict[str, Any]:
     model = {"w": np.zeros(1 << 16, np.float32)}
     waits, met = [], 0
     with GroupExchange(comm, model, group_size=2, sync_period=None, timeout_seconds=TIMEOUT_SECONDS) as group_exchange:
-        _meet(comm)
+        meet(comm)
         # The others' steps go on for half as long again as the straggler's, so that they meet it again.
         for t in range(STEPS_PER_STRAGGLE * 3 // 2):
             time.sleep(seconds if comm.rank == last and t == 2 else step)

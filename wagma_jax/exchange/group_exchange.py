@@ -26,11 +26,11 @@ from wagma_jax.exchange.meeting import meet
 from wagma_jax.exchange.protocol import Clock, Rounds
 from wagma_jax.exchange.staging import Staging
 from wagma_jax.exchange.wire import Wire
+from wagma_jax.ledger import VERSION
 from wagma_jax.schedule import GroupSchedule, integer
 from wagma_jax.transformations import raise_no_params
 
 SWITCH_INTERVAL = 2e-4  # seconds for which a thread may hold Python's lock while an exchange is open
-LEDGER_VERSION = 1
 GOODBYE_SECONDS = 3.0  # after a failure: how long a process waits for the others to end, before it ends them
 _GOODBYE_TAG = 12
 
@@ -437,7 +437,7 @@ class GroupExchange:
         schedule = self.schedule
         self._ledger.add(
             "start",
-            version=LEDGER_VERSION,
+            version=VERSION,
             rank=self.rank,
             num_workers=schedule.num_workers,
             group_size=schedule.group_size,

@@ -107,11 +107,10 @@ class _Run:
     """The state of a replay: what is known, and still needed."""
 
     def __init__(self, parts, staging: Staging, params, local_step: LocalStep, observe):
-        start = parts[0].start
         self._staging = staging
         self._local_step = local_step
         self._observe = observe
-        self._sync_period = start.sync_period
+        self._is_sync = parts[0].schedule.is_sync
         self._programs = [
             collections.deque(one for one in part.records if isinstance(one, ledger.Call | ledger.Consensus))
             for part in parts
@@ -127,7 +126,7 @@ class _Run:
         self._consensuses = [0] * len(parts)
         leaves = staging.check(params)
         for rank in range(len(parts)):
-            self._keep(_Model(rank, start.first_round - 1), lambda: staging.pack(leaves))
+            self._keep(_Model(rank, parts[0].start.first_round - 1), lambda: staging.pack(leaves))
 
     def execute(self) -> list[Any]:
         """The parameters of every rank in the end."""
@@ -157,7 +156,7 @@ class _Run:
                     source: _Key = _Model(rank, own)
                     if number >= 0 and own == version:
                         source = _Consensus(number)
-                    elif self._is_sync(own) and own < record.round and (own, rank) in self._groups:
+                    elif own < record.round and (own, rank) in self._groups and self._is_sync(own):
                         source = _Total(own, 0)
                     self._groups[record.round, rank] = record.group
                     found.setdefault(_Total(record.round, record.group[0]), {})[rank] = source
@@ -263,9 +262,6 @@ class _Run:
         self._uses[key] -= 1
         if not self._uses[key]:
             del self._store[key]
-
-    def _is_sync(self, t: int) -> bool:
-        return self._sync_period is not None and t >= 0 and (t + 1) % self._sync_period == 0
 
 
 def _sum(contributions: Sequence[Buffers]) -> Buffers:

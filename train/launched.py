@@ -1,0 +1,23 @@
+"""Runs of train.images with a process for each worker, started from another program."""
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from train.options import flag
+
+
+def images(num_workers: int, options: Mapping[str, Any]) -> int:
+    """Trains under `wagma launch`; its output goes where this program's goes.
+
+    Args:
+        num_workers: How many processes.
+        options: Values by the names of ``images.Options``.
+
+    Returns:
+        The exit code.
+    """
+    launcher = [sys.executable, "-m", "wagma_jax.cli", "launch", "-n", str(num_workers), "--no-prefix", "--"]
+    words = [str(word) for name, value in options.items() for word in (flag(name), value)]
+    return subprocess.run([*launcher, sys.executable, "-m", "train.images", *words], check=False).returncode
