@@ -1088,6 +1088,7 @@ class Allocated:
         self._library = ctypes.CDLL(None)
         self._library.mallinfo2.restype = Mallinfo
         self._over = threading.Event()
+        self._lock = threading.Lock()  # calls of the C library let other threads run
         self.peak = self.now()
         self._thread = threading.Thread(target=self._sample, daemon=True)
         self._thread.start()
@@ -1099,11 +1100,13 @@ class Allocated:
 
     def _sample(self) -> None:
         while not self._over.wait(1e-3):
-            self.peak = max(self.peak, self.now())
+            with self._lock:
+                self.peak = max(self.peak, self.now())
 
     def reset(self) -> None:
         """Begins anew."""
-        self.peak = self.now()
+        with self._lock:
+            self.peak = self.now()
 
     def close(self) -> None:
         """Ends the thread."""

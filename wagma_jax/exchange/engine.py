@@ -97,6 +97,7 @@ class Engine:
         model: W_0, all buffers.
         ordinary: From all buffers to those that ordinary rounds exchange.
         narrow: From a mean and buffers to the mean in their dtypes.
+        reuse: Whether buffers are of the dtypes of their sums, so that a former publication is memory for a result.
         first_round: The round to begin with; W_0 is published for the one before it.
         ledger: Gets an entry for every round, or None.
     """
@@ -109,6 +110,7 @@ class Engine:
         model: Buffers,
         ordinary: Callable[[Buffers], Buffers],
         narrow: Callable[[Buffers, Buffers], Buffers],
+        reuse: bool,
         first_round: int = 0,
         ledger: Ledger | None = None,
     ):
@@ -117,6 +119,7 @@ class Engine:
         self.control = control
         self.ordinary = ordinary
         self.narrow = narrow
+        self.reuse = reuse
         self.ledger = ledger
         self.state = State(round=first_round, arrived=first_round - 1)
         self.outbox = Outbox(first_round - 1, model)
@@ -127,8 +130,7 @@ class Engine:
         self._failure: tuple[str, BaseException | None] | None = None
         self._consensus: Buffers | None = None
         self._in_use: Buffers | None = None  # the publication that an exchange is reading
-        self._spare: Buffers | None = None  # a former publication, for the next
-        self._memory: dict[bool, Buffers] = {}  # for the mean of a sync round (True) or an ordinary one
+        self._memory: dict[int, Buffers] = {}  # for results, by the number of their buffers
         self._changed = threading.Condition()  # guards all of the above
         self._events: collections.deque[Any] = collections.deque()
         self._wake = threading.Lock()  # released by the trainer: wakes the thread
@@ -161,16 +163,10 @@ class Engine:
         with self._changed:
             return self.state.round > t
 
-    def spare(self) -> Buffers | None:
-        """Buffers that nobody needs any more."""
-        with self._changed:
-            spare, self._spare = self._spare, None
-            return spare
-
     def recycle(self, total: Buffers) -> None:
         """Takes back the memory of a sum that ``take`` has handed out."""
         with self._changed:
-            self._memory.setdefault(False, total)
+            self._memory.setdefault(len(total), total)
 
     def arrive(self, model: Buffers, counter: int, memory: Callable[[bool], Buffers]) -> int:
         """Publishes W' and arrives at a round.
@@ -183,14 +179,16 @@ class Engine:
         Returns:
             The round.
         """
-        t = self.target(counter)
-        is_sync = self.machine.schedule.is_sync(t)
-        allocated = None if self.complete(t) or is_sync in self._memory else memory(is_sync)
         with self._changed:
-            if allocated is not None:
-                self._memory[is_sync] = allocated
             t = self.machine.target(self.state, counter)
-            self._retire(self.outbox.model)
+            is_sync = self.machine.schedule.is_sync(t)
+            size = len(model if is_sync else self.ordinary(model))
+            begun = self.exchanging is not None and self.exchanging[0] == t
+            enough = begun or self.state.round > t or size in self._memory or size in self._retired(self.outbox.model)
+        allocated = {} if enough else {size: memory(is_sync)}
+        with self._changed:
+            t = self.machine.target(self.state, counter)
+            self._memory |= allocated or self._retired(self.outbox.model)
             self.outbox = self.outbox.publish(t, model)
             self._waits, self._missing = {}, ()
         self._post(protocol.Arrive(t))
@@ -234,7 +232,7 @@ class Engine:
         if self._thread.is_alive():
             raise TimeoutError(f"the engine's thread has not ended within {timeout:.0f} s")
         self.outbox, self.inbox = Outbox(self.outbox.version, ()), Inbox()
-        self._spare, self._memory = None, {}
+        self._memory = {}
         self.raise_failure()
 
     def abort(self, text: str) -> None:
@@ -368,11 +366,11 @@ class Engine:
             version, model = self.outbox
             self._in_use = model
             is_mean = is_sync or version == r
+            buffers = model if is_sync else self.ordinary(model)
             memory = None if is_mean else self._reuse()
-            memory = self._memory.pop(is_sync, None) if memory is None else memory
+            memory = self._memory.pop(len(buffers), None) if memory is None else memory
             begin = time.perf_counter()
             self.exchanging = (r, group, begin)
-        buffers = model if is_sync else self.ordinary(model)
         if memory is None:
             memory = self.wire.memory(buffers)
         divisor = len(group) if is_mean else 1
@@ -398,9 +396,12 @@ class Engine:
         with self._changed:
             model = self._consensus
             assert model is not None
+            memory = self._memory.pop(len(model), None)
             begin = time.perf_counter()
             self.exchanging = (self.state.round, everyone, begin)
-        _, mean = self.wire.exchange(everyone, len(everyone), (-1, -1), model, self.wire.memory(model))
+        if memory is None:
+            memory = self.wire.memory(model)
+        _, mean = self.wire.exchange(everyone, len(everyone), (-1, -1), model, memory)
         mean = self.narrow(mean, model)
         with self._changed:
             version = max(self.state.round - 1, self.outbox.version)
@@ -413,16 +414,18 @@ class Engine:
     def _completed(self) -> list[Any]:
         used, self._in_use, self.exchanging = self._in_use, None, None
         if used is not None and used is not self.outbox.model:
-            self._retire(used)
+            self._memory |= self._retired(used)
         self.state, actions = self.machine.step(self.state, protocol.Completed())
         self._watch_all()
         self._changed.notify_all()
         return actions
 
-    def _retire(self, model: Buffers) -> None:
-        """Keeps a former publication as memory for the next, unless an exchange still reads it."""
-        if model is not self._in_use:
-            self._spare = model
+    def _retired(self, model: Buffers) -> dict[int, Buffers]:
+        """A former publication as memory for the next result, unless an exchange still reads it."""
+        if not self.reuse or model is self._in_use:
+            return {}
+        ordinary = self.ordinary(model)
+        return {len(ordinary): ordinary}
 
     def _reuse(self) -> Buffers | None:
         """The memory of a sum that the trainer has not come for; it is to be replaced."""

@@ -24,13 +24,14 @@ from wagma_jax.exchange.engine import Engine, ExchangeError
 from wagma_jax.exchange.ledger import Ledger
 from wagma_jax.exchange.meeting import meet
 from wagma_jax.exchange.protocol import Clock, Rounds
-from wagma_jax.exchange.staging import Staging
+from wagma_jax.exchange.staging import ALIGNMENT, Staging
 from wagma_jax.exchange.wire import Wire
 from wagma_jax.ledger import VERSION
 from wagma_jax.schedule import GroupSchedule, integer
 from wagma_jax.transformations import raise_no_params
 
 SWITCH_INTERVAL = 2e-4  # seconds for which a thread may hold Python's lock while an exchange is open
+BROADCAST_BYTES = 1 << 24  # at a time
 GOODBYE_SECONDS = 3.0  # after a failure: how long a process waits for the others to end, before it ends them
 _GOODBYE_TAG = 12
 
@@ -177,6 +178,7 @@ class GroupExchange:
             model,
             staging.ordinary,
             staging.narrow,
+            not staging.widens,
             first_round,
             book,
         )
@@ -224,7 +226,7 @@ class GroupExchange:
                     stacklevel=2,
                 )
                 self._differs = False
-            model = self._staging.pack(leaves, self._engine.spare())
+            model = self._staging.pack(leaves)
             ready = time.perf_counter()
             t = self._engine.arrive(model, self._counter, self._memory)
             self._start, self._leaves = None, leaves
@@ -408,11 +410,14 @@ class GroupExchange:
         result, differs = [], False
         for own in model:
             mine = np.asarray(own).view(np.uint8)
-            theirs = np.array(mine) if self.rank == 0 else np.empty_like(mine)
-            for start in range(0, theirs.size, 1 << 30):
-                self._control.Bcast(theirs[start : start + (1 << 30)], root=0)
-            differs = differs or not np.array_equal(mine, theirs)
-            result.append(jax.device_put(theirs.view(own.dtype), self._staging.device, may_alias=False))
+            theirs = _aligned_empty(mine.size)
+            if self.rank == 0:
+                theirs[:] = mine
+            for start in range(0, theirs.size, BROADCAST_BYTES):
+                part = slice(start, start + BROADCAST_BYTES)
+                self._control.Bcast(theirs[part], root=0)
+                differs = differs or not np.array_equal(mine[part], theirs[part])
+            result.append(jax.device_put(theirs.view(own.dtype), self._staging.device, may_alias=True))
         return self._staging.copy(tuple(result)), differs
 
     def _warm_up(self, model: Buffers) -> None:
@@ -467,6 +472,13 @@ class GroupExchange:
         contributed = record.contributed if record is not None else ()
         staleness = 0 if is_sync or not contributed else t - contributed[group.index(self.rank)]
         return ExchangeInfo(t, is_sync, staleness > 0, staleness, waited, group, contributed, self._base)
+
+
+def _aligned_empty(nbytes: int) -> np.ndarray:
+    """Memory that XLA takes as it is, without a copy."""
+    memory = np.empty(nbytes + ALIGNMENT, np.uint8)
+    offset = -memory.ctypes.data % ALIGNMENT
+    return memory[offset : offset + nbytes]
 
 
 def _between(name: str, value: Any, low: int, high: int) -> int:

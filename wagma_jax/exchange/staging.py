@@ -65,7 +65,7 @@ class Staging:
         # closures over the layouts alone: none holds the object that holds it.
         here = jax.sharding.SingleDeviceSharding(self.device)
         jit = functools.partial(jax.jit, in_shardings=here, out_shardings=here)
-        self._pack = jit(functools.partial(_concatenated, self.layouts), donate_argnums=1, keep_unused=True)
+        self._pack = jit(functools.partial(_concatenated, self.layouts))
         self.widens = any(accumulation_dtype(layout.dtype) != layout.dtype for layout in self.layouts)
         # a sum that is wider than the model cannot become the model in place
         self._merge_late = jit(_merged_late, donate_argnums=() if self.widens else 0)
@@ -131,20 +131,16 @@ class Staging:
             self._shardings, self._away = shardings, away
         return self._away
 
-    def pack(self, leaves: list[Any], spare: Buffers | None = None) -> Buffers:
+    def pack(self, leaves: list[Any]) -> Buffers:
         """A copy of the averaged leaves, complete on return.
 
         Args:
             leaves: From ``check``.
-            spare: Buffers of this layout that nobody needs any more; they are donated.
         """
         wanted = [[leaves[part.leaf] for part in layout.parts] for layout in self.layouts]
         if self._elsewhere(leaves):
             wanted = jax.device_put(wanted, self.device)  # starts all transfers before it waits for one
-        if spare is None:
-            with jax.default_device(self.device):
-                spare = tuple(jnp.zeros(layout.size, carrier(layout.dtype)) for layout in self.layouts)
-        return jax.block_until_ready(self._pack(wanted, spare))
+        return jax.block_until_ready(self._pack(wanted))
 
     def warm_up(self, buffers: Buffers) -> None:
         """Compiles everything but ``pack`` beforehand."""
@@ -211,8 +207,7 @@ class Staging:
         return self.treedef.unflatten(result)
 
 
-def _concatenated(layouts: tuple[Layout, ...], wanted: list[list[Any]], spare: Buffers) -> Buffers:
-    del spare  # only its memory is used
+def _concatenated(layouts: tuple[Layout, ...], wanted: list[list[Any]]) -> Buffers:
     buffers = []
     for layout, leaves in zip(layouts, wanted, strict=True):
         pieces = []
@@ -221,7 +216,8 @@ def _concatenated(layouts: tuple[Layout, ...], wanted: list[list[Any]], spare: B
             pieces.append(carried(jnp.asarray(leaf, layout.dtype).ravel()))
             if padding := end - part.offset - pieces[-1].size:
                 pieces.append(jnp.zeros(padding, carrier(layout.dtype)))
-        buffers.append(jnp.concatenate(pieces))
+        # explicitly a copy: JAX may hand an argument that is returned unchanged straight through
+        buffers.append(jnp.concatenate(pieces) if len(pieces) > 1 else jnp.copy(pieces[0]))
     return tuple(buffers)
 
 
