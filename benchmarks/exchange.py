@@ -49,8 +49,9 @@ from benchmarks.xla_collectives import Summary, markdown, ratios, summarize
 from wagma_jax.averaging import accumulation_dtype
 
 SIZE_NAMES = {"K": 1_000, "M": 1_000_000, "G": 1_000_000_000}
-MODELS_IN_USE = 11
-"""Models that a rank holds in the section ``sizes``, at most; sizes that would not fit are left out."""
+MODELS_IN_USE = 14
+"""Models, as wide as their sums, that a rank holds in the section ``sizes``, at most; sizes that would not fit are left
+out."""
 COLORS = {"allreduce": "#555555", "wire": "#ff7f0e", "wagma": "#d62728", "step": "#9467bd", "bound": "#1f77b4"}
 
 
@@ -199,9 +200,7 @@ def leaf_shapes(elements: int) -> dict[str, tuple[int, ...]]:
     return {"kernel0": (large,), "bias0": (bias,), "kernel1": (elements - large - 2 * bias,), "bias1": (bias,)}
 
 
-def received_bytes(
-    size: int, itemsize: int, wide: int, members: int, chunk_bytes: int, small_block_bytes: int
-) -> float:
+def received_bytes(size: int, itemsize: int, wide: int, members: int, large_bytes: int, small_bytes: int) -> float:
     """Bytes that a worker receives in an ordinary exchange, as ``wagma_jax.exchange.wire`` makes it.
 
     Args:
@@ -209,38 +208,39 @@ def received_bytes(
         itemsize: Bytes of an element, which travels on the first hop.
         wide: Bytes of an element of a partial sum.
         members: n, of the group.
-        chunk_bytes: About how much is exchanged at a time.
-        small_block_bytes: Up to which a chunk goes by recursive doubling.
+        large_bytes: Above which a buffer is sent ahead.
+        small_bytes: Up to which a buffer goes by recursive doubling.
 
     Returns:
-        Per element: recursive doubling (n = 2, or small chunks) ``itemsize + (log2(n) - 1) wide``; halving-doubling
-        ``itemsize / 2 + (1/2 - 1/n) wide + (1 - 1/n) wide``; pairwise (n no power of two) ``(1 - 1/n) (itemsize +
-        wide)``.
+        Per element: two members, and recursive doubling of small buffers, ``itemsize + (log2(n) - 1) wide``; large
+        ones, and where n is no power of two, ``(1 - 1/n) (itemsize + wide)``; halving-doubling
+        ``itemsize / 2 + (1/2 - 1/n) wide + (1 - 1/n) wide``.
     """
     if members == 1:
         return 0.0
-    chunk = math.ceil(size / max(1, math.ceil(size * itemsize / chunk_bytes)))
     rest = 1 - 1 / members
-    if members & (members - 1):
-        per_element = rest * (itemsize + wide)
-    elif members == 2 or chunk * itemsize <= small_block_bytes:
+    if members == 2 or (not members & (members - 1) and size * itemsize <= small_bytes):
         per_element = itemsize + (math.log2(members) - 1) * wide
+    elif members & (members - 1) or size * itemsize > large_bytes:
+        per_element = rest * (itemsize + wide)
     else:
         per_element = itemsize / 2 + (0.5 - 1 / members) * wide + rest * wide
     return size * per_element
 
 
-def moved_bytes(size: int, itemsize: int, wide: int, received: float) -> float:
-    """Bytes that ``average()`` moves through memory on one worker that is on time.
+def moved_bytes(size: int, itemsize: int, wide: int, received: float, members: int = 2) -> float:
+    """Bytes that ``average()`` moves through memory on one worker that is on time, of a large model.
 
     For a model of n bytes and its sum of w bytes (w = n for float32, 2 n for bfloat16): ``pack`` reads W' and writes
     the publication (2 n); the exchange receives from the others (``received``: read from their memory, and summed while
-    it is in the cache), reads the publication (n) and writes the mean (w); a mean that is wider than the model is
-    rounded (read w, write n). The leaves of the result are views. ``3 n + w + received``, and ``w + n`` more for narrow
-    models; of float32 in groups of two, 5 n.
+    it is in the cache), reads the publication (n) and writes the mean (w); in groups of more than two the own share of
+    the sum is written and read before (2 w / S); a mean that is wider than the model is rounded (read w, write n). The
+    leaves of the result are views. ``3 n + w + received``, and ``w + n`` more for narrow models; of float32 in groups
+    of two, 5 n.
     """
     model, total = size * itemsize, size * wide
-    return 3 * model + total + received + (total + model if wide != itemsize else 0)
+    share = total / members if members > 2 else 0
+    return 3 * model + total + received + 2 * share + (total + model if wide != itemsize else 0)
 
 
 def draw_delays(rounds: int, num_workers: int, seconds: float, seed: Sequence[int]) -> np.ndarray:
@@ -446,8 +446,8 @@ def run_sizes(world: World, config: Sizes) -> None:
 
     - copy: one copy of the model by every rank at the same time, what memory allows (2 n bytes moved each).
     - allreduce: ``MPI_Allreduce`` of as many bytes of float32 on the same group, from and to memory in use.
-    - wire: ``Wire.exchange`` of the flat buffers, the result's memory allocated by the trainer's thread as in
-      ``average()`` (timed as well).
+    - wire: ``Wire.exchange`` of the flat buffers, the result in the memory of the result before, as mostly in
+      ``average()``.
     - average: the whole call, from a fresh tree of leaves to another, ``quorum`` = S so that everybody is on time;
       after the others, as often.
     - outside: its time less ``waited_seconds``: packing before, merging and unpacking after (on the slowest rank).
@@ -464,14 +464,15 @@ def run_sizes(world: World, config: Sizes) -> None:
         for name in config.sizes:
             size = parse_size(name) // itemsize
             free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-            if world.agree(MODELS_IN_USE * world.size * size * itemsize > free):
+            wide = jnp.dtype(accumulation_dtype(dtype)).itemsize
+            if world.agree(MODELS_IN_USE * world.size * size * wide > free):
                 left_out.append(f"{name} {dtype}")
                 continue
             world.progress(f"{name} {dtype}")
             samples = _measure_size(world, config, wire, group, group_comm, size, dtype)
-            wide = jnp.dtype(accumulation_dtype(dtype)).itemsize
-            chunks = wire_module.CHUNK_BYTES, wire_module.SMALL_BLOCK_BYTES
-            moved = moved_bytes(size, itemsize, wide, received_bytes(size, itemsize, wide, len(group), *chunks))
+            limits = wire_module.LARGE_BYTES, wire_module.SMALL_BYTES
+            received = received_bytes(size, itemsize, wide, len(group), *limits)
+            moved = moved_bytes(size, itemsize, wide, received, len(group))
             seconds = {key: summarize(values) for key, values in samples.items()}
             results.append({"bytes": size * itemsize, "dtype": dtype, "moved_bytes": moved, "seconds": samples})
             rows.append(
@@ -508,23 +509,22 @@ def _measure_size(world, config, wire, group, group_comm, size, dtype) -> dict[s
     flat = staging.pack(staging.check(params))
     sent = np.asarray(flat[0]).view(np.float32)
     received = np.empty_like(sent)
-    parts: dict[str, list[float]] = {"memory": [], "outside": []}
+    outside: list[float] = []
     rng = np.random.default_rng(config.seed)
     samples: dict[str, list[float]] = {}
 
+    total = wire.memory(flat)
+
     def use_wire():
-        start = time.perf_counter()
-        memory = wire.memory(flat)
-        parts["memory"].append(time.perf_counter() - start)
-        wire.exchange(group, len(group), (0, 0), flat, memory)
+        nonlocal total
+        _, total = wire.exchange(group, len(group), (0, 0), flat, total)
 
     def measure(candidates: dict[str, Callable[[], Any]], repeats: int, after: Callable[[], Any]) -> int:
         for _ in range(8):  # the first rounds compile
             for function in candidates.values():
                 world.timed(function)
             after()
-        for values in parts.values():
-            values.clear()
+        outside.clear()
         samples.update({name: [] for name in candidates})
         end = time.perf_counter() + config.seconds
         for repeat in range(repeats):
@@ -545,7 +545,7 @@ def _measure_size(world, config, wire, group, group_comm, size, dtype) -> dict[s
         config.repeats,
         lambda: None,
     )
-    samples["memory"] = np.max(world.gather(parts["memory"]), axis=0).tolist()
+    del total
     with make_exchange(world, params, config, sync_period=None, rotate=False, quorum=len(group)) as exchange:
         fresh = step(params)
         del params
@@ -555,14 +555,14 @@ def _measure_size(world, config, wire, group, group_comm, size, dtype) -> dict[s
             start = time.perf_counter()
             fresh, info = exchange.average(fresh)
             jax.block_until_ready(fresh)
-            parts["outside"].append(time.perf_counter() - start - info.waited_seconds)
+            outside.append(time.perf_counter() - start - info.waited_seconds)
 
         def again():
             nonlocal fresh
             fresh = jax.block_until_ready(step(fresh))
 
         count = min(count, measure({"average": use_average}, count, again))
-        samples["outside"] = np.max(world.gather(parts["outside"]), axis=0).tolist()
+        samples["outside"] = np.max(world.gather(outside), axis=0).tolist()
     return {name: values[:count] for name, values in samples.items()}
 
 

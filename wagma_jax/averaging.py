@@ -95,12 +95,21 @@ def merge(total: jax.Array, own: jax.Array, size: Any, late: Any = None) -> jax.
     Returns:
         The new leaf, in the dtype of ``own``.
     """
-    if not isinstance(size, int):
-        size = jnp.asarray(size).astype(jnp.finfo(total.dtype).dtype)
-    mean = total / size
+    mean = divided(total, size)
     if late is not None:
-        mean = jnp.where(late, (total + own.astype(total.dtype)) / (size + 1), mean)
+        mean = jnp.where(late, divided(total + own.astype(total.dtype), size + 1), mean)
     return mean.astype(own.dtype)
+
+
+def divided(total: jax.Array, size: Any) -> jax.Array:
+    """``total / size``, with the same bits wherever it is compiled.
+
+    XLA replaces a division by a scalar that is unknown at compilation by a multiplication, but not in all places: here
+    it is one in the first place. An ``int`` is known.
+    """
+    if isinstance(size, int):
+        return total / size
+    return total * (1 / jnp.asarray(size).astype(jnp.finfo(total.dtype).dtype))
 
 
 def additive_update(old: Any, new: jax.Array) -> jax.Array:

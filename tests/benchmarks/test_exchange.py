@@ -44,8 +44,9 @@ def test_models_have_exactly_the_elements_asked_for(elements):
         (10**6, 2, 2, 2 * 10**6),  # the first hop carries bfloat16
         (1000, 4, 8, 3 * 4000),  # three hops of a small block
         (1000, 2, 4, 2000 + 4000),  # bfloat16, then a float32 sum
-        (2**20, 4, 4, 1.5 * 2**22),  # half, a quarter; and back
-        (2**20, 2, 4, 2**20 * (0.5 * 2 + 0.25 * 4 + 0.75 * 4)),
+        (2**18, 2, 4, 2**18 * (0.5 * 2 + 0.25 * 4 + 0.75 * 4)),  # half, a quarter; and back
+        (2**20, 4, 4, 1.5 * 2**22),  # sent ahead: three quarters, twice
+        (2**20, 2, 4, 2**20 * 0.75 * (2 + 4)),
         (3 * 2**18, 4, 3, 2 * 2 / 3 * 3 * 2**20),
     ],
 )
@@ -56,6 +57,7 @@ def test_received_bytes_by_hand(size, itemsize, members, received):
 def test_moved_bytes_by_hand():
     assert exchange.moved_bytes(1000, 4, 4, 4000) == 5 * 4000
     assert exchange.moved_bytes(1000, 2, 4, 2000) == 2 * 2000 + 2000 + 2000 + 4000 + 4000 + 2000
+    assert exchange.moved_bytes(1000, 4, 4, 6000, 4) == 4 * 4000 + 6000 + 2000
 
 
 def test_delays_hit_one_worker_a_round_and_are_reproducible():

@@ -15,3 +15,12 @@ def test_rounds_of_two_to_eight_workers():
     assert status == 0, output
     for workers in (2, 3, 4, 5, 6, 8):
         assert f"{workers} workers ok" in output
+
+
+def test_sums_of_the_wire():
+    program = ROOT / "tests" / "programs" / "exchange_wire.py"
+    # as it is compiled in earnest: XLA's optimizations change how it divides
+    optimized = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "false"}
+    status, output = run_ranks(6, program, timeout=110, environment=optimized)
+    assert status == 0, output
+    assert "all sums and means are right" in output

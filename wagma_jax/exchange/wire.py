@@ -1,23 +1,26 @@
-"""Sums of flat buffers over a group of MPI processes: one compiled function for each group, over `mpi4jax`.
+"""Sums of flat buffers over a group of MPI processes: compiled functions for each group, over `mpi4jax`.
 
-Large buffers are exchanged chunk by chunk in a loop, so that what is received is summed while it is in the cache, and
-no second model is ever received. Two members, the most common group, send several chunks in one message: for every
-message both must run at the same time, and a core that is kept busy by something else lets them only every few
-milliseconds. They copy and sum by chunks all the same, since XLA spreads larger operations over its threads.
+How a buffer of m elements goes to the n members of a group (see Thakur, Rabenseifner, Gropp, IJHPCA 2005):
 
-A sum is taken in float32 or wider, in an order that is the same for all members and elements, and so has the same bits
-everywhere. The first hop carries the buffer's own dtype.
+- *recursive doubling*: log2(n) messages of m; for small buffers;
+- *halving-doubling*: 2 log2(n) messages, 2 m (n - 1) / n elements in all; for middling ones;
+- *pairwise*: as many elements in 2 (n - 1) messages; where n is no power of two;
+- *sent ahead*: for large buffers. Everything that a member has for the others is posted before its compiled function
+  runs, from the buffer itself, and nobody waits for anybody in between: MPI lets the receiver fetch a large message
+  (from the sender's memory, on one machine) while the sender computes or does not run at all. With a message at a time
+  both would have to run at the same time for each of them, and where ranks share cores it is chance whether they do.
+  Two members send each other the whole buffer. More reduce and scatter it, an n-th for each, and gather the n-ths:
+  2 m (n - 1) / n elements in all, for any n.
 
-Which exchange (all move ``n`` members' blocks of m elements; see Thakur, Rabenseifner, Gropp, IJHPCA 2005):
-
-- *recursive doubling*: log2(n) messages of m; for two members, and for small blocks;
-- *halving-doubling*: 2 log2(n) messages, 2 m (n - 1) / n elements in all; for large blocks;
-- *pairwise*: as many elements in 2 (n - 1) messages; where n is no power of two.
+What is received is summed message by message, while it is in the cache, so that no second model is ever received; by
+chunks, since XLA spreads larger operations over its threads. A sum is taken in float32 or wider, in an order that is
+the same for all members and elements, and so has the same bits everywhere. The first hop carries the buffer's dtype.
 
 All waiting for members happens before (see ``protocol``): a call here blocks only for as long as data moves.
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -30,16 +33,20 @@ from jax import lax
 from jax.extend.core import Primitive, jaxpr_as_fun
 from jax.interpreters import mlir
 from mpi4py import MPI
+from mpi4py.util.dtlib import from_numpy_dtype
 
+from wagma_jax.averaging import divided
 from wagma_jax.exchange.buffers import Buffers
 from wagma_jax.exchange.carriers import sum_dtype, widened
 
-CHUNK_BYTES = 1 << 18
-CHUNK_BYTES_OF_TWO = 1 << 17
-MESSAGE_BYTES = 1 << 20  # between two members
-WHOLE_BYTES = 1 << 22  # up to which a buffer is one message between two members
-SMALL_BLOCK_BYTES = 1 << 16
+SMALL_BYTES = 1 << 16  # up to which recursive doubling is used
+LARGE_BYTES = 1 << 21  # above which buffers are sent ahead
+LARGE_BYTES_OF_TWO = 1 << 18  # the same for two members, who need only one phase
+MESSAGE_BYTES = 1 << 20  # of buffers sent ahead: as much is received at a time, from all members together ...
+LEAST_MESSAGE_BYTES = 1 << 16  # ... but from each of them at least this
+CHUNK_BYTES = 1 << 17  # as much is summed at a time
 _TAG = 7
+_AHEAD = 8  # tag of what is sent ahead
 
 
 class Wire:
@@ -54,8 +61,9 @@ class Wire:
         self.comm = comm
         # explicit: whether arrays are committed to their device would make another compilation each
         self._here = jax.sharding.SingleDeviceSharding(device)
-        self._exchanges: dict[tuple[int, ...], Any] = {}
-        self._memory: dict[Any, Any] = {}
+        self._exchanges: dict[tuple[int, ...], tuple[Any, Any]] = {}
+        self._allocate: dict[Any, Any] = {}
+        self._shares: Buffers = ()  # of the last exchange with more than one other: memory for those of the next
 
     def memory(self, buffers: Buffers) -> Buffers:
         """Uninitialized memory for the result of an exchange of such buffers, for its ``memory`` argument.
@@ -63,12 +71,7 @@ class Wire:
         The thread that calls this allocates it. glibc serves large requests from memory that was freed before only in
         the arena of the main thread; elsewhere every page is fetched from the system anew.
         """
-        key = tuple((own.size, sum_dtype(own.dtype)) for own in buffers)
-        if key not in self._memory:
-            members = _Members(self.comm, (self.comm.rank,))
-            function = lambda: tuple(members.uninitialized(size, dtype) for size, dtype in key)
-            self._memory[key] = jax.jit(_without_effects(function), out_shardings=self._here)
-        return self._memory[key]()
+        return self._uninitialized(tuple((own.size, sum_dtype(own.dtype)) for own in buffers))
 
     def exchange(
         self, group: tuple[int, ...], divisor: int, header: tuple[int, int], buffers: Buffers, memory: Buffers
@@ -78,10 +81,11 @@ class Wire:
         Args:
             group: Ascending ranks, this one among them. All call this for the same round, with the same shapes and
                 dtypes.
-            divisor: What this member's result is divided by: 1 for the sum, the group's size for the mean.
+            divisor: What this member's result is divided by: 1 for the sum, the group's size for the mean. Members
+                may differ in it.
             header: (round, version of this contribution).
             buffers: This worker's contribution: 1-D arrays on a CPU device, left as they are.
-            memory: Where the result goes, from ``memory``; donated.
+            memory: Where the result goes, from ``memory``; donated (where the buffer is large).
 
         Returns:
             The version of each member's contribution, and the results, in the accumulation dtypes.
@@ -89,28 +93,71 @@ class Wire:
         Raises:
             RuntimeError: The members are not at the same round (a bug of this library).
         """
+        members = _Members(self.comm, group)
+        sum_up, all_gather = self._compiled(group)
+        jax.block_until_ready(buffers)  # from here on the others read their memory
+        is_large = [members.is_large(own) for own in buffers]
+        into = tuple(itertools.compress(memory, is_large))
+        sent = [request for own in itertools.compress(buffers, is_large) for request in members.send_blocks(own)]
+        shares = self._memory_of_shares(members, buffers)
         arguments = np.asarray((*header, divisor), np.int32)
-        headers, totals = jax.block_until_ready(self._compiled(group)(arguments, buffers, memory))
+        headers, small, large = sum_up(arguments, buffers, shares or into)
+        if shares:
+            self._shares = jax.block_until_ready(large)
+            sent += [request for share in large for request in members.send_share(share)]
+            large = all_gather(arguments, large, into)
+        jax.block_until_ready((headers, small, large))
+        MPI.Request.Waitall(sent)
         headers = np.asarray(headers)
         if not (headers[:, 0] == header[0]).all():
             raise RuntimeError(f"round {header[0]} met the rounds {headers[:, 0].tolist()} of the ranks {list(group)}")
-        return tuple(headers[:, 1].tolist()), totals
+        totals = {True: iter(large), False: iter(small)}
+        return tuple(headers[:, 1].tolist()), tuple(next(totals[large]) for large in is_large)
 
     def prepare(self, group: tuple[int, ...], buffers: Buffers) -> None:
         """Compiles the exchange of such buffers with a group, without making it."""
-        self._compiled(group).lower(np.zeros(3, np.int32), buffers, self.memory(buffers)).compile()
+        members = _Members(self.comm, group)
+        sum_up, all_gather = self._compiled(group)
+        into = self.memory(tuple(filter(members.is_large, buffers)))
+        shares = self._memory_of_shares(members, buffers)
+        arguments = np.zeros(3, np.int32)
+        sum_up.lower(arguments, buffers, shares or into).compile()
+        if shares:
+            all_gather.lower(arguments, shares, into).compile()
 
-    def _compiled(self, group: tuple[int, ...]) -> Any:
+    def _memory_of_shares(self, members: "_Members", buffers: Buffers) -> Buffers:
+        """Memory for this member's shares of large buffers, that of the last ones if it fits; none for two members."""
+        if members.size <= 2:
+            return ()
+        shapes = tuple(
+            (members.blocks(own.size)[members.position][1], sum_dtype(own.dtype))
+            for own in filter(members.is_large, buffers)
+        )
+        if shapes != tuple((share.size, share.dtype) for share in self._shares):
+            self._shares = ()  # released before more is allocated
+            self._shares = self._uninitialized(shapes)
+        return self._shares
+
+    def _uninitialized(self, shapes: tuple[tuple[int, Any], ...]) -> Buffers:
+        if shapes not in self._allocate:
+            members = _Members(self.comm, (self.comm.rank,))
+            function = lambda: tuple(members.uninitialized(size, dtype) for size, dtype in shapes)
+            self._allocate[shapes] = jax.jit(_without_effects(function), out_shardings=self._here)
+        return self._allocate[shapes]() if shapes else ()
+
+    def _compiled(self, group: tuple[int, ...]) -> tuple[Any, Any]:
+        """The functions of a group: one that sums, and one that gathers the shares of more than two members."""
         if group not in self._exchanges:
             members = _Members(self.comm, group)  # no closure over what holds it
-
-            def exchange(header, buffers, memory):
-                return _exchange(members, header, buffers, memory)
-
             here = self._here
-            self._exchanges[group] = jax.jit(
-                _without_effects(exchange), donate_argnums=2, keep_unused=True, in_shardings=here, out_shardings=here
+            jitted = lambda function: jax.jit(
+                _without_effects(functools.partial(function, members)),
+                donate_argnums=2,
+                keep_unused=True,
+                in_shardings=here,
+                out_shardings=here,
             )
+            self._exchanges[group] = jitted(_sum_up), jitted(_all_gather)
         return self._exchanges[group]
 
 
@@ -153,6 +200,8 @@ def _without_effects(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _Members(NamedTuple):
+    """A group of which this process is a member. Members are named by their positions in it."""
+
     comm: MPI.Intracomm
     group: tuple[int, ...]
 
@@ -164,8 +213,60 @@ class _Members(NamedTuple):
     def position(self) -> int:
         return self.group.index(self.comm.rank)
 
+    def others(self, direction: int) -> list[int]:
+        """All others, the next (1) or the previous one (-1) first, so that not all turn to the same one."""
+        return [(self.position + direction * step) % self.size for step in range(1, self.size)]
+
+    def is_large(self, buffer: jax.Array) -> bool:
+        """Whether a buffer is sent ahead."""
+        return buffer.size * buffer.dtype.itemsize > (LARGE_BYTES_OF_TWO if self.size <= 2 else LARGE_BYTES)
+
+    def blocks(self, size: int) -> list[tuple[int, int]]:
+        """What each member sums of a large buffer: (start, size). Two sum everything, more an n-th each."""
+        n = self.size
+        if n <= 2:
+            return [(0, size)] * n
+        return [(k * size // n, (k + 1) * size // n - k * size // n) for k in range(n)]
+
+    @property
+    def block_message_bytes(self) -> int:
+        """Of the messages of blocks, since one from every other member is held at a time."""
+        return max(LEAST_MESSAGE_BYTES, MESSAGE_BYTES // max(1, self.size - 1))
+
+    def send_blocks(self, own: jax.Array) -> list[MPI.Request]:
+        """Begins to send each other member the block of a large buffer that it sums."""
+        blocks = self.blocks(own.size)
+        return [
+            request
+            for dest in self.others(1)
+            for request in self._send_ahead(own, *blocks[dest], self.block_message_bytes, dest)
+        ]
+
+    def send_share(self, share: jax.Array) -> list[MPI.Request]:
+        """Begins to send all others the block that this member has summed."""
+        return [
+            request
+            for dest in self.others(1)
+            for request in self._send_ahead(share, 0, share.size, MESSAGE_BYTES, dest)
+        ]
+
+    def _send_ahead(self, array: jax.Array, start: int, size: int, message_bytes: int, dest: int):
+        datatype, itemsize = from_numpy_dtype(_carrier(array.dtype)), array.dtype.itemsize
+        address = array.unsafe_buffer_pointer() + start * itemsize
+        piece, count = _pieces(size, _count(size * itemsize, message_bytes))
+        for i in range(count):
+            at = min(i * piece, size - piece)
+            message = MPI.buffer.fromaddress(address + at * itemsize, piece * itemsize, readonly=True)
+            yield self.comm.Isend([message, datatype], self.group[dest], _AHEAD)
+
+    def receive_ahead(self, source: int, size: int, dtype: Any) -> jax.Array:
+        """Receives the next message of what another member has sent ahead."""
+        like = jnp.zeros(size, _carrier(dtype))  # only its shape is used
+        received = mpi4jax.recv(like, source=self.group[source], tag=_AHEAD, comm=self.comm)
+        return lax.bitcast_convert_type(received, dtype)
+
     def swap(self, block: jax.Array, dest: int, source: int, size: int, dtype: Any) -> jax.Array:
-        """Sends ``block`` to one member and receives ``size`` elements of ``dtype`` from another; by position."""
+        """Sends ``block`` to one member and receives ``size`` elements of ``dtype`` from another."""
         return self._sendrecv(block, self.group[dest], self.group[source], size, dtype)
 
     def uninitialized(self, size: int, dtype: Any) -> jax.Array:
@@ -187,71 +288,97 @@ def _carrier(dtype: Any) -> Any:
     return jnp.dtype(f"uint{8 * dtype.itemsize}")
 
 
-def _exchange(members: _Members, header: jax.Array, buffers: Buffers, memory: Buffers):
-    """All members' headers, [n, 2], and the totals. Headers ride along with a small float32 buffer, if there is one."""
-    slots = jnp.zeros((members.size, 2), header.dtype).at[members.position].set(header[:2])
-    total = lambda own, out: _total(members, own, out, header[2])
-    if not buffers or buffers[0].dtype != jnp.float32 or buffers[0].size * 4 > CHUNK_BYTES:
-        headers = _block_sum(members, slots.ravel(), header.dtype)
-        return headers.reshape(slots.shape), tuple(map(total, buffers, memory))
-    halves = jnp.stack([slots >> 16, slots & 0xFFFF], -1).astype(jnp.float32)  # exact, and summed with zeros
-    own = jnp.concatenate([buffers[0], halves.ravel()])
-    sums = _block_sum(members, own, own.dtype)
-    high, low = jnp.moveaxis(sums[buffers[0].size :].reshape(halves.shape).astype(header.dtype), -1, 0)
-    first = sums[: buffers[0].size] / header[2].astype(jnp.float32)
-    return (high << 16) + low, (first, *map(total, buffers[1:], memory[1:]))
+def _sum_up(members: _Members, arguments: jax.Array, buffers: Buffers, into: Buffers):
+    """All members' headers, [n, 2]; the small buffers' totals, divided; and this member's blocks of the large ones'.
+
+    Blocks are divided here if there is nothing left to gather. Headers ride along with a small float32 buffer, if there
+    is one.
+    """
+    slots = jnp.zeros((members.size, 2), arguments.dtype).at[members.position].set(arguments[:2])
+    divisor = arguments[2]
+    small = list(itertools.filterfalse(members.is_large, buffers))
+    totals: list[jax.Array] = []
+    if small and small[0] is buffers[0] and small[0].dtype == jnp.float32:
+        halves = jnp.stack([slots >> 16, slots & 0xFFFF], -1).astype(jnp.float32)  # exact, and summed with zeros
+        own = small.pop(0)
+        sums = _sum(members, jnp.concatenate([own, halves.ravel()]), own.dtype)
+        high, low = jnp.moveaxis(sums[own.size :].reshape(halves.shape).astype(arguments.dtype), -1, 0)
+        headers = (high << 16) + low
+        totals.append(divided(sums[: own.size], divisor))
+    else:
+        headers = _sum(members, slots.ravel(), arguments.dtype).reshape(slots.shape)
+    totals += [divided(_sum(members, own, sum_dtype(own.dtype)), divisor) for own in small]
+    large = filter(members.is_large, buffers)
+    finish = (lambda total: divided(total, divisor)) if members.size <= 2 else lambda total: total
+    blocks = tuple(_sum_block(members, own, out, finish) for own, out in zip(large, into, strict=True))
+    return headers, tuple(totals), blocks
 
 
-def _total(members: _Members, own: jax.Array, out: jax.Array, divisor: jax.Array) -> jax.Array:
-    """The sum of a buffer, divided, chunk by chunk."""
-    divisor = divisor.astype(jnp.finfo(out.dtype).dtype)
-    if own.size * own.dtype.itemsize <= CHUNK_BYTES:
-        return _block_sum(members, own, out.dtype) / divisor
-    if members.size == 2:
-        return _total_of_two(members, own, out, divisor)
+def _sum_block(
+    members: _Members, own: jax.Array, out: jax.Array, finish: Callable[[jax.Array], jax.Array]
+) -> jax.Array:
+    """The sum of what the others have sent ahead of a large buffer and of this member's own; ``finish`` of it."""
+    start, size = members.blocks(own.size)[members.position]
 
-    def sum_chunk(start, size, out):
-        for part in _parts(members, own, start, size, out.dtype):
-            out = _put(out, part.sum / divisor, start + part.offset)
-        return out
+    def sum_message(at, piece, out):
+        received = {k: members.receive_ahead(k, piece, own.dtype) for k in members.others(-1)}
 
-    return _in_pieces(own.size, _count(own, CHUNK_BYTES), sum_chunk, out)
+        def sum_chunk(offset, chunk, out):
+            mine = _slice(own, start + at + offset, chunk)
+            contributions = [
+                widened(_slice(received[k], offset, chunk) if k in received else mine, out.dtype)
+                for k in range(members.size)
+            ]
+            return _put(out, finish(sum_in_order(contributions)), at + offset)
 
+        return _in_pieces(piece, _count(piece * own.dtype.itemsize, CHUNK_BYTES), sum_chunk, out)
 
-def _total_of_two(members: _Members, own: jax.Array, out: jax.Array, divisor: jax.Array) -> jax.Array:
-    partner = 1 - members.position
-    num_messages = 1 if _count(own, WHOLE_BYTES) == 1 else _count(own, MESSAGE_BYTES)
-
-    def exchange(start, size, out):
-        num_chunks = math.ceil(_count(own, CHUNK_BYTES_OF_TWO) / num_messages)
-        sent = own
-        if num_messages > 1:
-            copy = lambda at, chunk, sent: _put(sent, _slice(own, start + at, chunk), at)
-            sent = _in_pieces(size, num_chunks, copy, members.uninitialized(size, own.dtype))
-        received = members.swap(sent, partner, partner, size, own.dtype)
-
-        def add(at, chunk, out):
-            mine, theirs = _slice(own, start + at, chunk), _slice(received, at, chunk)
-            total = widened(mine, out.dtype) + widened(theirs, out.dtype)
-            return _put(out, total / divisor, start + at)
-
-        return _in_pieces(size, num_chunks, add, out)
-
-    return _in_pieces(own.size, num_messages, exchange, out)
+    return _in_pieces(size, _count(size * own.dtype.itemsize, members.block_message_bytes), sum_message, out)
 
 
-def _count(buffer: jax.Array, piece_bytes: int) -> int:
-    return math.ceil(buffer.size * buffer.dtype.itemsize / piece_bytes)
+def _all_gather(members: _Members, arguments: jax.Array, shares: Buffers, into: Buffers) -> Buffers:
+    """All members' blocks of the totals, of which the others have sent theirs ahead, divided.
+
+    By each member for itself: one that is late wants the sum.
+    """
+    return tuple(_gather(members, share, out, arguments[2]) for share, out in zip(shares, into, strict=True))
+
+
+def _gather(members: _Members, share: jax.Array, out: jax.Array, divisor: jax.Array) -> jax.Array:
+    itemsize = out.dtype.itemsize
+    for source in [members.position, *members.others(-1)]:
+        start, size = members.blocks(out.size)[source]
+
+        def place(message, begin, out):
+            chunk = lambda at, piece, out: _put(out, divided(_slice(message, at, piece), divisor), begin + at)
+            return _in_pieces(message.size, _count(message.size * itemsize, CHUNK_BYTES), chunk, out)
+
+        def receive(at, piece, out, source=source, start=start, place=place):
+            return place(members.receive_ahead(source, piece, out.dtype), start + at, out)
+
+        if source == members.position:
+            out = place(share, start, out)
+        else:
+            out = _in_pieces(size, _count(size * itemsize, MESSAGE_BYTES), receive, out)
+    return out
+
+
+def _count(num_bytes: int, piece_bytes: int) -> int:
+    return max(1, math.ceil(num_bytes / piece_bytes))
+
+
+def _pieces(size: int, count: int) -> tuple[int, int]:
+    """The size and the number of at most ``count`` pieces of equal size; the last two may overlap."""
+    piece = math.ceil(size / count)
+    return piece, math.ceil(size / piece)
 
 
 def _in_pieces(size: int, count: int, body: Callable[[Any, int, Any], Any], value: Any) -> Any:
-    """``value = body(start, piece, value)`` for ``count`` pieces of equal size; the last two may overlap."""
-    piece = math.ceil(size / count)
+    """``value = body(start, piece, value)`` for all ``_pieces``."""
+    piece, count = _pieces(size, count)
     if count == 1:
         return body(0, piece, value)
-    return lax.fori_loop(
-        0, math.ceil(size / piece), lambda i, value: body(jnp.minimum(i * piece, size - piece), piece, value), value
-    )
+    return lax.fori_loop(0, count, lambda i, value: body(jnp.minimum(i * piece, size - piece), piece, value), value)
 
 
 def _slice(buffer: jax.Array, start: Any, size: int) -> jax.Array:
@@ -262,35 +389,14 @@ def _put(buffer: jax.Array, block: jax.Array, start: Any) -> jax.Array:
     return lax.dynamic_update_slice(buffer, block, (start,))
 
 
-class _Part(NamedTuple):
-    """The sum of a part of a block; ``offset`` within the block, in elements."""
-
-    offset: int
-    sum: jax.Array
-
-
-def _block_sum(members: _Members, block: jax.Array, wide: Any) -> jax.Array:
-    """The sum of a 1-D block over the members, in dtype ``wide``."""
-    return _joined(_parts(members, block, 0, block.size, wide))
-
-
-def _joined(parts: Sequence[_Part]) -> jax.Array:
-    if len(parts) == 1:
-        return parts[0].sum
-    return jnp.concatenate([part.sum for part in sorted(parts, key=lambda part: part.offset)])
-
-
-def _parts(members: _Members, own: jax.Array, start: Any, size: int, wide: Any) -> list[_Part]:
-    """The sum over the members of the block of ``size`` elements at ``start``, in ``wide``: parts in any order.
-
-    What is passed on is cut out of ``own``, and what has come is handed out, without another copy of the whole block.
-    """
+def _sum(members: _Members, own: jax.Array, wide: Any) -> jax.Array:
+    """The sum of a small buffer over the members, in dtype ``wide``."""
     n = members.size
     if n & (n - 1):
-        return _pairwise(members, own, start, size, wide)
-    if n <= 2 or size * own.dtype.itemsize <= SMALL_BLOCK_BYTES:
-        return [_Part(0, _recursive_doubling(members, _slice(own, start, size), wide))]
-    return _halving_doubling(members, own, start, size, wide)
+        return _pairwise(members, own, wide)
+    if n <= 2 or own.size * own.dtype.itemsize <= SMALL_BYTES:
+        return _recursive_doubling(members, own, wide)
+    return _halving_doubling(members, own, wide)
 
 
 def _recursive_doubling(members: _Members, block: jax.Array, wide: Any) -> jax.Array:
@@ -304,51 +410,40 @@ def _recursive_doubling(members: _Members, block: jax.Array, wide: Any) -> jax.A
     return block
 
 
-def _halving_doubling(members: _Members, own: jax.Array, start: Any, size: int, wide: Any) -> list[_Part]:
+def _halving_doubling(members: _Members, block: jax.Array, wide: Any) -> jax.Array:
     n, position = members.size, members.position
-    bounds = [k * size // n for k in range(n + 1)]
-    low, high = 0, n  # of the n-ths that ``block`` holds, from ``origin`` on
-    block, origin = own, start
+    bounds = [k * block.size // n for k in range(n + 1)]
+    low, high = 0, n  # of the n-ths that ``block`` holds
     mask = n // 2
     while mask:
         middle, partner = (low + high) // 2, position ^ mask
-        lower, upper = (low, middle), (middle, high)
+        lower, upper = jnp.split(block, [bounds[middle] - bounds[low]])
         kept, sent = (upper, lower) if position & mask else (lower, upper)
-        cut = lambda ends, block=block, origin=origin: _slice(
-            block, origin + bounds[ends[0]], bounds[ends[1]] - bounds[ends[0]]
-        )
-        mine = cut(kept)
-        received = members.swap(cut(sent), partner, partner, mine.size, mine.dtype)
-        block = widened(mine, wide) + widened(received, wide)
-        low, high = kept
-        origin = -bounds[low]
+        received = members.swap(sent, partner, partner, kept.size, kept.dtype)
+        block = widened(kept, wide) + widened(received, wide)
+        low, high = (middle, high) if position & mask else (low, middle)
         mask //= 2
-    parts = [_Part(bounds[low], block)]
     mask = 1
     while mask < n:
         partner, width = position ^ mask, high - low
         at = low - width if position & mask else high  # where the partner's begin
-        received = members.swap(_joined(parts), partner, partner, bounds[at + width] - bounds[at], wide)
-        parts.append(_Part(bounds[at], received))
+        received = members.swap(block, partner, partner, bounds[at + width] - bounds[at], wide)
+        block = jnp.concatenate([received, block] if at < low else [block, received])
         low = min(low, at)
         high = low + 2 * width
         mask *= 2
-    return parts
+    return block
 
 
-def _pairwise(members: _Members, own: jax.Array, start: Any, size: int, wide: Any) -> list[_Part]:
+def _pairwise(members: _Members, own: jax.Array, wide: Any) -> jax.Array:
     n, position = members.size, members.position
-    bounds = [k * size // n for k in range(n + 1)]
-    nth = lambda k: _slice(own, start + bounds[k], bounds[k + 1] - bounds[k])
-    mine = nth(position)
+    nths = jnp.split(own, [k * own.size // n for k in range(1, n)])
+    mine = nths[position]
     summands = [mine] * n
-    for step in range(1, n):
-        dest, source = (position + step) % n, (position - step) % n
-        summands[source] = members.swap(nth(dest), dest, source, mine.size, mine.dtype)
-    total = functools.reduce(jnp.add, (widened(summand, wide) for summand in summands))
-    parts = [_Part(bounds[position], total)]
-    for step in range(1, n):
-        dest, source = (position + step) % n, (position - step) % n
-        received = members.swap(total, dest, source, bounds[source + 1] - bounds[source], wide)
-        parts.append(_Part(bounds[source], received))
-    return parts
+    for dest, source in zip(members.others(1), members.others(-1), strict=True):
+        summands[source] = members.swap(nths[dest], dest, source, mine.size, mine.dtype)
+    total = sum_in_order([widened(summand, wide) for summand in summands])
+    totals = [total] * n
+    for dest, source in zip(members.others(1), members.others(-1), strict=True):
+        totals[source] = members.swap(total, dest, source, nths[source].size, wide)
+    return jnp.concatenate(totals)

@@ -1,0 +1,57 @@
+"""One of six MPI processes: sums and means of groups of one to six, small and large, with the bits they must have."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from mpi4py import MPI
+
+from wagma_jax.averaging import merge
+from wagma_jax.exchange import wire as wire_module
+from wagma_jax.exchange.carriers import carried
+
+FLOAT, HALF = jnp.float32, jnp.bfloat16
+SMALL_FIRST = (5, FLOAT), (70_001, FLOAT), (550_003, FLOAT), (20_001, HALF), (1_100_001, HALF)
+LARGE_FIRST = (1_100_001, HALF), (99, FLOAT), (550_003, FLOAT)
+PARTITIONS = (
+    ([(0,), (1,), (2,), (3,), (4,), (5,)], LARGE_FIRST),
+    ([(0, 3), (1, 4), (2, 5)], SMALL_FIRST),
+    ([(0, 1, 2), (3, 4, 5)], LARGE_FIRST),
+    ([(0, 2, 3, 5), (1, 4)], SMALL_FIRST),
+    ([(0, 1, 2, 3, 4, 5)], SMALL_FIRST),
+)
+divide = jax.jit(lambda total, size: merge(total, total, size))
+
+
+def contributions(rank, shapes):
+    rng = np.random.default_rng(rank)
+    return [jnp.asarray(rng.standard_normal(size), dtype) for size, dtype in shapes]
+
+
+def check(wire, group, shapes):
+    rank = wire.comm.rank
+    buffers = tuple(map(carried, contributions(rank, shapes)))
+    before = [np.asarray(buffer).copy() for buffer in buffers]
+    wire.prepare(group, buffers)
+    results = {}
+    for turn in range(2):  # some want the sum, the others the mean
+        divisor = (1, len(group))[(turn + group.index(rank)) % 2]
+        versions, results[divisor] = wire.exchange(group, divisor, (turn, rank), buffers, wire.memory(buffers))
+        assert versions == group
+    totals, means = results[1], results[len(group)]
+    of_all = zip(*(contributions(member, shapes) for member in group), strict=True)
+    for total, mean, own, old, leaves in zip(totals, means, buffers, before, of_all, strict=True):
+        expected = wire_module.sum_in_order([leaf.astype(jnp.float32) for leaf in leaves])
+        np.testing.assert_array_equal(total, expected, strict=True)
+        # as a trainer that divides a sum by itself, and as a replay
+        np.testing.assert_array_equal(mean, divide(total, len(group)), strict=True)
+        np.testing.assert_array_equal(own, old, strict=True)
+
+
+if __name__ == "__main__":
+    world = MPI.COMM_WORLD.Dup()
+    wire = wire_module.Wire(world, jax.local_devices(backend="cpu")[0])
+    for partition, shapes in PARTITIONS:
+        (group,) = (members for members in partition if world.rank in members)
+        check(wire, group, shapes)
+    if world.rank == 0:
+        print("all sums and means are right", flush=True)
