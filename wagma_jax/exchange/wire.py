@@ -127,12 +127,8 @@ class Wire:
 
     def _memory_of_shares(self, members: "_Members", buffers: Buffers) -> Buffers:
         """Memory for this member's shares of large buffers, that of the last ones if it fits; none for two members."""
-        if members.size <= 2:
-            return ()
-        shapes = tuple(
-            (members.blocks(own.size)[members.position][1], sum_dtype(own.dtype))
-            for own in filter(members.is_large, buffers)
-        )
+        large = tuple(filter(members.is_large, buffers)) if members.size > 2 else ()
+        shapes = tuple((members.blocks(own.size)[members.position][1], sum_dtype(own.dtype)) for own in large)
         if shapes != tuple((share.size, share.dtype) for share in self._shares):
             self._shares = ()  # released before more is allocated
             self._shares = self._uninitialized(shapes)
