@@ -5,13 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 from mpi4py import MPI
 
-from wagma_jax.averaging import merge
+from wagma_jax.averaging import accumulation_dtype, merge
 from wagma_jax.exchange import wire as wire_module
 from wagma_jax.exchange.carriers import carried
 
-FLOAT, HALF = jnp.float32, jnp.bfloat16
-SMALL_FIRST = (5, FLOAT), (70_001, FLOAT), (550_003, FLOAT), (20_001, HALF), (1_100_001, HALF)
-LARGE_FIRST = (1_100_001, HALF), (99, FLOAT), (550_003, FLOAT)
+SMALL_FIRST = (5, "float32"), (70_001, "float32"), (550_003, "float32"), (20_001, "bfloat16"), (140_003, "float16")
+LARGE_FIRST = (1_100_001, "bfloat16"), (99, "float32"), (550_003, "float32"), (40_001, "complex64")
 PARTITIONS = (
     ([(0,), (1,), (2,), (3,), (4,), (5,)], LARGE_FIRST),
     ([(0, 3), (1, 4), (2, 5)], SMALL_FIRST),
@@ -35,12 +34,13 @@ def check(wire, group, shapes):
     results = {}
     for turn in range(2):  # some want the sum, the others the mean
         divisor = (1, len(group))[(turn + group.index(rank)) % 2]
-        versions, results[divisor] = wire.exchange(group, divisor, (turn, rank), buffers, wire.memory(buffers))
-        assert versions == group
+        header = (turn, 100_000 + rank)
+        versions, results[divisor] = wire.exchange(group, divisor, header, buffers, wire.memory(buffers))
+        assert versions == tuple(100_000 + member for member in group), versions
     totals, means = results[1], results[len(group)]
     of_all = zip(*(contributions(member, shapes) for member in group), strict=True)
     for total, mean, own, old, leaves in zip(totals, means, buffers, before, of_all, strict=True):
-        expected = wire_module.sum_in_order([leaf.astype(jnp.float32) for leaf in leaves])
+        expected = wire_module.sum_in_order([leaf.astype(accumulation_dtype(leaf.dtype)) for leaf in leaves])
         np.testing.assert_array_equal(total, expected, strict=True)
         # as a trainer that divides a sum by itself, and as a replay
         np.testing.assert_array_equal(mean, divide(total, len(group)), strict=True)

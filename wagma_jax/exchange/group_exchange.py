@@ -71,7 +71,8 @@ class GroupExchange:
 
     Use it as a context manager: an exception inside of it ends the whole run within seconds, and a normal end waits (at
     no cost to the others) until all workers have ended. All processes construct it at the same time with the same
-    arguments. One exchange has some three buffers of the model's size beside the user's own.
+    arguments. At most three buffers of the model's size exist beside the user's own at a time (in groups of more than
+    two, and in sync rounds, another n-th for n members).
 
     Args:
         comm: An ``mpi4py`` communicator; None: ``MPI.COMM_WORLD``. It is duplicated, so it may be used for anything.
