@@ -49,7 +49,7 @@ from benchmarks.xla_collectives import Summary, markdown, ratios, summarize
 from wagma_jax.averaging import accumulation_dtype
 
 SIZE_NAMES = {"K": 1_000, "M": 1_000_000, "G": 1_000_000_000}
-MODELS_IN_USE = 14
+MODELS_IN_USE = 13
 """Models, as wide as their sums, that a rank holds in the section ``sizes``, at most; sizes that would not fit are left
 out."""
 COLORS = {"allreduce": "#555555", "wire": "#ff7f0e", "wagma": "#d62728", "step": "#9467bd", "bound": "#1f77b4"}
@@ -575,7 +575,7 @@ def _sizes_figure(results: Sequence[dict[str, Any]], world: World, config: Sizes
     right = panel_of(figure, 122, "", "time / time of MPI_Allreduce", "Beside MPI_Allreduce of as many bytes")
     for dtype, line in zip(config.dtypes, ("-", "--"), strict=False):
         mine = [one for one in results if one["dtype"] == dtype]
-        for name in labels:
+        for name in labels if mine else ():
             times = [summarize(one["seconds"][name]) for one in mine]
             middle, low, high = ([1e3 * t[i] for t in times] for i in (1, 2, 3))
             size = [one["bytes"] for one in mine]
