@@ -102,10 +102,10 @@ def merge(total: jax.Array, own: jax.Array, size: Any, late: Any = None) -> jax.
 
 
 def divided(total: jax.Array, size: Any) -> jax.Array:
-    """``total / size``, with the same bits wherever it is compiled.
+    """``total / size``; for a traced size with the same bits wherever it is compiled.
 
     XLA replaces a division by a scalar that is unknown at compilation by a multiplication, but not in all places: here
-    it is one in the first place. An ``int`` is known.
+    it is one in the first place. An ``int`` divides, which may differ from it by a unit in the last place.
     """
     if isinstance(size, int):
         return total / size

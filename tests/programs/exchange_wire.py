@@ -9,7 +9,7 @@ from wagma_jax.averaging import accumulation_dtype, merge
 from wagma_jax.exchange import wire as wire_module
 from wagma_jax.exchange.carriers import carried
 
-SMALL_FIRST = (5, "float32"), (70_001, "float32"), (550_003, "float32"), (20_001, "bfloat16"), (140_003, "float16")
+SMALL_FIRST = (5, "float32"), (3, "float32"), (70_001, "float32"), (550_003, "float32"), (140_003, "float16")
 LARGE_FIRST = (1_100_001, "bfloat16"), (99, "float32"), (550_003, "float32"), (40_001, "complex64")
 PARTITIONS = (
     ([(0,), (1,), (2,), (3,), (4,), (5,)], LARGE_FIRST),

@@ -233,6 +233,7 @@ class Engine:
             raise TimeoutError(f"the engine's thread has not ended within {timeout:.0f} s")
         self.outbox, self.inbox = Outbox(self.outbox.version, ()), Inbox()
         self._memory = {}
+        self.wire.release()
         self.raise_failure()
 
     def abort(self, text: str) -> None:

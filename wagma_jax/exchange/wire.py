@@ -9,6 +9,7 @@ How a buffer of m elements goes to the n members of a group (see Thakur, Rabense
   runs, from the buffer itself, and nobody waits for anybody in between: MPI lets the receiver fetch a large message
   (from the sender's memory, on one machine) while the sender computes or does not run at all. With a message at a time
   both would have to run at the same time for each of them, and where ranks share cores it is chance whether they do.
+  (What is posted needs Python's lock once a message, which a trainer that loops in Python gives away after a while.)
   Two members send each other the whole buffer. More reduce and scatter it, an n-th for each, and gather the n-ths:
   2 m (n - 1) / n elements in all, for any n.
 
@@ -33,7 +34,6 @@ from jax import lax
 from jax.extend.core import Primitive, jaxpr_as_fun
 from jax.interpreters import mlir
 from mpi4py import MPI
-from mpi4py.util.dtlib import from_numpy_dtype
 
 from wagma_jax.averaging import divided
 from wagma_jax.exchange.buffers import Buffers
@@ -64,6 +64,7 @@ class Wire:
         self._exchanges: dict[tuple[int, ...], tuple[Any, Any]] = {}
         self._allocate: dict[Any, Any] = {}
         self._shares: Buffers = ()  # of the last exchange with more than one other: memory for those of the next
+        self._in_flight: Any = None  # what others may still read, kept even if an exchange fails
 
     def memory(self, buffers: Buffers) -> Buffers:
         """Uninitialized memory for the result of an exchange of such buffers, for its ``memory`` argument.
@@ -84,7 +85,8 @@ class Wire:
             divisor: What this member's result is divided by: 1 for the sum, the group's size for the mean. Members
                 may differ in it.
             header: (round, version of this contribution).
-            buffers: This worker's contribution: 1-D arrays on a CPU device, left as they are.
+            buffers: This worker's contribution: 1-D arrays on a CPU device, left as they are. Nobody may donate or
+                delete them meanwhile: the others read their memory, of which JAX knows nothing.
             memory: Where the result goes, from ``memory``; donated (where the buffer is large).
 
         Returns:
@@ -98,7 +100,10 @@ class Wire:
         jax.block_until_ready(buffers)  # from here on the others read their memory
         is_large = [members.is_large(own) for own in buffers]
         into = tuple(itertools.compress(memory, is_large))
-        sent = [request for own in itertools.compress(buffers, is_large) for request in members.send_blocks(own)]
+        sent: list[MPI.Request] = []
+        self._in_flight = buffers, sent
+        for own in itertools.compress(buffers, is_large):
+            sent += members.send_blocks(own)
         shares = self._memory_of_shares(members, buffers)
         arguments = np.asarray((*header, divisor), np.int32)
         headers, small, large = sum_up(arguments, buffers, shares or into)
@@ -108,6 +113,7 @@ class Wire:
             large = all_gather(arguments, large, into)
         jax.block_until_ready((headers, small, large))
         MPI.Request.Waitall(sent)
+        self._in_flight = None
         headers = np.asarray(headers)
         if not (headers[:, 0] == header[0]).all():
             raise RuntimeError(f"round {header[0]} met the rounds {headers[:, 0].tolist()} of the ranks {list(group)}")
@@ -124,6 +130,10 @@ class Wire:
         sum_up.lower(arguments, buffers, shares or into).compile()
         if shares:
             all_gather.lower(arguments, shares, into).compile()
+
+    def release(self) -> None:
+        """Gives the memory back that is kept for the next exchange."""
+        self._shares = ()
 
     def _memory_of_shares(self, members: "_Members", buffers: Buffers) -> Buffers:
         """Memory for this member's shares of large buffers, that of the last ones if it fits; none for two members."""
@@ -247,7 +257,7 @@ class _Members(NamedTuple):
         ]
 
     def _send_ahead(self, array: jax.Array, start: int, size: int, message_bytes: int, dest: int):
-        datatype, itemsize = from_numpy_dtype(_carrier(array.dtype)), array.dtype.itemsize
+        datatype, itemsize = _carrier(array.dtype).char, array.dtype.itemsize  # a predefined datatype: none to free
         address = array.unsafe_buffer_pointer() + start * itemsize
         piece, count = _pieces(size, _count(size * itemsize, message_bytes))
         for i in range(count):
