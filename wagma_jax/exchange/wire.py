@@ -145,11 +145,13 @@ class Wire:
         return self._shares
 
     def _uninitialized(self, shapes: tuple[tuple[int, Any], ...]) -> Buffers:
+        if not shapes:
+            return ()
         if shapes not in self._allocate:
             members = _Members(self.comm, (self.comm.rank,))
             function = lambda: tuple(members.uninitialized(size, dtype) for size, dtype in shapes)
             self._allocate[shapes] = jax.jit(_without_effects(function), out_shardings=self._here)
-        return self._allocate[shapes]() if shapes else ()
+        return self._allocate[shapes]()
 
     def _compiled(self, group: tuple[int, ...]) -> tuple[Any, Any]:
         """The functions of a group: one that sums, and one that gathers the shares of more than two members."""
@@ -242,28 +244,26 @@ class _Members(NamedTuple):
     def send_blocks(self, own: jax.Array) -> list[MPI.Request]:
         """Begins to send each other member the block of a large buffer that it sums."""
         blocks = self.blocks(own.size)
-        return [
-            request
-            for dest in self.others(1)
-            for request in self._send_ahead(own, *blocks[dest], self.block_message_bytes, dest)
-        ]
+        return self._send_ahead(own, {dest: blocks[dest] for dest in self.others(1)}, self.block_message_bytes)
 
     def send_share(self, share: jax.Array) -> list[MPI.Request]:
         """Begins to send all others the block that this member has summed."""
-        return [
-            request
-            for dest in self.others(1)
-            for request in self._send_ahead(share, 0, share.size, MESSAGE_BYTES, dest)
-        ]
+        return self._send_ahead(share, dict.fromkeys(self.others(1), (0, share.size)), MESSAGE_BYTES)
 
-    def _send_ahead(self, array: jax.Array, start: int, size: int, message_bytes: int, dest: int):
+    def _send_ahead(
+        self, array: jax.Array, blocks: dict[int, tuple[int, int]], message_bytes: int
+    ) -> list[MPI.Request]:
+        """Begins to send each member its block, (start, size), in the messages that ``_in_pieces`` receives."""
         datatype, itemsize = _carrier(array.dtype).char, array.dtype.itemsize  # a predefined datatype: none to free
-        address = array.unsafe_buffer_pointer() + start * itemsize
-        piece, count = _pieces(size, _count(size * itemsize, message_bytes))
-        for i in range(count):
-            at = min(i * piece, size - piece)
-            message = MPI.buffer.fromaddress(address + at * itemsize, piece * itemsize, readonly=True)
-            yield self.comm.Isend([message, datatype], self.group[dest], _AHEAD)
+        address = array.unsafe_buffer_pointer()
+        requests = []
+        for dest, (start, size) in blocks.items():
+            piece, count = _pieces(size, itemsize, message_bytes)
+            for i in range(count):
+                at = start + min(i * piece, size - piece)
+                message = MPI.buffer.fromaddress(address + at * itemsize, piece * itemsize, readonly=True)
+                requests.append(self.comm.Isend([message, datatype], self.group[dest], _AHEAD))
+        return requests
 
     def receive_ahead(self, source: int, size: int, dtype: Any) -> jax.Array:
         """Receives the next message of what another member has sent ahead."""
@@ -325,6 +325,7 @@ def _sum_block(
 ) -> jax.Array:
     """The sum of what the others have sent ahead of a large buffer and of this member's own; ``finish`` of it."""
     start, size = members.blocks(own.size)[members.position]
+    itemsize = own.dtype.itemsize
 
     def sum_message(at, piece, out):
         received = {k: members.receive_ahead(k, piece, own.dtype) for k in members.others(-1)}
@@ -337,9 +338,9 @@ def _sum_block(
             ]
             return _put(out, finish(sum_in_order(contributions)), at + offset)
 
-        return _in_pieces(piece, _count(piece * own.dtype.itemsize, CHUNK_BYTES), sum_chunk, out)
+        return _in_pieces(piece, itemsize, CHUNK_BYTES, sum_chunk, out)
 
-    return _in_pieces(size, _count(size * own.dtype.itemsize, members.block_message_bytes), sum_message, out)
+    return _in_pieces(size, itemsize, members.block_message_bytes, sum_message, out)
 
 
 def _all_gather(members: _Members, arguments: jax.Array, shares: Buffers, into: Buffers) -> Buffers:
@@ -351,37 +352,31 @@ def _all_gather(members: _Members, arguments: jax.Array, shares: Buffers, into: 
 
 
 def _gather(members: _Members, share: jax.Array, out: jax.Array, divisor: jax.Array) -> jax.Array:
-    itemsize = out.dtype.itemsize
-    for source in [members.position, *members.others(-1)]:
-        start, size = members.blocks(out.size)[source]
+    blocks, itemsize = members.blocks(out.size), out.dtype.itemsize
 
-        def place(message, begin, out):
-            chunk = lambda at, piece, out: _put(out, divided(_slice(message, at, piece), divisor), begin + at)
-            return _in_pieces(message.size, _count(message.size * itemsize, CHUNK_BYTES), chunk, out)
+    def place(message, begin, out):
+        chunk = lambda at, piece, out: _put(out, divided(_slice(message, at, piece), divisor), begin + at)
+        return _in_pieces(message.size, itemsize, CHUNK_BYTES, chunk, out)
 
-        def receive(at, piece, out, source=source, start=start, place=place):
-            return place(members.receive_ahead(source, piece, out.dtype), start + at, out)
-
-        if source == members.position:
-            out = place(share, start, out)
-        else:
-            out = _in_pieces(size, _count(size * itemsize, MESSAGE_BYTES), receive, out)
+    out = place(share, blocks[members.position][0], out)
+    for source in members.others(-1):
+        start, size = blocks[source]
+        receive = lambda at, piece, out, source=source, start=start: place(
+            members.receive_ahead(source, piece, out.dtype), start + at, out
+        )
+        out = _in_pieces(size, itemsize, MESSAGE_BYTES, receive, out)
     return out
 
 
-def _count(num_bytes: int, piece_bytes: int) -> int:
-    return max(1, math.ceil(num_bytes / piece_bytes))
-
-
-def _pieces(size: int, count: int) -> tuple[int, int]:
-    """The size and the number of at most ``count`` pieces of equal size; the last two may overlap."""
-    piece = math.ceil(size / count)
+def _pieces(size: int, itemsize: int, piece_bytes: int) -> tuple[int, int]:
+    """The size and the number of the equal pieces, of at most about ``piece_bytes``; the last two may overlap."""
+    piece = math.ceil(size / max(1, math.ceil(size * itemsize / piece_bytes)))
     return piece, math.ceil(size / piece)
 
 
-def _in_pieces(size: int, count: int, body: Callable[[Any, int, Any], Any], value: Any) -> Any:
+def _in_pieces(size: int, itemsize: int, piece_bytes: int, body: Callable[[Any, int, Any], Any], value: Any) -> Any:
     """``value = body(start, piece, value)`` for all ``_pieces``."""
-    piece, count = _pieces(size, count)
+    piece, count = _pieces(size, itemsize, piece_bytes)
     if count == 1:
         return body(0, piece, value)
     return lax.fori_loop(0, count, lambda i, value: body(jnp.minimum(i * piece, size - piece), piece, value), value)
