@@ -17,6 +17,10 @@ Model = dict[str, Any]
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+class GaveUpError(RuntimeError):
+    """Raised by a workload: the run ends, its user can mend the cause and go on from the last checkpoint."""
+
+
 class Mean(NamedTuple):
     """One metric of one worker's step; over steps and workers both fields add up.
 
@@ -80,11 +84,17 @@ class Place(Protocol):
         num_workers: P, of all processes.
         workers: Those of this process.
         part: (which, of how many) of an evaluation is this process's.
+        devices: Of this process, for an evaluation.
     """
 
-    num_workers: int
-    workers: range
-    part: tuple[int, int]
+    @property
+    def num_workers(self) -> int: ...  # noqa: D102
+    @property
+    def workers(self) -> range: ...  # noqa: D102
+    @property
+    def part(self) -> tuple[int, int]: ...  # noqa: D102
+    @property
+    def devices(self) -> Sequence[jax.Device]: ...  # noqa: D102
 
     def put(self, tree: Any) -> Any:
         """Brings host arrays [len(workers), ...] onto the devices, as ``Batch.arrays``."""
