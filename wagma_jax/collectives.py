@@ -6,7 +6,7 @@ Lowerings of a group's sum:
 
 - ``psum``: one grouped all-reduce. Under ``pmap`` and ``shard_map(check_vma=False)``.
 - ``reduce_scatter``: a grouped ``psum_scatter`` and ``all_gather``. Under ``pmap`` and ``shard_map`` with any
-  ``check_vma``; groups of equal size.
+  ``check_vma``; groups of equal size. Not on CPUs of several processes before JAX 0.12, where it gives wrong sums.
 - ``ppermute``: recursive doubling between partners. Anywhere; the first hop carries the leaf's own dtype.
 - ``matrix``: the rows of each group in an ``all_gather``, summed. Anywhere, and best under ``vmap``, where the gather
   costs nothing; elsewhere every worker receives all models.
@@ -21,6 +21,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import jaxlib
 import numpy as np
 from jax import lax
 from jax.custom_batching import custom_vmap
@@ -348,6 +349,11 @@ def group_sums(
             f"lowering='reduce_scatter' needs groups of equal size, got sizes {sorted({len(g) for g in groups})}: "
             "pass 'auto' or 'ppermute', or a group_size that divides num_workers"
         )
+    if lowering == "reduce_scatter" and _reduce_scatter_is_wrong():
+        raise ValueError(
+            "lowering='reduce_scatter' gives wrong sums on CPUs of several processes before JAX 0.12, got JAX "
+            f"{jaxlib.__version__}: pass 'auto' or 'ppermute', or install JAX 0.12 or later"
+        )
 
     def total(x, name):
         if name == "ppermute":
@@ -366,7 +372,8 @@ def group_sums(
                 return total(x, "psum")
         except NotImplementedError:  # check_vma=True
             pass
-        return total(x, "reduce_scatter" if _equal(groups) and _all_manual() else "ppermute")
+        scatters = _equal(groups) and _all_manual() and not _reduce_scatter_is_wrong()
+        return total(x, "reduce_scatter" if scatters else "ppermute")
 
     try:
         return [choose(leaf) for leaf in leaves]
@@ -386,6 +393,12 @@ def _reduce_scatter(x, axis_name, groups):
     padded = jnp.pad(_widen(x).reshape(-1), (0, -x.size % len(groups[0])))
     shard = lax.psum_scatter(padded, axis_name, axis_index_groups=lists, tiled=True)
     return lax.all_gather(shard, axis_name, axis_index_groups=lists, tiled=True)[: x.size].reshape(x.shape)
+
+
+def _reduce_scatter_is_wrong() -> bool:
+    """Whether this JAX reduces and scatters through its broken Gloo: wrong sums of large arrays, without an error."""
+    release = tuple(map(int, jaxlib.__version__.split(".")[:2]))
+    return release < (0, 12) and jax.default_backend() == "cpu" and jax.process_count() > 1
 
 
 def _ppermute(x, axis_name, groups, tables, vmapped):
