@@ -7,7 +7,7 @@ each is a process. There and nowhere else a run evaluates, saves and stops.
 import dataclasses
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -322,16 +322,3 @@ class Run:
             distance=group.from_first(self._distance),
         )
 
-
-def run(
-    options: RunOptions,
-    task: Task,
-    workers: Workers,
-    feed: Callable[[], Feed],
-    position: Position,
-    budget: Budget,
-    metrics: MetricsFile,
-    checkpoints: Checkpoints | None,
-) -> Outcome:
-    """Trains from ``position`` to the end of the budget; called by all processes, see :class:`Run`."""
-    return Run(options, task, workers, position, budget, metrics, checkpoints)(feed())

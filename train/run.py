@@ -230,8 +230,8 @@ def run(prepared: Prepared) -> tuple[dict[str, Any], list[dict[str, Any]]]:
             folder = prepared.out / resume.CHECKPOINTS
             together = prepared.transport.TOGETHER
             saver = stack.enter_context(Checkpoints(folder, group, options.keep_checkpoints, together))
-        feed = lambda: task.feed(prepared.place, options.seed, position.first_example)
-        outcome = loop.run(options, task, workers, feed, position, prepared.budget, metrics, saver)
+        training = loop.Run(options, task, workers, position, prepared.budget, metrics, saver)
+        outcome = training(task.feed(prepared.place, options.seed, position.first_example))
         devices = workers.describe()
     if outcome.signal is not None:
         raise loop.Interrupted(outcome, prepared.out, saved=saver is not None)
