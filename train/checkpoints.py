@@ -1,8 +1,9 @@
-"""Checkpoints of a run: a folder per step, in it ``position.json`` and one orbax checkpoint for each piece of the state.
+"""Checkpoints of a run: a folder per step, in it ``position.json`` and one orbax checkpoint, a *part*, per process.
 
-Every process writes its own pieces in the background, and what is equal on all is written once. A checkpoint is whole
-when all pieces that its position names are there; orbax writes a piece under another name and renames it at the end, so
-that a run which is killed at any moment leaves whole checkpoints and such as are not counted.
+Every process writes its own part in the background, and what is equal on all is in one of them only. Where the workers
+are in one JAX program, its processes write one part together. A checkpoint is whole when all parts that its position
+names are there; orbax writes a part under another name and renames it at the end, so that a run which is killed at any
+moment leaves whole checkpoints and such as are not counted.
 """
 
 import dataclasses
@@ -43,7 +44,7 @@ class Position:
         setup: The options that it cannot change without starting again from its consensus model.
         fingerprint: What must be the same whenever the run goes on, by name.
         workers: P.
-        stacked: Whether the pieces of its checkpoints have a leading axis of the workers.
+        stacked: Whether the arrays of its checkpoints have a leading axis of the workers.
         first_step: The step at which the run began with this number of workers; 0 if it has always had it.
         first_example: ``examples`` at that step.
         first_share: The share of the training that was done at that step.
@@ -78,11 +79,11 @@ class Saved(NamedTuple):
 
     Attributes:
         position: Where the run was.
-        pieces: Shape and dtype of every leaf by its path, by the name of the piece.
+        parts: By the name of the part and that of a piece in it, shape and dtype of every leaf by its path.
     """
 
     position: Position
-    pieces: Mapping[str, Mapping[str, list[Any]]]
+    parts: Mapping[str, Mapping[str, Mapping[str, list[Any]]]]
 
 
 class Checkpoints:
@@ -92,7 +93,7 @@ class Checkpoints:
         folder: Where they are; made if missing.
         group: The processes; all construct this and call its methods at the same time.
         keep: How many of the newest stay.
-        together: Whether every piece is written by all processes of one JAX program; otherwise each writes its own.
+        together: Whether all processes are one JAX program, and write one part; otherwise each writes its own.
     """
 
     def __init__(self, folder: Path, group: Group, keep: int = 2, together: bool = False):
@@ -100,13 +101,14 @@ class Checkpoints:
         self._group = group
         self._keep = keep
         self._together = together
-        self._writers: list[Any] = []
+        self._writer: Any = None
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, kind: object, *exception: object) -> None:
-        self._finish()
+        if self._writer is not None:
+            self._writer.close()  # which waits
         if kind is None:
             self._group.everyone(None)
             self._prune()
@@ -116,12 +118,12 @@ class Checkpoints:
 
         Args:
             position: The same on all processes; its step is the checkpoint's name.
-            pieces: What this process writes: trees of arrays by a name that no other process uses (unless all write
-                together).
+            pieces: What this process has to write: trees of arrays by name.
         """
         self._finish()
         plains = {name: plain(tree) for name, tree in pieces.items()}
-        layouts = self._group.everyone({name: layout(tree) for name, tree in plains.items()})
+        part = part_of(None if self._together else self._group.rank)
+        parts = self._group.everyone((part, {name: layout(tree) for name, tree in plains.items()}))
         here = self._folder / str(position.step)
         # only now is the former checkpoint known to be whole on all processes
         exists = self._group.from_first(is_whole(here))
@@ -129,37 +131,27 @@ class Checkpoints:
             self._prune()
             shutil.rmtree(here, ignore_errors=True)
             here.mkdir(parents=True)
-            written = {"format": FORMAT, "position": dataclasses.asdict(position), "pieces": {}}
-            for each in layouts:
-                written["pieces"] |= each
+            written = {"format": FORMAT, "position": dataclasses.asdict(position), "parts": dict(parts)}
             write_whole(here / POSITION, json.dumps(written) + "\n")
         self._group.everyone(None)
         if not exists:
-            for name, tree in plains.items():
-                self._write(here / name, tree)
+            self._write(here / part, plains)
 
     def wait(self) -> None:
         """Waits until what was saved is on disk, everywhere."""
         self._finish()
         self._group.everyone(None)
 
-    def _write(self, path: Path, tree: Any) -> None:
+    def _write(self, path: Path, pieces: Mapping[str, Any]) -> None:
         import orbax.checkpoint as ocp
 
-        options: dict[str, Any] = {}
-        if jax.process_count() > 1 and not self._together:
-            options = {"primary_host": jax.process_index(), "active_processes": {jax.process_index()}}
-        writer = ocp.AsyncCheckpointer(
-            ocp.StandardCheckpointHandler(),
-            multiprocessing_options=ocp.options.MultiprocessingOptions(**options),
-        )
-        self._writers.append(writer)
-        writer.save(path, args=ocp.args.StandardSave({_TREE: tree}))
+        self._writer = self._writer or ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+        trees = {name: ocp.args.StandardSave({_TREE: tree}) for name, tree in pieces.items()}
+        self._writer.save(path, args=ocp.args.Composite(**trees))
 
     def _finish(self) -> None:
-        writers, self._writers = self._writers, []
-        for writer in writers:
-            writer.close()  # which waits
+        if self._writer is not None:
+            self._writer.wait_until_finished()
 
     def _prune(self) -> None:
         if self._group.is_first:
@@ -168,12 +160,12 @@ class Checkpoints:
 
 
 def is_whole(checkpoint: Path) -> bool:
-    """Whether all pieces of a checkpoint are there, or something that calls itself one but cannot be read."""
+    """Whether all parts of a checkpoint are there, or something that calls itself one but cannot be read."""
     path = checkpoint / POSITION
     if not path.is_file():
         return False
     try:
-        return all((checkpoint / name).is_dir() for name in json.loads(path.read_text())["pieces"])
+        return all((checkpoint / name).is_dir() for name in json.loads(path.read_text())["parts"])
     except (ValueError, KeyError, TypeError, OSError):  # damaged, which whoever reads it is to be told
         return True
 
@@ -209,42 +201,55 @@ def look(checkpoint: Path) -> Saved:
                 f"checkpoint {checkpoint} has format {found['format']}, expected {FORMAT}: go on with the version of "
                 "this project that wrote it, or start a new run"
             )
-        return Saved(Position(**found["position"]), found["pieces"])
+        return Saved(Position(**found["position"]), found["parts"])
     except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{POSITION} of {checkpoint} cannot be read: {in_a_line(error)}") from None
 
 
-def read(checkpoint: Path, saved: Saved, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """Reads pieces of a checkpoint.
+def part_of(worker: int | None) -> str:
+    """The name of the part that a worker's process writes; None: of the part that all processes write together."""
+    return "all" if worker is None else f"worker-{worker}"
+
+
+def read(checkpoint: Path, saved: Saved, part: str, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Reads pieces of one part of a checkpoint.
 
     Args:
         checkpoint: Its folder.
         saved: What :func:`look` said.
-        wanted: By name of a piece, a tree with the shapes, dtypes and shardings that are expected; NumPy arrays to get
-            such.
+        part: Which part.
+        wanted: By name of a piece, a tree with the shapes, dtypes and shardings that are expected; without a sharding,
+            NumPy arrays are returned.
 
     Raises:
         DifferentModelError: A piece holds another tree.
         Exception: It cannot be read; what orbax raises.
     """
-    import orbax.checkpoint as ocp
-
-    found = {}
-    for name, like in wanted.items():
-        expected = plain(like)
-        check_layout(saved.pieces.get(name, {}), layout(expected), f"checkpoint {checkpoint}, {name}")
-        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
-            tree = reader.restore((checkpoint / name).absolute(), args=ocp.args.StandardRestore({_TREE: expected}))
-        found[name] = restored(tree[_TREE], like)
-    return found
+    pieces = saved.parts.get(part, {})
+    expected = {name: plain(like) for name, like in wanted.items()}
+    for name, like in expected.items():
+        check_layout(pieces.get(name, {}), layout(like), f"checkpoint {checkpoint}, {name}")
+    like = jax.tree.map(lambda x: x if getattr(x, "sharding", None) else np.empty(x.shape, x.dtype), expected)
+    found = _restore(checkpoint / part, like)
+    return {name: restored(found[name], wanted[name]) for name in wanted}
 
 
-def read_as_saved(checkpoint: Path, name: str) -> Any:
+def read_as_saved(checkpoint: Path, part: str, name: str) -> Any:
     """Reads a piece that is made of dicts, lists and arrays alone, whatever it holds; NumPy arrays."""
+    return jax.tree.map(np.asarray, _restore(checkpoint / part, {name: None})[name])
+
+
+def _restore(part: Path, like: Mapping[str, Any]) -> dict[str, Any]:
     import orbax.checkpoint as ocp
 
-    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
-        return jax.tree.map(np.asarray, reader.restore((checkpoint / name).absolute())[_TREE])
+    if not like:
+        return {}
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+        arguments = {
+            name: ocp.args.StandardRestore(None if tree is None else {_TREE: tree}) for name, tree in like.items()
+        }
+        found = reader.restore(part.absolute(), args=ocp.args.Composite(**arguments))
+    return {name: found[name][_TREE] for name in like}
 
 
 class Restored(NamedTuple):

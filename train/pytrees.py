@@ -56,9 +56,16 @@ def restored(tree: Any, like: Any) -> Any:
     """Undoes :func:`plain`: numbers become keys where ``like`` has such."""
 
     def keys(leaf, like):
-        return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(like)) if is_key(like) else leaf
+        return jax.random.wrap_key_data(leaf, impl=_implementation(like)) if is_key(like) else leaf
 
     return jax.tree.map(keys, tree, like)
+
+
+def _implementation(like: Any) -> Any:
+    """Of random keys, or of their shapes, about which JAX tells while tracing."""
+    found = []
+    jax.eval_shape(lambda keys: found.append(jax.random.key_impl(keys)), like)
+    return found[0]
 
 
 def mean_of_workers(tree: Any) -> Any:

@@ -1,10 +1,12 @@
 """Goes on with a run: exactly from its newest checkpoint, or from its consensus model if the set-up has changed."""
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from train import checkpoints, console
@@ -26,10 +28,12 @@ class Found(NamedTuple):
     Attributes:
         position: Where it is.
         state: The state of this process's workers, as its transport restores it, or what all begin with.
+        about: What to tell people.
     """
 
     position: Position
     state: Any
+    about: str
 
 
 def restore(
@@ -75,9 +79,9 @@ def restore(
     if not changes:
         total = length.total_steps(position.first_step, position.first_example)
         stretched = f", with a schedule for {total} steps instead of {position.total_steps}"
-        console.say(f"going on from step {position.step}{stretched if total != position.total_steps else ''}")
-        return Found(position, state)
-    console.say(
+        about = f"going on from step {position.step}{stretched if total != position.total_steps else ''}"
+        return Found(position, state, about)
+    about = (
         f"{', '.join(changes)}: starting again from the consensus of {position.workers} workers at step {position.step}"
     )
     position = dataclasses.replace(
@@ -90,7 +94,7 @@ def restore(
         local_steps=(0,) * options.workers,
         wait_seconds=(),
     )
-    return Found(position, group.from_first(state))
+    return Found(position, group.from_first(state), about)
 
 
 def fingerprint(values: Any) -> dict[str, str]:
@@ -114,7 +118,7 @@ def _short(text: str | None) -> str:
 
 
 def consensus(checkpoint: Path, saved: Saved, model: Model, optimizer: Any = None) -> Begin:
-    """The mean of all workers of a checkpoint, read one worker at a time where each has written its own pieces.
+    """The mean of all workers of a checkpoint, read one worker at a time where each has written a part of its own.
 
     Args:
         checkpoint: Its folder.
@@ -129,38 +133,35 @@ def consensus(checkpoint: Path, saved: Saved, model: Model, optimizer: Any = Non
         DifferentModelError: It holds another model.
     """
     wanted = {"model": model} if optimizer is None else {"model": model, "optimizer": optimizer}
-    means = {}
-    for name, like in wanted.items():
-        if not jax.tree.leaves(like):
-            means[name] = like
-        elif name in saved.pieces and saved.position.stacked:
-            stacked = as_numpy(like, saved.position.workers)
-            means[name] = mean_of_workers(checkpoints.read(checkpoint, saved, {name: stacked})[name])
-        elif name in saved.pieces:
-            means[name] = checkpoints.read(checkpoint, saved, {name: as_numpy(like)})[name]
-        else:
-            means[name] = _mean_of_pieces(checkpoint, saved, name, as_numpy(like))
+    means = {name: like for name, like in wanted.items() if not jax.tree.leaves(like)}
+    wanted = {name: like for name, like in wanted.items() if name not in means}
+    if saved.position.stacked:
+        stacked = as_numpy(wanted, saved.position.workers)
+        means |= mean_of_workers(checkpoints.read(checkpoint, saved, checkpoints.part_of(None), stacked))
+        return Begin(means["model"], means.get("optimizer"))
+    for name, like in as_numpy(wanted).items():
+        parts = [part for part, pieces in saved.parts.items() if name in pieces]
+        means[name] = _mean(checkpoints.read(checkpoint, saved, part, {name: like})[name] for part in parts)
     return Begin(means["model"], means.get("optimizer"))
 
 
-def _mean_of_pieces(checkpoint: Path, saved: Saved, name: str, like: Any) -> Any:
-    first, sums = None, None
-    for worker in range(saved.position.workers):
-        piece = f"{name}-{worker}"
-        tree = checkpoints.read(checkpoint, saved, {piece: like})[piece]
+def _mean(trees: Iterable[Any]) -> Any:
+    """As ``mean_of_workers``, of one tree after the other."""
+    first: Any = None
+    sums, count = None, 0
+    for tree in trees:
         wide = jax.tree.map(lambda x: x.astype(_wide(x.dtype)), tree)
         sums = wide if sums is None else jax.tree.map(np.add, sums, wide)
-        first = tree if first is None else first
-    count = saved.position.workers
+        first, count = (tree if first is None else first), count + 1
 
     def mean(total, first):
-        return (total / count).astype(first.dtype) if jax.numpy.issubdtype(first.dtype, jax.numpy.inexact) else first
+        return (total / count).astype(first.dtype) if jnp.issubdtype(first.dtype, jnp.inexact) else first
 
     return jax.tree.map(mean, sums, first)
 
 
 def _wide(dtype: Any) -> Any:
-    inexact = jax.numpy.issubdtype(dtype, jax.numpy.inexact)
+    inexact = jnp.issubdtype(dtype, jnp.inexact)
     return np.float32 if inexact and dtype.itemsize < 4 else dtype
 
 

@@ -248,14 +248,12 @@ class MpiWorkers:
         return Consensus(jax.tree.map(np.asarray, mean), squares)
 
     def pieces(self) -> dict[str, Any]:
-        """This worker's state; the model only once where all are equal."""
-        rank, state = self.place.rank, self._state
-        pieces: dict[str, Any] = {f"optimizer-{rank}": state.optimizer, f"carry-{rank}": state.carry}
+        """This worker's state; the model on the first only, where all are equal."""
+        state = self._state
+        pieces: dict[str, Any] = {"optimizer": state.optimizer, "carry": state.carry}
         if len(set(self.group.everyone(self.exchange.round))) == 1:  # else the next exchange begins anew
-            pieces[f"exchange-{rank}"] = self.exchange.state()
-        if not self._equal:
-            pieces[f"model-{rank}"] = state.model
-        elif rank == 0:
+            pieces["exchange"] = jax.tree.map(np.asarray, self.exchange.state())
+        if not self._equal or self.group.is_first:
             pieces["model"] = state.model
         return {name: tree for name, tree in pieces.items() if jax.tree.leaves(tree)}
 
@@ -332,7 +330,7 @@ def restore(
         Exception: It cannot be read.
     """
     del options
-    rank = place.rank
+    part, first = checkpoints.part_of(place.rank), checkpoints.part_of(0)
     model = as_shapes(learner.task.like)
     state = State(
         model,
@@ -340,15 +338,17 @@ def restore(
         jax.eval_shape(lambda worker: learner.carry(worker, 0), jnp.zeros((), jnp.int32)),
         (),
     )
-    names = {"model": "model" if "model" in saved.pieces else f"model-{rank}"}
-    names |= {"optimizer": f"optimizer-{rank}", "carry": f"carry-{rank}"}
     wanted = {name: tree for name, tree in state._asdict().items() if jax.tree.leaves(tree)}
-    found = checkpoints.read(checkpoint, saved, {names[name]: tree for name, tree in wanted.items()})
-    state = state._replace(**{name: jax.tree.map(jnp.asarray, found[names[name]]) for name in wanted})
+    equal = sum("model" in pieces for pieces in saved.parts.values()) == 1
+    found = {}
+    if equal:
+        found = checkpoints.read(checkpoint, saved, first, {"model": wanted.pop("model")})
+    found |= checkpoints.read(checkpoint, saved, part, wanted)
+    state = state._replace(**jax.tree.map(jnp.asarray, found))
     kept = None
-    if f"exchange-{rank}" in saved.pieces:
-        kept = checkpoints.read_as_saved(checkpoint, f"exchange-{rank}")
-    return _Found(state, saved.position.local_steps[rank], kept, "model" in saved.pieces)
+    if "exchange" in saved.parts[part]:
+        kept = checkpoints.read_as_saved(checkpoint, part, "exchange")
+    return _Found(state, saved.position.local_steps[place.rank], kept, equal)
 
 
 WORKERS = MpiWorkers

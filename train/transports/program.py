@@ -330,7 +330,7 @@ def restore(
     state = jax.eval_shape(wagma.for_workers(create, axis_name=AXIS), like, workers)
     sharding = devices.sharded(place.mesh, AXIS) or SingleDeviceSharding(jax.devices()[0])
     state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state)
-    return state._replace(**checkpoints.read(checkpoint, saved, pieces_of(state)))
+    return state._replace(**checkpoints.read(checkpoint, saved, checkpoints.part_of(None), pieces_of(state)))
 
 
 WORKERS = ProgramWorkers
