@@ -25,7 +25,8 @@ import numpy as np
 import tyro
 from scipy import stats
 
-from train import images, launched, report
+from train import images, launched, results
+from train.console import console
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS = (0, 1, 2)
@@ -132,12 +133,12 @@ def train_once(options: images.Options) -> tuple[dict[str, Any], list[dict[str, 
     if not (out / "summary.json").exists():
         if (out / "options.json").exists():
             options = dataclasses.replace(options, resume=out)
-        report.console.print(f"{out}: {options.algorithm}, rate {options.learning_rate}, seed {options.seed}")
+        console.print(f"{out}: {options.algorithm}, rate {options.learning_rate}, seed {options.seed}")
         if options.transport == "mpi":
             train_launched(options)
         else:
             images.train(options)
-    return report.results(out)
+    return results.results(out)
 
 
 def train_launched(options: images.Options) -> None:
@@ -173,7 +174,7 @@ def tune(experiment: Experiment, runs: Path) -> dict[str, Any]:
             settings = {**experiment.common, **arm, "learning_rate": rate, "seed": TUNING_SEED, "out": out}
             accuracy[rate] = train_once(images.Options(**settings))[0]["eval"]["accuracy"]
         found[label] = {"best": max(accuracy, key=lambda rate: accuracy[rate]), "accuracy": accuracy}
-        report.console.print(f"{label}: {found[label]}")
+        console.print(f"{label}: {found[label]}")
     return found
 
 
@@ -222,7 +223,7 @@ def table(experiment: Experiment, rates: dict[str, Any], found: dict[str, list[A
     speeds = {label: statistics.median(s["examples_per_second"] for s, _ in runs) for label, runs in found.items()}
     if summaries[0]["transport"] == "mpi":
         seconds = {label: statistics.median(s["wall_seconds"] for s, _ in runs) for label, runs in found.items()}
-        waits = {label: statistics.median(report.waited_seconds(s) or 0 for s, _ in r) for label, r in found.items()}
+        waits = {label: statistics.median(results.waited_seconds(s) or 0 for s, _ in r) for label, r in found.items()}
         lines += [
             "",
             "Median seconds of training: "
@@ -283,9 +284,9 @@ def main(config: Config) -> None:
     text = table(experiment, rates, found)
     (config.results / f"{name}.md").write_text(text)
     kept = {label: [summary for summary, _ in runs] for label, runs in found.items()}
-    report.write_summary(config.results / f"{name}.json", kept)
+    results.write_summary(config.results / f"{name}.json", kept)
     plot(config.results / f"{name}.png", experiment, found)
-    report.console.print(text, highlight=False)
+    console.print(text, highlight=False)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ import numpy as np
 import tyro
 from PIL import Image
 
-from train import images, report
+from train import images
+from train.console import console
 from train.data import arrays, records
 from train.presets import PRESETS
 
@@ -177,7 +178,7 @@ def main(config: Config) -> None:
         rows = run(config, out)
         lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
         lines += ["| " + " | ".join(map(str, row.values())) + " |" for row in rows]
-        report.console.print("\n".join(lines), markup=False, highlight=False)
+        console.print("\n".join(lines), markup=False, highlight=False)
         (out / "result.json").write_text(json.dumps(rows, indent=2) + "\n")
 
 
