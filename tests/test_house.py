@@ -26,7 +26,10 @@ ALLOWED = {
     "wagma_jax/exchange/buffers.py": set(),
     "wagma_jax/exchange/protocol.py": {"wagma_jax.schedule"},
     "wagma_jax/exchange/carriers.py": {"wagma_jax.averaging"},
-    "wagma_jax/exchange/wire.py": {"wagma_jax.averaging", "wagma_jax.exchange.buffers", "wagma_jax.exchange.carriers"},
+    "wagma_jax/exchange/wire.py": {
+        "wagma_jax.averaging", "wagma_jax.exchange.buffers", "wagma_jax.exchange.carriers", "wagma_jax.exchange.meeting"
+    },
+    "wagma_jax/exchange/standing.py": {"wagma_jax.schedule"},
     "wagma_jax/exchange/staging.py": {
         "wagma_jax.averaging", "wagma_jax.exchange.buffers", "wagma_jax.exchange.carriers"
     },

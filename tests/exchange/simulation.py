@@ -22,13 +22,16 @@ def require(condition, text):
 
 
 class Trainer(NamedTuple):
-    """plan: what is still to be done, "a" (average) and "c" (consensus), then close; waits: for a round, or "rest"."""
+    """plan: what is still to be done, "a" (average), "c" (consensus) and "m" (meet), then close; waits: for a round, or
+    "rest".
+    """
 
     plan: str
     counter: int = -1
     waits: int | str | None = None
     base: int = -1  # the newest round whose result the model contains
     model: tuple = ("W", -1)
+    rests: int = 0  # how often it has begun to rest
     closed: bool = False
 
 
@@ -41,14 +44,26 @@ class World(NamedTuple):
     running: tuple = ()  # per worker: (round, group, version contributed) of the exchange that it is in, or None
     contributions: frozenset = frozenset()  # ((round, group), worker, version) of exchanges not over at all members
     sent: frozenset = frozenset()  # (source, dest, message) about rounds that the source has not completed
-    failed: bool = False
+    gathered: tuple = ()  # per worker: the newest round when it last stood still with all, until its trainer knows
+    died: bool = False  # a trainer has failed
+    failed: bool = False  # somebody has heard of it
 
 
 class Cluster:
     """The rules of the game for one set of machines."""
 
     def __init__(
-        self, schedule, plans, quorum=1, clock="step", machine=Rounds, abort_at=None, mean=global_mean, inbox=Inbox
+        self,
+        schedule,
+        plans,
+        quorum=1,
+        clock="step",
+        machine=Rounds,
+        abort_at=None,
+        dies_resting=None,
+        mean=global_mean,
+        inbox=Inbox,
+        barrier=True,
     ):
         self.schedule = schedule
         self.size = schedule.num_workers
@@ -56,6 +71,8 @@ class Cluster:
         self.plans = plans
         self.clock = clock
         self.abort_at = abort_at  # this worker's trainer fails instead of its n-th call: (worker, n)
+        self.dies_resting = dies_resting  # this worker's trainer may fail at any time of its n-th rest: (worker, n)
+        self.barrier = barrier  # whether nobody leaves a rest before all have entered
         self.global_mean = mean
         self.inbox = inbox
         # with all arrivals asked for, and equally many calls, nobody is ever late
@@ -68,6 +85,7 @@ class Cluster:
             inboxes=(self.inbox(),) * self.size,
             trainers=tuple(Trainer(plan) for plan in self.plans),
             running=(None,) * self.size,
+            gathered=(None,) * self.size,
         )
 
     def moves(self, world):
@@ -80,6 +98,8 @@ class Cluster:
                     ready = engine.resting == Rest.NONE and not self._pending(world, worker)
                 if ready:
                     moves.append(("trainer", worker))
+                elif trainer.waits == "rest" and self.dies_resting == (worker, trainer.rests):
+                    moves.append(("dies", worker))
             if world.running[worker] is not None and self._all_in(world, worker):
                 moves.append(("completed", worker))
         for source, dest, event in world.network:
@@ -88,7 +108,9 @@ class Cluster:
         return moves
 
     def _overtakes(self, world, source, dest, event):
-        """Only an ABORT must not arrive before what its sender said earlier."""
+        """A trainer's events come in order; of messages only an ABORT must not overtake what its sender said before."""
+        if source == dest:
+            return any(entry[:2] == (source, dest) and _place(entry[2]) < _place(event) for entry in world.network)
         if not isinstance(event, protocol.Receive) or event.message.kind != Kind.ABORT:
             return False
         return any(entry[:2] == (source, dest) and entry[2] != event for entry in world.network)
@@ -100,6 +122,8 @@ class Cluster:
             return self._step(world, dest, event)
         if move[0] == "completed":
             return self._completed(world, move[1])
+        if move[0] == "dies":
+            return self._dies(world, move[1])
         return self._trainer(world, move[1])
 
     def check_quiet(self, world):
@@ -118,13 +142,13 @@ class Cluster:
         if trainer.waits is not None:
             return self._wake(world, worker)
         if self.abort_at is not None and self.abort_at == (worker, len(self.plans[worker]) - len(trainer.plan)):
-            world = self._set(world, "trainers", worker, trainer._replace(closed=True))
-            return self._post(world, worker, protocol.Abort("failed"))
-        if not trainer.plan or trainer.plan[0] == "c":
-            rest = Rest.CONSENSUS if trainer.plan else Rest.CLOSE
-            plan = trainer.plan[1:]
-            world = self._set(world, "trainers", worker, trainer._replace(plan=plan, waits="rest"))
-            return self._post(world, worker, protocol.Retire(rest))
+            return self._dies(world, worker)
+        if not trainer.plan or trainer.plan[0] in "cm":
+            rest = {"c": Rest.CONSENSUS, "m": Rest.MEET, "": Rest.CLOSE}[trainer.plan[:1]]
+            trainer = trainer._replace(plan=trainer.plan[1:], waits="rest", rests=trainer.rests + 1)
+            world = self._set(world, "trainers", worker, trainer)
+            tally = self._tally(worker, trainer.rests) if rest == Rest.MEET else ()
+            return self._post(world, worker, protocol.Retire(rest, tally))
         target = self.machines[worker].target(engine, trainer.counter)
         require(target > trainer.counter, "a trainer's rounds grow")
         if self.clock == "round":
@@ -136,14 +160,30 @@ class Cluster:
         world = self._set(world, "outboxes", worker, outbox.publish(target, model))
         trainer = trainer._replace(plan=trainer.plan[1:], counter=target, waits=target, model=model)
         world = self._set(world, "trainers", worker, trainer)
-        return self._post(world, worker, protocol.Arrive(target))
+        return self._post(world, worker, protocol.Arrive(target, self._tally(worker, target + 1)))
+
+    def _dies(self, world, worker):
+        world = self._set(world, "trainers", worker, world.trainers[worker]._replace(closed=True))
+        return self._post(world._replace(died=True), worker, protocol.Abort("failed"))
+
+    def _tally(self, worker, number):
+        """In sums of these it can be seen whose are in them, and that each is there once and of the right call."""
+        return (0,) * worker + (number,)
+
+    def _check_tally(self, tally, numbers):
+        padded = tally + (0,) * (self.size - len(tally))
+        require(padded == tuple(numbers), f"the sums {padded} instead of {tuple(numbers)}")
 
     def _wake(self, world, worker):
         trainer, engine, outbox = world.trainers[worker], world.engines[worker], world.outboxes[worker]
         newest = engine.round - 1
         if trainer.waits == "rest":
-            trainer = trainer._replace(waits=None, counter=max(trainer.counter, newest), base=max(trainer.base, newest))
-            return self._set(world, "trainers", worker, trainer)
+            require(all(t.rests >= trainer.rests for t in world.trainers), "a trainer leaves before all have come")
+            newest, is_mean = world.gathered[worker]
+            base = newest if is_mean else trainer.base
+            require(newest >= trainer.counter, "rests never take a trainer back")
+            world = self._set(world, "gathered", worker, None)
+            return self._set(world, "trainers", worker, trainer._replace(waits=None, counter=newest, base=base))
         counter = trainer.counter if self.clock == "step" else max(trainer.counter, newest)
         if self.schedule.is_sync(trainer.waits):
             k = trainer.waits
@@ -186,12 +226,8 @@ class Cluster:
             require(position == len(actions) - 1, "an exchange or an end is the last action")
             if isinstance(action, protocol.Exchange):
                 world = self._enter(world, worker, action)
-            elif isinstance(action, protocol.Consensus):
-                everyone = tuple(range(self.size))
-                left = [kind for kind, r, _ in after.facts if r >= after.round and kind in (Kind.ARRIVED, Kind.FORCE)]
-                require(not left or after.aborted, f"worker {worker} is woken while a round is activated")
-                require(all(engine.resting == Rest.CONSENSUS for engine in world.engines), "all rest")
-                world = self._begin(world, worker, ("consensus", 0), everyone, 0)
+            elif isinstance(action, protocol.GlobalMean | protocol.Barrier):
+                world = self._gather(world, worker, action)
             else:
                 require(action == protocol.Shutdown(), f"unknown action {action}")
                 alone = any(t.waits != "rest" and not t.closed for t in world.trainers)
@@ -200,8 +236,20 @@ class Cluster:
                 world = self._set(world, "trainers", worker, trainer)
         return world
 
+    def _gather(self, world, worker, action):
+        rest = Rest.CONSENSUS if isinstance(action, protocol.GlobalMean) else Rest.MEET
+        engine = world.engines[worker]
+        left = [kind for kind, r, _ in engine.facts if r >= engine.round and kind in (Kind.ARRIVED, Kind.FORCE)]
+        require(not left, f"worker {worker} is woken while a round is activated")
+        require(all(engine.resting in (rest, Rest.NONE) for engine in world.engines), "all rest alike")
+        rests = world.trainers[worker].rests
+        require(all(trainer.rests >= rests for trainer in world.trainers), "all trainers rest")
+        if rest == Rest.MEET:
+            self._check_tally(action.tally, [rests] * self.size)
+        return self._begin(world, worker, (rest, rests), tuple(range(self.size)), engine.round)
+
     def _enter(self, world, worker, action):
-        r, group = action
+        r, group, tally = action
         engine = world.engines[worker]
         require(r == engine.round, "rounds are executed in order")
         sync = self.schedule.is_sync(r)
@@ -213,7 +261,9 @@ class Cluster:
         require(
             version == r or not self.synchronous, f"worker {worker} is late at round {r} although all are waited for"
         )
+        require(sync or not tally, "tallies are those of sync rounds")
         if sync:
+            self._check_tally(tally, [r + 1 if other.arrived == r else 0 for other in world.engines])
             rests = engine.resting != Rest.NONE
             require(version == r or rests, f"worker {worker} takes part in sync round {r} with {version}")
         elif self.schedule.sync_period is not None:
@@ -248,6 +298,8 @@ class Cluster:
 
     def _all_in(self, world, worker):
         r, group, _ = world.running[worker]
+        if isinstance(r, tuple) and not self.barrier:
+            return True
         return self._members(world, (r, group)) == set(group)
 
     def _completed(self, world, worker):
@@ -255,8 +307,11 @@ class Cluster:
         made_of = frozenset((w, v) for of, w, v in world.contributions if of == (r, group))
         outbox, inbox = world.outboxes[worker], world.inboxes[worker]
         if isinstance(r, tuple):
-            newest = max(world.engines[worker].round - 1, outbox.version)
-            outbox, inbox = self.global_mean(outbox, inbox, newest, ("mean", r))
+            require(len({round_ for _, round_ in made_of}) == 1, f"not all stand at the same round: {made_of}")
+            newest, is_mean = world.engines[worker].round - 1, r[0] == Rest.CONSENSUS
+            if is_mean:
+                outbox, inbox = self.global_mean(outbox, inbox, newest, ("mean", r))
+            world = self._set(world, "gathered", worker, (newest, is_mean))
         elif self.schedule.is_sync(r):
             outbox, inbox = self.global_mean(outbox, inbox, r, ("mean", r))
         else:
@@ -304,9 +359,11 @@ class Cluster:
     # the end
 
     def check_end(self, world):
-        failed = self.abort_at is not None
+        failed = world.died and self.size > 1
         require(all(engine.over for engine in world.engines), f"not all are at their end: {self._stuck(world)}")
-        require(world.failed == failed, "a failure is seen, and only where there is one")
+        # all may have closed before the engine hears that its trainer has failed inside of close()
+        unseen = failed and self.dies_resting is not None and not world.trainers[self.dies_resting[0]].plan
+        require(world.failed == failed or unseen, "a failure is seen, and only where there is one")
         require(not any(world.running), f"an exchange is never over: {world.running}")
         if not failed:
             require(all(trainer.closed for trainer in world.trainers), "all trainers are done")
@@ -316,6 +373,12 @@ class Cluster:
         return [
             (e.round, e.resting.name, e.exchanging, t.waits) for e, t in zip(world.engines, world.trainers, strict=True)
         ]
+
+
+def _place(event):
+    """The place of a trainer's event among those that it may have posted and its engine not seen."""
+    kinds = (protocol.Arrive, protocol.Retire, protocol.Abort)
+    return kinds.index(type(event)), event.round if isinstance(event, protocol.Arrive) else 0
 
 
 def explore(cluster, limit=2_000_000):

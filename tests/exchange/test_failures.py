@@ -92,6 +92,7 @@ def test_misuse_is_explained_on_all_ranks_and_ends_nobody():
         "bad settings",
         "another tree later",
         "use after close",
+        "states",
         "two threads",
         "other values",
     )

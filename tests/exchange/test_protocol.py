@@ -12,7 +12,7 @@ from wagma_jax.exchange.buffers import GroupSum, Inbox, Merge, Outbox, global_me
 from wagma_jax.exchange.protocol import Kind, Message, Rest, Rounds, State
 from wagma_jax.schedule import GroupSchedule
 
-SMALL = [  # workers, group size, sync period, each trainer's plan ("a" average, "c" consensus; then close), quorum
+SMALL = [  # workers, group size, sync period, each trainer's plan (of "acm", see simulation.py; then close), quorum
     (2, 2, None, ("aa", "aa"), 1),
     (2, 2, 2, ("aaa", "aa"), 1),
     (2, 2, 3, ("aac", "ca"), 2),
@@ -28,6 +28,15 @@ SMALL = [  # workers, group size, sync period, each trainer's plan ("a" average,
     (4, 2, 3, ("a", "", "a", ""), 1),
     (2, 2, 4, ("aca", "aca"), 2),
     (4, 2, 3, ("aac", "ac", "c", "ca"), 2),
+    (2, 2, None, ("ama", "ma"), 1),
+    (2, 2, 2, ("aama", "ma"), 1),
+    (2, 1, 1, ("amam", "maam"), 1),
+    (2, 2, 3, ("aamca", "mac"), 2),
+    (3, 2, None, ("am", "ma", "m"), 1),
+    (3, 2, 2, ("am", "ma", "ma"), 1),
+    (3, 2, 2, ("aam", "am", "m"), 2),
+    (4, 2, None, ("am", "m", "am", "m"), 2),
+    (4, 2, None, ("am", "am", "m", "m"), 1),  # the group of two who have not arrived catches up
 ]
 
 
@@ -47,14 +56,32 @@ def test_every_interleaving_of_a_failure_ends_everywhere(plans, abort_at, clock)
     assert explore(Cluster(schedule, plans, 1, clock, abort_at=abort_at)) > 20
 
 
+@pytest.mark.parametrize("clock", ["step", "round"])
+@pytest.mark.parametrize(
+    ("sync_period", "plans", "dies_resting"),
+    [
+        (2, ("am", "ma"), (0, 1)),
+        (2, ("m", "am"), (1, 1)),
+        (None, ("am", "m", "m"), (1, 1)),
+        (None, ("am", "m", "m"), (0, 1)),
+        (2, ("ac", "c", "c"), (1, 1)),
+        (2, ("a", "a"), (1, 1)),
+    ],
+)
+def test_every_interleaving_of_a_failure_at_rest_ends_everywhere(sync_period, plans, dies_resting, clock):
+    schedule = GroupSchedule(len(plans), 2, sync_period)
+    assert explore(Cluster(schedule, plans, 1, clock, dies_resting=dies_resting)) > 20
+
+
 @st.composite
 def clusters(draw):
     num_workers = draw(st.integers(1, 9))
     schedule = GroupSchedule(
         num_workers, draw(st.integers(1, num_workers)), draw(st.sampled_from([None, 1, 2, 3, 5])), draw(st.booleans())
     )
-    phases = draw(st.integers(1, 3))  # consensus() is called equally often
-    plans = tuple("c".join("a" * draw(st.integers(0, 7)) for _ in range(phases)) for _ in range(num_workers))
+    rests = draw(st.lists(st.sampled_from("cm"), max_size=2))  # called equally often
+    arrivals = lambda: "a" * draw(st.integers(0, 7))
+    plans = tuple("".join(arrivals() + rest for rest in [*rests, ""]) for _ in range(num_workers))
     return schedule, plans, draw(st.integers(1, 4)), draw(st.sampled_from(["step", "round"]))
 
 
@@ -118,6 +145,36 @@ class JumpsAnywhere(Rounds):
         return max(counter + 2, state.round)
 
 
+class WindsUpAtOnce(Rounds):
+    """Who fails does not go through with what it has been woken to."""
+
+    def _settle(self, state, actions):
+        ends = state.aborted and not state.over and not state.exchanging
+        return self._wind_up(state, actions) if ends else super()._settle(state, actions)
+
+
+class NoCatchingUp(Rounds):
+    def _woken(self, state, woken):
+        return super()._woken(state, woken._replace(newest=state.round - 1))
+
+
+class RestsWithATally(Rounds):
+    """A trainer that rests adds a tally to a sync round, too."""
+
+    def _sync_round(self, state, actions):
+        if self._served(state, state.round) and state.arrived < state.round:
+            state = self._add_tally(state, state.round, self.worker, (9,))
+        return super()._sync_round(state, actions)
+
+
+class KeepsTallies(Rounds):
+    """The tallies of a call at an ordinary round count at the next sync round."""
+
+    def _arrived(self, state, event):
+        k = next(k for k in range(event.round, event.round + 9) if self.schedule.is_sync(k))
+        return super()._arrived(self._add_tally(state, k, self.worker, event.tally), event)
+
+
 class TakenAgain(Inbox):
     def collect(self, version):
         inbox, merge, taken = super().collect(version)
@@ -139,6 +196,17 @@ MUTANTS = {
     "order of a jump": ((3, 2, 2), ("aa", "aa", "a"), 1, "round", {"machine": JumpsAnywhere}),
     "taken once": ((3, 2, None), ("aa", "aaa", "aa"), 1, "step", {"inbox": TakenAgain}),
     "publication of the mean": ((2, 2, 2), ("aaa", "aa"), 1, "step", {"mean": mean_not_published}),
+    "no tally at rest": ((2, 2, 2), ("aa", ""), 1, "step", {"machine": RestsWithATally}),
+    "tallies of sync rounds only": ((2, 2, 2), ("aa", "aa"), 1, "step", {"machine": KeepsTallies}),
+    "who is woken goes": (
+        (3, 2, None),
+        ("am", "m", "m"),
+        1,
+        "step",
+        {"machine": WindsUpAtOnce, "dies_resting": (1, 1)},
+    ),
+    "barrier of a meeting": ((2, 2, 2), ("ma", "ma"), 1, "step", {"barrier": False}),
+    "catching up": ((4, 2, None), ("am", "am", "m", "m"), 1, "step", {"machine": NoCatchingUp}),
     "promises kept": ((3, 2, 2), ("ac", "a", "aa"), 1, "step", {"machine": EndsAtOnce, "abort_at": (2, 1)}),
 }
 
@@ -225,17 +293,17 @@ def test_who_is_waited_for():
     assert m.waits_for(ready) == (0,)
     assert m.waits_for(m.step(ready, protocol.Arrive(2))[0]) == (1, 3)
     assert machine(worker=1).waits_for(machine(worker=1).step(State(round=2), protocol.Arrive(2))[0]) == (0,)
-    resting = m.step(State(), protocol.Retire(Rest.CONSENSUS))[0]
+    resting = m.step(State(), protocol.Retire(Rest.MEET))[0]
     assert m.waits_for(resting) == (1, 2, 3)
 
 
 def test_unlike_rests_fail_everywhere():
     m = machine(num_workers=2)
     state, _ = m.step(State(), protocol.Retire(Rest.CONSENSUS))
-    state, actions = m.step(state, protocol.Receive(1, Message(Kind.REST, Rest.CLOSE)))
+    state, actions = m.step(state, protocol.Receive(1, Message(Kind.REST, -1, Rest.CLOSE)))
     failure, abort, end = actions
     assert "rank 0 called consensus(); rank 1 called close()" in failure.text
-    assert abort == protocol.Send(1, Message(Kind.ABORT, 0, failure.text))
+    assert abort == protocol.Send(1, Message(Kind.ABORT, 0, text=failure.text))
     assert end == protocol.Shutdown()
 
 

@@ -175,6 +175,7 @@ def misuse():
     bad_settings()
     another_tree_later()
     use_after_close()
+    states()
     two_threads()
     other_values()
 
@@ -196,7 +197,7 @@ def other_trees():
     with expect(ValueError, "the tree is PyTreeDef((*, *)) there, and PyTreeDef([*, *]) on rank 0"):
         GroupExchange(WORLD, (a, b) if RANK == 1 else [a, b], group_size=2)
     with expect(ValueError, "the leaf ['a'] is float32[3] (keep) there"):
-        GroupExchange(WORLD, {"a": a}, group_size=2, average=lambda path, leaf: "keep" if RANK == 1 else "mean")
+        GroupExchange(WORLD, {"a": a}, group_size=2, policy=lambda path, leaf: "keep" if RANK == 1 else "mean")
     say("other trees")
 
 
@@ -224,7 +225,7 @@ def bad_settings():
         ("timeout_seconds", 0, ValueError, "timeout_seconds must be positive, got 0"),
         ("timeout_seconds", math.nan, ValueError, "timeout_seconds must be positive, got nan"),
         ("timeout_seconds", "long", TypeError, ""),
-        ("average", lambda path, leaf: "never", ValueError, "never"),
+        ("policy", lambda path, leaf: "never", ValueError, "never"),
     ]
     for name, value, kind, words in cases:
         settings = {"group_size": 2} | ({name: value} if RANK == 1 else {})
@@ -268,12 +269,60 @@ def use_after_close():
     with expect(RuntimeError, "gone after the first call of average()"):
         _ = exchange.params
     exchange.close()
-    for name in ("average", "consensus"):
+    for name, arguments in {"average": [params], "consensus": [params], "meet": [], "state": []}.items():
         with expect(RuntimeError, f"{name}() was called after the exchange was closed"):
-            getattr(exchange, name)(params)
+            getattr(exchange, name)(*arguments)
     exchange.close()
     assert exchange._control == exchange._models == MPI.COMM_NULL
     say("use after close")
+
+
+def states():
+    """Where a state can be had, and what is no good one."""
+    with open_small(group_size=SIZE, quorum=SIZE, sync_period=3) as exchange:
+        assert exchange.state() == {"round": -1, "base": -1, "version": -1}
+        params = train(exchange, exchange.params, 2)
+        with expect(RuntimeError, "state() was called while others may be training"):
+            exchange.state()
+        exchange.meet()
+        between = exchange.state()
+        assert between.keys() == {"round", "base", "version", "published"}
+        assert [leaf.shape for leaf in between["published"]] == [START["b"].shape, START["w"].shape]
+        params = train(exchange, params, 1)
+        at_sync = exchange.state()
+        assert at_sync == {"round": 2, "base": 2, "version": 2}
+        exchange.consensus(params)
+        assert exchange.state() == at_sync
+        WORLD.barrier()
+    with expect(RuntimeError, "state() was called after the exchange was closed"):
+        exchange.state()
+    first, *others = between["published"]
+    cases = [
+        ({}, "state must be what GroupExchange.state() returned, got {}"),
+        (at_sync | {"round": 1}, "state must be what GroupExchange.state() returned"),
+        (at_sync | {"round": "2"}, "state['round'] must be an integer, got '2' (str)"),
+        (between | {"published": others}, "expected 2 arrays, one for each averaged leaf of params, got 1"),
+        (between | {"published": [first[:1], *others]}, "['b'] must be float32[2] as in params, got float32[1]"),
+        (None, "rank 1 and rank 0 differ: first_round is 0 there, and 3 on rank 0"),
+        (between, "rank 1 and rank 0 differ: first_round is 2 there, and 3 on rank 0"),
+    ]
+    for state, words in cases:
+        with expect(ValueError, words):
+            open_small(state=state if RANK == 1 else at_sync)
+    with expect(ValueError, "first_round is 7, but state goes on with round 3: leave first_round out"):
+        open_small(first_round=7, state=at_sync)
+    mine = {"b": START["b"], "w": START["w"] + np.float32(RANK)}
+    with open_small(first_round=3, state={name: np.asarray(value) for name, value in at_sync.items()}) as exchange:
+        np.testing.assert_array_equal(exchange.params["w"], START["w"])
+        assert (exchange.round, exchange.info.base) == (2, 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with GroupExchange(WORLD, mine, group_size=1, state=at_sync) as exchange:
+            np.testing.assert_array_equal(exchange.params["w"], mine["w"])
+            params, info = exchange.average(mine)
+            np.testing.assert_array_equal(params["w"], mine["w"])
+            assert info.contributed_rounds == (3,)
+    say("states")
 
 
 def two_threads():
@@ -287,7 +336,7 @@ def two_threads():
             thread = threading.Thread(target=lambda: results.append(exchange.average(params)))
             thread.start()
             wait_until(exchange._lock.locked)
-            for name, arguments in {"average": [params], "consensus": [params], "close": []}.items():
+            for name, arguments in {"average": [params], "consensus": [params], "meet": [], "close": []}.items():
                 with expect(RuntimeError, f"{name}() was called from two threads at once"):
                     getattr(exchange, name)(*arguments)
             tell(1)
@@ -358,7 +407,11 @@ def around():
 def consensus_against_close():
     words = [f"rank {rank} called {'close' if rank == 1 else 'consensus'}()" for rank in range(SIZE)]
     with (
-        expect(ExchangeError, "consensus() must be called equally often by all ranks", *words),
+        expect(
+            ExchangeError,
+            "consensus() and meet() must be called equally often and in the same order",
+            *words,
+        ),
         open_small() as exchange,
     ):
         params = train(exchange, exchange.params, 1)

@@ -2,12 +2,14 @@
 
 import argparse
 import contextlib
+import pickle
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from mpi4py import MPI
 from reference import LateRuleReference
 
@@ -251,6 +253,108 @@ def unequal_steps(comm):
     return exchange.round
 
 
+def tallies(comm):
+    """What is counted between sync rounds adds up exactly; a worker that rests adds nothing."""
+    start, big = {"w": np.zeros(3, np.float32)}, (1 << 63) - 1
+    with wagma.GroupExchange(comm, start, group_size=2, sync_period=3, timeout_seconds=60) as exchange:
+        counted, params = 0, start
+        for t in range(6):
+            counted += 10**comm.rank
+            params, info = exchange.average(params, (counted, big, -1)[: comm.rank + 1])
+            assert (info.tally == ()) == ((t + 1) % 3 != 0), info
+            if info.tally:
+                sums = (3 * sum(10**rank for rank in range(comm.size)), (comm.size - 1) * big, 2 - comm.size)
+                assert info.tally == sums[: comm.size], info
+                counted = 0
+        for bad, words in ((1 << 63,), "at most 64 bits"), ((0.5,), "integers"), (7, "integers"), ("ab", "integers"):
+            with pytest.raises(ValueError, match=words):
+                exchange.average(params, bad)
+            with pytest.raises(ValueError, match=words):
+                exchange.meet(bad)
+        if comm.rank == 0:
+            assert exchange.meet((5,)) == (5, 7 * (comm.size - 1))
+        else:
+            for _ in range(3):
+                _, info = exchange.average(params, (1,))
+            assert info.tally == (comm.size - 1,), info
+            assert exchange.meet((0, 7)) == (5, 7 * (comm.size - 1))
+        assert exchange.round == 8
+        assert exchange.meet(np.arange(3)) == (0, comm.size, 2 * comm.size)
+
+
+def meetings(comm, sync_period, clock):
+    """Nobody leaves a meeting before all have come; all stand at the same round then, and nothing else has happened."""
+    start = {"w": np.zeros(3, np.float32)}
+    options = {"group_size": 2, "sync_period": sync_period, "clock": clock, "timeout_seconds": 60}
+    came = []
+    with wagma.GroupExchange(comm, start, **options) as exchange:
+        params = start
+        for epoch in range(3):
+            for _ in range(1 + 3 * ((comm.rank + epoch) % 2)):
+                params, _ = exchange.average({"w": params["w"] + np.float32(comm.rank)})
+            time.sleep(0.05 * (comm.rank == epoch))
+            came.append(time.time())
+            number, rounds = exchange.meet((1,)), exchange.round
+            came[-1] = came[-1], time.time()
+            assert number == (comm.size,)
+            assert len(set(comm.allgather(rounds))) == 1, rounds
+            assert exchange._engine.inbox.newest is None or exchange._engine.inbox.newest.round <= rounds
+    everyone = comm.allgather(came)
+    for times in zip(*everyone, strict=True):
+        assert max(entered for entered, _ in times) <= min(left for _, left in times) + 1e-3, times
+
+
+def interrupted(comm, sync_period):
+    """A run that is interrupted at a meeting, and goes on in a new exchange, has the same bits as one that is not."""
+    group_size, rounds = SIZES[comm.size], 18
+    quorum = max(1, group_size - 1)
+    schedule = wagma.GroupSchedule(comm.size, group_size, sync_period)
+    rng = np.random.default_rng(comm.size)
+    late = np.zeros((rounds, comm.size), bool)
+    for t in range(rounds):
+        for group in schedule.groups(t):
+            late[t, rng.permutation(group)[min(quorum, len(group)) :]] = not schedule.is_sync(t)
+
+    def run(stops):
+        """Stops after these rounds; all that is known at its end."""
+        start = {name: jnp.asarray(leaf) for name, leaf in tree(1.0).items()}
+        start["half"] = jnp.linspace(-1, 1, 99, dtype=jnp.bfloat16)
+        policy = dict.fromkeys(start, "mean") | {"matrix": "sync", "steps": "keep"}
+        options = {"group_size": group_size, "sync_period": sync_period, "quorum": quorum}
+        options |= {"policy": lambda path, leaf: policy[path[0].key], "timeout_seconds": 60}
+        history, params, state = [], start, None
+        begin = 0
+        for end in (*stops, rounds):
+            with wagma.GroupExchange(comm, params, state=state, **options) as exchange:
+                params = exchange.params
+                assert exchange.round == begin - 1
+                for t in range(begin, end):
+                    moved = local_step(params, comm.rank, t) | {"half": params["half"] * (1 + comm.rank)}
+                    moved = {name: jnp.asarray(leaf, params[name].dtype) for name, leaf in moved.items()}
+                    if late[t, comm.rank]:
+                        wait_for(lambda t=t: exchange._engine.complete(t))
+                    params, info = exchange.average(moved)
+                    assert info.late == late[t, comm.rank], (t, info)
+                    history.append((info._replace(waited_seconds=0.0), bits(params)))
+                    comm.barrier()
+                if end != rounds:
+                    exchange.meet()
+                    state = pickle.loads(pickle.dumps(exchange.state()))
+                    assert state["round"] == end - 1
+                    assert ("published" in state) != schedule.is_sync(end - 1), state.keys()
+            begin = end
+        return history
+
+    whole, parts = run(()), run((4, 7, 12))
+    for t, (expected, came) in enumerate(zip(whole, parts, strict=True)):
+        assert expected == came, (t, expected[0], came[0])
+    assert any(info.late for info, _ in whole) or group_size == 1
+
+
+def bits(params):
+    return b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(params))
+
+
 def policies(comm):
     """ "keep" leaves stay, "sync" leaves are averaged at sync rounds only, others at every round."""
 
@@ -259,7 +363,7 @@ def policies(comm):
 
     params = {name: jnp.full((3,), float(comm.rank)) for name in "msk"}
     same = {"m": jnp.zeros(3), "s": jnp.zeros(3), "k": params["k"]}
-    options = {"group_size": 2, "sync_period": 3, "average": policy, "quorum": 2}
+    options = {"group_size": 2, "sync_period": 3, "policy": policy, "quorum": 2}
     with wagma.GroupExchange(comm, same, **options) as exchange:
         for t in range(3):
             new, info = exchange.average(params)
@@ -298,6 +402,10 @@ def check(comm, rounds, floats):
         checks.append(lambda: stragglers(comm, floats, rounds // 10, "step"))
         checks.append(lambda: policies(comm))
         checks.append(lambda: other_device(comm))
+    if size in (2, 3, 4):
+        checks.append(lambda: tallies(comm))
+        checks.append(lambda: meetings(comm, None if size == 4 else 5, "round" if size == 2 else "step"))
+        checks.append(lambda: interrupted(comm, 5 if size == 3 else None))
     if size == 3:
         checks.append(lambda: unequal_steps(comm))
         checks.append(lambda: lateness.update(jumps=stragglers(comm, 1000, rounds // 6, "round")))

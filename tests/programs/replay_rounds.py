@@ -49,7 +49,7 @@ def run(folder, clock, quorum, group_size, sync_period):
     rng = np.random.default_rng((WORLD.rank, quorum))
     options = {"group_size": group_size, "sync_period": sync_period, "quorum": quorum, "clock": clock}
     results = []
-    with wagma.GroupExchange(WORLD, start(), average=policy, ledger=folder, timeout_seconds=60, **options) as exchange:
+    with wagma.GroupExchange(WORLD, start(), policy=policy, ledger=folder, timeout_seconds=60, **options) as exchange:
         params = exchange.params
         for end in (17 + WORLD.rank % 2, 40):
             while exchange.round + 1 < end:
@@ -64,7 +64,7 @@ def run(folder, clock, quorum, group_size, sync_period):
         return
     again = [[] for _ in everyone]
     final = replay(
-        folder, start(), local_step, average=policy, observe=lambda rank, call, tree: again[rank].append(bits(tree))
+        folder, start(), local_step, policy=policy, observe=lambda rank, call, tree: again[rank].append(bits(tree))
     )
     for rank, (results, last) in enumerate(everyone):
         same = [a == b for a, b in zip(results, again[rank], strict=True)]

@@ -18,7 +18,7 @@ from mpi4py import MPI
 from wagma_jax.exchange import protocol
 from wagma_jax.exchange.buffers import Buffers, GroupSum, Inbox, Merge, Outbox, global_mean
 from wagma_jax.exchange.ledger import Ledger
-from wagma_jax.exchange.protocol import Message, Rest, Rounds, State
+from wagma_jax.exchange.protocol import Message, Rest, Rounds, State, Tally
 from wagma_jax.exchange.wire import Wire
 
 SHORTEST_POLL = 20e-6  # seconds; doubles while nothing comes
@@ -75,6 +75,7 @@ class Taken(NamedTuple):
         merge: What its next model is made by; None for the mean of a sync round.
         result: The sum to be merged; None for Merge.OWN.
         buffers: The publication: the mean after a sync round, else the model that was passed in.
+        tally: The sums of the workers' tallies, of a sync round.
         waits: Seconds that this worker has waited for others to get ready, by rank; several share them evenly. At a
             sync round workers know only that they wait for the go of rank 0. Empty without a ledger.
     """
@@ -84,6 +85,7 @@ class Taken(NamedTuple):
     merge: Merge | None
     result: GroupSum | None
     buffers: Buffers
+    tally: Tally
     waits: dict[int, float]
 
 
@@ -94,11 +96,12 @@ class Engine:
         machine: The protocol of this worker.
         wire: Exchanges buffers.
         control: A communicator for control messages, used by nobody else.
-        model: W_0, all buffers.
+        model: What is published at first, all buffers: W_0.
         ordinary: From all buffers to those that ordinary rounds exchange.
         narrow: From a mean and buffers to the mean in their dtypes.
         reuse: Whether buffers are of the dtypes of their sums, so that a former publication is memory for a result.
-        first_round: The round to begin with; W_0 is published for the one before it.
+        first_round: The round to begin with.
+        version: The round that ``model`` was published for; None for the one before the first.
         ledger: Gets an entry for every round, or None.
     """
 
@@ -112,6 +115,7 @@ class Engine:
         narrow: Callable[[Buffers, Buffers], Buffers],
         reuse: bool,
         first_round: int = 0,
+        version: int | None = None,
         ledger: Ledger | None = None,
     ):
         self.machine = machine
@@ -122,13 +126,15 @@ class Engine:
         self.reuse = reuse
         self.ledger = ledger
         self.state = State(round=first_round, arrived=first_round - 1)
-        self.outbox = Outbox(first_round - 1, model)
+        self.outbox = Outbox(first_round - 1 if version is None else version, model)
         self.inbox = Inbox()
         self.exchanging: tuple[int, tuple[int, ...], float] | None = None  # round, group, since when
         self.messages_sent = 0
         self._records: collections.OrderedDict[int, Record] = collections.OrderedDict()
         self._failure: tuple[str, BaseException | None] | None = None
+        self._tally: Tally = ()  # the sums of the newest sync round
         self._consensus: Buffers | None = None
+        self._gathered: tuple[int, Tally] | None = None  # newest round, and sums, when all last stood still
         self._in_use: Buffers | None = None  # the publication that an exchange is reading
         self._memory: dict[int, Buffers] = {}  # for results, by the number of their buffers
         self._changed = threading.Condition()  # guards all of the above
@@ -168,12 +174,13 @@ class Engine:
         with self._changed:
             self._memory.setdefault(len(total), total)
 
-    def arrive(self, model: Buffers, counter: int, memory: Callable[[bool], Buffers]) -> int:
+    def arrive(self, model: Buffers, counter: int, tally: Tally, memory: Callable[[bool], Buffers]) -> int:
         """Publishes W' and arrives at a round.
 
         Args:
             model: W', all buffers, the engine's from now on.
             counter: The round of the previous call.
+            tally: What this worker adds to the sums, if it is a sync round.
             memory: Allocates memory for the mean of a sync round (True) or an ordinary one.
 
         Returns:
@@ -191,7 +198,7 @@ class Engine:
             self._memory |= allocated or self._retired(self.outbox.model)
             self.outbox = self.outbox.publish(t, model)
             self._waits, self._missing = {}, ()
-        self._post(protocol.Arrive(t))
+        self._post(protocol.Arrive(t, tally))
         return t
 
     def take(self, t: int, timeout: float) -> Taken:
@@ -205,23 +212,39 @@ class Engine:
             self._wait(lambda: self.state.round > t, timeout, f"round {t}")
             self._watch(())
             record = self._records.get(t)
-            merge, result = None, None
+            merge, result, tally = None, None, self._tally
             if not self.machine.schedule.is_sync(t):
                 self.inbox, merge, result = self.inbox.collect(self.outbox.version)
-            return Taken(self.state.round - 1, record, merge, result, self.outbox.model, self._waits)
+                tally = ()
+            return Taken(self.state.round - 1, record, merge, result, self.outbox.model, tally, self._waits)
 
     def consensus(self, model: Buffers, timeout: float) -> tuple[int, Buffers]:
         """The global mean of what all workers hand in; this worker's engine goes on serving others meanwhile.
 
         Returns:
-            The newest round that is complete here, and the mean, which is now published as well.
+            The newest round that was complete then, on all workers, and the mean, which is now published as well.
         """
         with self._changed:
             self._consensus = model
-        self._post(protocol.Retire(Rest.CONSENSUS))
+        newest, _ = self._rest(Rest.CONSENSUS, (), timeout)
+        return newest, self.outbox.model
+
+    def meet(self, tally: Tally, timeout: float) -> tuple[int, Tally]:
+        """Waits until all workers meet; this worker's engine goes on serving others meanwhile.
+
+        Returns:
+            The newest round that was complete then, on all workers, and the sums of their tallies.
+        """
+        return self._rest(Rest.MEET, tally, timeout)
+
+    def _rest(self, rest: Rest, tally: Tally, timeout: float) -> tuple[int, Tally]:
         with self._changed:
-            self._wait(lambda: self._consensus is None, timeout, "consensus()", resting=True)
-            return self.state.round - 1, self.outbox.model
+            self._gathered = None
+        self._post(protocol.Retire(rest, tally))
+        with self._changed:
+            self._wait(lambda: self._gathered is not None, timeout, f"{rest.name.lower()}()", resting=True)
+            assert self._gathered is not None
+            return self._gathered
 
     def close(self, timeout: float) -> None:
         """Serves the others until all have closed, and ends the thread."""
@@ -313,7 +336,7 @@ class Engine:
             text = f"rank {self.machine.worker}'s exchange failed: {type(error).__name__}: {error}"
             with self._changed:
                 self._failure = self._failure or (text, error)
-            self._send_all(Message(protocol.Kind.ABORT, 0, text))
+            self._send_all(Message(protocol.Kind.ABORT, 0, text=text))
             self._flush()
         finally:
             with self._changed:
@@ -338,9 +361,11 @@ class Engine:
                     self._failure = (action.text, None)
                     self._changed.notify_all()
             elif isinstance(action, protocol.Exchange):
-                actions += self._exchange(action.round, action.group)
-            elif isinstance(action, protocol.Consensus):
+                actions += self._exchange(*action)
+            elif isinstance(action, protocol.GlobalMean):
                 actions += self._global_mean()
+            elif isinstance(action, protocol.Barrier):
+                actions += self._barrier(action.tally)
         if self.state.aborted and self._deadline is None:
             self._deadline = time.perf_counter() + WIND_UP_SECONDS
         return None
@@ -360,7 +385,7 @@ class Engine:
             self._waits[rank] = self._waits.get(rank, 0.0) + share
         self._missing, self._missing_since = missing, now
 
-    def _exchange(self, r: int, group: tuple[int, ...]) -> list[Any]:
+    def _exchange(self, r: int, group: tuple[int, ...], tally: Tally) -> list[Any]:
         """Exchanges the publication with the group; what to do next."""
         is_sync = self.machine.schedule.is_sync(r)
         with self._changed:
@@ -388,12 +413,13 @@ class Engine:
                 )
             if is_sync:
                 self.outbox, self.inbox = global_mean(self.outbox, self.inbox, r, total)
+                self._tally = tally
             else:
                 self.inbox = self.inbox.put(GroupSum(r, version, len(group), total, is_mean))
             return self._completed()
 
     def _global_mean(self) -> list[Any]:
-        everyone = tuple(range(self.machine.schedule.num_workers))
+        everyone = self._everyone
         with self._changed:
             model = self._consensus
             assert model is not None
@@ -408,8 +434,17 @@ class Engine:
             version = max(self.state.round - 1, self.outbox.version)
             self.outbox, self.inbox = global_mean(self.outbox, self.inbox, version, mean)
             self._consensus = None
+            self._gathered = self.state.round - 1, ()
             if self.ledger is not None:
                 self.ledger.add("mean", version=version, begin=begin, end=time.perf_counter())
+            return self._completed()
+
+    def _barrier(self, tally: Tally) -> list[Any]:
+        with self._changed:
+            self.exchanging = (self.state.round, self._everyone, time.perf_counter())
+        self.wire.barrier()
+        with self._changed:
+            self._gathered = self.state.round - 1, tally
             return self._completed()
 
     def _completed(self) -> list[Any]:
@@ -471,8 +506,12 @@ class Engine:
             self._send(rank, message)
 
     @property
+    def _everyone(self) -> tuple[int, ...]:
+        return tuple(range(self.machine.schedule.num_workers))
+
+    @property
     def _others(self) -> list[int]:
-        return [rank for rank in range(self.control.size) if rank != self.machine.worker]
+        return [rank for rank in self._everyone if rank != self.machine.worker]
 
     def _test_requests(self) -> None:
         self._requests = [request for request in self._requests if not request.Test()]

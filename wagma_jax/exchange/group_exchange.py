@@ -2,12 +2,14 @@
 
 import atexit
 import contextlib
+import operator
 import os
 import platform
 import sys
 import threading
 import time
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,11 +22,12 @@ from mpi4py import MPI
 from wagma_jax.averaging import PolicyFunction, additive_update
 from wagma_jax.exchange import clocks
 from wagma_jax.exchange.buffers import Buffers, Merge
-from wagma_jax.exchange.engine import Engine, ExchangeError
+from wagma_jax.exchange.engine import Engine, ExchangeError, Taken
 from wagma_jax.exchange.ledger import Ledger
 from wagma_jax.exchange.meeting import meet
-from wagma_jax.exchange.protocol import Clock, Rounds
+from wagma_jax.exchange.protocol import Clock, Rounds, Tally
 from wagma_jax.exchange.staging import ALIGNMENT, Staging
+from wagma_jax.exchange.standing import MOST_ROUNDS, Standing, restore
 from wagma_jax.exchange.wire import Wire
 from wagma_jax.ledger import VERSION
 from wagma_jax.schedule import GroupSchedule, integer
@@ -49,6 +52,7 @@ class ExchangeInfo(NamedTuple):
         contributed_rounds: The version of each one's contribution: the round it was published for, -1 for the
             parameters at the start. Empty where a worker lags so far behind that this is forgotten.
         base: The newest round whose result the returned model contains; -1 if none.
+        tally: At a sync round the sums over all workers of what they have passed as ``tally``; else empty.
     """
 
     round: int
@@ -59,6 +63,7 @@ class ExchangeInfo(NamedTuple):
     group: tuple[int, ...]
     contributed_rounds: tuple[int, ...]
     base: int
+    tally: Tally = ()
 
 
 class GroupExchange:
@@ -85,12 +90,14 @@ class GroupExchange:
             for all, that is without late workers.
         clock: "step": every worker takes part in every round with a step of its own (the paper). "round": a worker that
             finds newer rounds complete jumps to them, so that one that is always slow takes fewer steps.
-        average: The per-leaf policy, from a leaf's key path and value to "mean", "keep" or "sync" (mean at sync rounds
+        policy: The per-leaf policy, from a leaf's key path and value to "mean", "keep" or "sync" (mean at sync rounds
             only). None averages floating and complex leaves and keeps all others.
         timeout_seconds: How long a call waits for others before it raises TimeoutError; ``consensus`` and ``close``
             count from when they last heard of another's progress.
-        first_round: The round to begin with, for a run that goes on from a checkpoint: best the one after a sync round,
-            when all models were equal.
+        first_round: The round to begin with, for a run that goes on with equal models and without ``state``.
+        state: What ``state()`` has returned on this rank, for a run that goes on exactly: with it ``params`` are this
+            rank's own, what its last call had returned, and no rank's are sent to others. All ranks give one, of the
+            same round, or none does. None: a new run.
         ledger: A folder in which each rank writes ``ledger-RANK.jsonl``: who waited for whom, how long, and how stale
             contributions were, for ``wagma ledger`` and ``replay``. Some 400 bytes a round. None: nothing is written.
 
@@ -111,9 +118,10 @@ class GroupExchange:
         rotate: bool = True,
         quorum: int = 1,
         clock: Clock = "step",
-        average: PolicyFunction | None = None,
+        policy: PolicyFunction | None = None,
         timeout_seconds: float = 600.0,
         first_round: int = 0,
+        state: Mapping[str, Any] | None = None,
         ledger: Path | str | None = None,
     ):
         comm = MPI.COMM_WORLD if comm is None else comm
@@ -131,7 +139,8 @@ class GroupExchange:
         meet(comm)
         self._control = comm.Dup()
         error: Exception | None = None
-        staging, schedule, leaves, description, book = None, None, [], None, None
+        staging, schedule, leaves, description, book, published = None, None, [], None, None, None
+        restored = Standing(-1, -1, -1)
         try:
             schedule = GroupSchedule(comm.size, group_size, sync_period, rotate)
             quorum = _between("quorum", quorum, 1, group_size)
@@ -139,15 +148,25 @@ class GroupExchange:
                 raise ValueError(f"clock must be 'step' or 'round', got {clock!r}")
             if not timeout_seconds > 0:
                 raise ValueError(f"timeout_seconds must be positive, got {timeout_seconds!r}")
-            staging = Staging(params, average)
+            staging = Staging(params, policy)
             leaves = staging.check(params)
-            first_round = _between("first_round", first_round, 0, 1 << 30)
+            first_round = _between("first_round", first_round, 0, MOST_ROUNDS)
+            before = first_round - 1
+            restored = Standing(before, before, before) if state is None else restore(state)
+            begin = restored.round + 1
+            if first_round not in (0, begin):
+                raise ValueError(
+                    f"first_round is {first_round}, but state goes on with round {begin}: leave first_round out"
+                )
+            if restored.published is not None:
+                published = staging.from_arrays(restored.published)
             book = None if ledger is None else Ledger(ledger, comm.rank)
             settings = {
                 "schedule": repr(schedule),
                 "quorum": str(quorum),
                 "clock": clock,
-                "first_round": str(first_round),
+                "first_round": str(restored.round + 1),
+                "state": "not given" if state is None else "given",
                 "ledger": "written" if book else "not written",
             }
             description = settings, staging.describe(), str(staging.treedef)
@@ -162,25 +181,30 @@ class GroupExchange:
         self._leaves = leaves
         self._models = comm.Dup()
         self._wire = Wire(self._models, staging.device)
-        model, self._differs = self._broadcast(staging.pack(leaves))
+        model, self._differs = staging.pack(leaves), False
+        if state is None:
+            model, self._differs = self._broadcast(model)
         self._warm_up(model)
         self._start: Buffers | None = model
         self._ledger = book
         if book is not None:
-            self._start_ledger(quorum, clock, first_round)
-        self._counter = first_round - 1
-        self._base = first_round - 1
-        self.info = ExchangeInfo(first_round - 1, False, False, 0, 0.0, (), (), first_round - 1)
+            self._start_ledger(quorum, clock, restored.round + 1)
+        self._counter = restored.round
+        self._base = restored.base
+        self._stands: int | None = restored.round  # after this round all stood still, and it has not gone on
+        self._mean: int | None = restored.version if published is None else None  # version of what was returned last
+        self.info = ExchangeInfo(restored.round, False, False, 0, 0.0, (), (), restored.base)
         self._in_steps = False  # whether a jitted step calls average()
         self._engine = Engine(
             Rounds(schedule, comm.rank, quorum, clock),
             self._wire,
             self._control,
-            model,
+            model if published is None else published,
             staging.ordinary,
             staging.narrow,
             not staging.widens,
-            first_round,
+            restored.round + 1,
+            restored.version,
             book,
         )
         self._lock = threading.Lock()
@@ -195,31 +219,35 @@ class GroupExchange:
 
     @property
     def params(self) -> Any:
-        """The parameters that all workers start from: rank 0's, before the first call of ``average``."""
+        """The parameters to start from, before the first call of ``average``: rank 0's; with ``state`` the own ones."""
         if self._start is None:
             raise RuntimeError("params are those at the start, and are gone after the first call of average()")
         self._differs = False
         return self._staging.unpack(self._leaves, self._start)
 
-    def average(self, params: Any) -> tuple[Any, ExchangeInfo]:
+    def average(self, params: Any, tally: Sequence[int] = ()) -> tuple[Any, ExchangeInfo]:
         """One round: publishes W' and takes the group's mean, or merges the newest sum if this worker is late.
 
         Args:
             params: W', the pytree after the local step; built like the constructor's ``params``. It may be donated or
                 changed afterwards: what is returned, and what is published, are copies.
+            tally: A few integers of at most 64 bits, which do not take part in the averaging: if this call arrives at a
+                sync round, their sums over all workers, by position, are in ``info.tally``, the same on all workers
+                (shorter ones go on with zeros; a worker that rests adds nothing). At any other round they are dropped:
+                hand in again then what has been counted since the last sync round.
 
         Returns:
             The new pytree, its leaves on the devices of ``params``, and what was done.
 
         Raises:
-            ValueError: ``params`` is built differently.
+            ValueError: ``params`` is built differently, or ``tally`` holds something else.
             ExchangeError: The run is over, since another worker or this one's exchange has failed.
             TimeoutError: It took longer than ``timeout_seconds``; says which rank was waited for.
             RuntimeError: The exchange is closed.
         """
         with self._call("average"):
             entered = time.perf_counter()
-            leaves = self._staging.check(params)
+            leaves, tally = self._staging.check(params), _checked(tally)
             if self._differs:
                 warnings.warn(
                     "params of this rank differed from rank 0's, and exchange.params, which are equal on all ranks, "
@@ -229,7 +257,8 @@ class GroupExchange:
                 self._differs = False
             model = self._staging.pack(leaves)
             ready = time.perf_counter()
-            t = self._engine.arrive(model, self._counter, self._memory)
+            self._stands = self._mean = None
+            t = self._engine.arrive(model, self._counter, tally, self._memory)
             self._start, self._leaves = None, leaves
             del model, params
             taken = self._engine.take(t, self.timeout_seconds)
@@ -238,7 +267,8 @@ class GroupExchange:
             is_sync = self.schedule.is_sync(t)
             if taken.result is None:  # the mean, or W' itself
                 tree = self._unpack(taken.buffers)
-                self._base = t if is_sync else self._base
+                if is_sync:
+                    self._base = self._stands = self._mean = t
             else:
                 total, size = taken.result.total, taken.result.size
                 own = self._staging.ordinary(taken.buffers)
@@ -251,7 +281,7 @@ class GroupExchange:
                 if self._staging.copies:
                     self._engine.recycle(total if self._staging.widens else merged)
             self._counter = t if self._engine.machine.clock == "step" else max(t, taken.newest)
-            self.info = self._describe(t, is_sync, taken.record, waited)
+            self.info = self._describe(t, is_sync, taken, waited)
             self._leaves = []
             if self._ledger is not None:
                 self._ledger.add(
@@ -272,7 +302,7 @@ class GroupExchange:
         """The global mean of all workers' ``params``; their engines go on serving workers that still train.
 
         All ranks call it equally often, though not after equally many rounds; until the last has come, the others
-        rest in it.
+        rest in it. When it returns all workers stand at the same ``round``.
 
         Args:
             params: As for ``average``. Leaves whose policy is "keep" come back as they are.
@@ -292,12 +322,66 @@ class GroupExchange:
             woken = time.perf_counter()
             self._counter = max(self._counter, newest)
             self._base = max(self._base, newest)
+            self._stands = self._mean = newest
             self._start = None
             tree = self._unpack(mean)
             if self._ledger is not None:
                 leave = time.perf_counter()
                 self._ledger.add("consensus", enter=entered, ready=ready, taken=woken, leave=leave, version=self._base)
             return tree
+
+    def meet(self, tally: Sequence[int] = ()) -> Tally:
+        """Waits until all workers stand still, with nothing on its way: a place to evaluate, save or stop.
+
+        Nothing is averaged by it. All ranks call it equally often, though not after equally many rounds; until the last
+        has come, the engines of the others go on serving it, and sync rounds count their trainers as arrived. When it
+        returns all workers stand at the same ``round``.
+
+        Args:
+            tally: Integers of at most 64 bits.
+
+        Returns:
+            The sums over all workers of ``tally``, by position; shorter ones go on with zeros.
+
+        Raises:
+            ValueError: ``tally`` holds something else.
+            ExchangeError, TimeoutError, RuntimeError: As ``average``.
+        """
+        tally = _checked(tally)
+        if self._in_steps:
+            jax.effects_barrier()  # steps that were dispatched, but have not called average() yet
+        with self._call("meet"):
+            self._stands = None
+            self._counter, sums = self._engine.meet(tally, self.timeout_seconds)
+            self._stands = self._counter
+            return sums
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint needs, beside ``params``, so that a new exchange goes on exactly: see its ``state``.
+
+        To be called on all ranks while all stand still: before the first call of ``average``, or after one at a sync
+        round, ``meet`` or ``consensus``, before the next. The parameters that belong to it are what the last call of
+        ``average`` or ``consensus`` has returned on this rank.
+
+        Returns:
+            Integers by name (``round`` is the newest complete round, the same on all ranks); and as ``published``, only
+            where what this worker has published last is not those parameters, a list of NumPy arrays: its averaged
+            leaves, in the order of the tree.
+
+        Raises:
+            RuntimeError: Others may have gone on, or the exchange is closed.
+        """
+        if self._in_steps:
+            jax.effects_barrier()
+        with self._call("state"):
+            if self._stands is None:
+                raise RuntimeError(
+                    "state() was called while others may be training: call it after a sync round, meet() or "
+                    "consensus(), before the next average()"
+                )
+            version, model = self._engine.outbox
+            published = None if version == self._mean else self._staging.to_arrays(model)
+            return Standing(self._stands, self._base, version, published).saved()
 
     def as_transformation(self) -> optax.GradientTransformationExtraArgs:
         """``average`` as the last link of an optax chain, for a jitted step: ``optax.chain(inner, this)``.
@@ -468,11 +552,12 @@ class GroupExchange:
         tree, _ = self.average(target)
         return jax.tree.map(np.asarray, tree)
 
-    def _describe(self, t, is_sync, record, waited) -> ExchangeInfo:
+    def _describe(self, t: int, is_sync: bool, taken: Taken, waited: float) -> ExchangeInfo:
+        record = taken.record
         group = tuple(range(self.schedule.num_workers)) if is_sync else self.schedule.group_of(self.rank, t)
         contributed = record.contributed if record is not None else ()
         staleness = 0 if is_sync or not contributed else t - contributed[group.index(self.rank)]
-        return ExchangeInfo(t, is_sync, staleness > 0, staleness, waited, group, contributed, self._base)
+        return ExchangeInfo(t, is_sync, staleness > 0, staleness, waited, group, contributed, self._base, taken.tally)
 
 
 def _aligned_empty(nbytes: int) -> np.ndarray:
@@ -480,6 +565,16 @@ def _aligned_empty(nbytes: int) -> np.ndarray:
     memory = np.empty(nbytes + ALIGNMENT, np.uint8)
     offset = -memory.ctypes.data % ALIGNMENT
     return memory[offset : offset + nbytes]
+
+
+def _checked(tally: Sequence[int]) -> Tally:
+    try:
+        numbers = tuple(operator.index(number) for number in tally)
+    except TypeError:
+        numbers = None
+    if numbers is None or not all(-(1 << 63) <= number < 1 << 63 for number in numbers):
+        raise ValueError(f"tally must hold integers of at most 64 bits, got {tally!r}: pass for example (1, 250)")
+    return numbers
 
 
 def _between(name: str, value: Any, low: int, high: int) -> int:

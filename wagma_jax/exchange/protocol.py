@@ -12,9 +12,12 @@ prevents:
   READY does for the others. So nobody ever waits inside an exchange, where a wait has no time limit.
 - *Sync rounds.* All trainers must arrive: READY goes to worker 0, whose GO starts the exchange. SYNC(k), from whoever
   arrives first, spreads over the hypercube of workers.
-- *Resting.* The trainer of a worker inside ``consensus`` or ``close`` counts as arrived at every round up to the newest
-  that its engine has heard of: the engine serves those who still train. When all rest, worker 0 wakes all at once: into
-  the exchange of ``consensus``, which nobody leaves before all have entered, or to their ends.
+- *Tallies.* READY and GO of a sync round carry the trainers' tallies to worker 0, and their sums back.
+- *Resting.* The trainer of a worker inside ``consensus``, ``meet`` or ``close`` counts as arrived at every round up to
+  the newest that its engine has heard of: the engine serves those who still train. When all rest, worker 0 wakes all at
+  once, to their ends or to the global mean of ``consensus`` or the barrier of ``meet``. Before these the engines
+  execute all rounds that anybody has arrived at, so that all workers stand at the same round; and nobody leaves them
+  before all have entered.
 - *Failing.* Whoever fails says ABORT to all, and so does whoever hears it. What was promised before (by ARRIVED, FORCE,
   READY) is kept if all members have promised, since one of them may be inside the exchange already.
 - *Clocks.* By ``clock="step"`` a trainer arrives at one round after the other. By ``clock="round"`` it jumps to the
@@ -26,6 +29,7 @@ Reference: Li et al., TPDS 2021, algorithm 2; readiness, FORCE, resting and the 
 import dataclasses
 import enum
 import functools
+import itertools
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
@@ -42,8 +46,8 @@ class Kind(enum.IntEnum):
     READY = 2  # the sender stands at the round; to its group, or to worker 0 at a sync round
     SYNC = 3  # some trainer has arrived at the sync round
     GO = 4  # from worker 0: all are ready for the sync round
-    REST = 5  # to worker 0: the sender's trainer rests; the round field holds the Rest
-    WAKE = 6  # from worker 0: all trainers rest alike; the round field holds the Rest
+    REST = 5  # to worker 0: the sender's trainer rests, and has last arrived at the round
+    WAKE = 6  # from worker 0: all trainers rest alike, and have last arrived at the round
     ABORT = 7  # the sender has failed, or knows of one that has; it promises nothing any more
 
 
@@ -52,7 +56,12 @@ class Rest(enum.IntEnum):
 
     NONE = 0
     CONSENSUS = 1
-    CLOSE = 2
+    MEET = 2
+    CLOSE = 3
+
+
+Tally = tuple[int, ...]
+"""Integers that are added up over the workers; a shorter one goes on with zeros."""
 
 
 class Message(NamedTuple):
@@ -60,12 +69,16 @@ class Message(NamedTuple):
 
     Attributes:
         kind: What it says.
-        round: Of which round (or which Rest).
+        round: Of which round.
+        rest: Why the trainer rests, or all trainers do.
+        tally: The sender's with READY at a sync round and with REST; the sums with GO and WAKE.
         text: Why, for ABORT.
     """
 
     kind: Kind
     round: int
+    rest: Rest = Rest.NONE
+    tally: Tally = ()
     text: str = ""
 
 
@@ -73,9 +86,13 @@ class Message(NamedTuple):
 
 
 class Arrive(NamedTuple):
-    """The trainer has published its model for ``round`` and waits for that round, or is late for it."""
+    """The trainer has published its model for ``round`` and waits for that round, or is late for it.
+
+    ``tally`` is what it adds to the sums of the round, if that is a sync round.
+    """
 
     round: int
+    tally: Tally = ()
 
 
 class Receive(NamedTuple):
@@ -90,9 +107,10 @@ class Completed(NamedTuple):
 
 
 class Retire(NamedTuple):
-    """The trainer rests."""
+    """The trainer rests; ``tally`` is what it adds to the sums of a ``meet``."""
 
     rest: Rest
+    tally: Tally = ()
 
 
 class Abort(NamedTuple):
@@ -114,14 +132,27 @@ class Send(NamedTuple):
 
 
 class Exchange(NamedTuple):
-    """Exchange models with the group. No event but Completed is handed in before it is over."""
+    """Exchange models with the group. No event but Completed is handed in before it is over.
+
+    ``tally``: the sums of a sync round.
+    """
 
     round: int
     group: tuple[int, ...]
+    tally: Tally = ()
 
 
-class Consensus(NamedTuple):
+class GlobalMean(NamedTuple):
     """Exchange the models handed to ``consensus`` among all. No event but Completed is handed in before it is over."""
+
+
+class Barrier(NamedTuple):
+    """Wait until all have entered: the end of ``meet``. No event but Completed is handed in before it is over.
+
+    ``tally``: the sums of the meeting.
+    """
+
+    tally: Tally = ()
 
 
 class Shutdown(NamedTuple):
@@ -134,7 +165,24 @@ class Fail(NamedTuple):
     text: str
 
 
-Action = Send | Exchange | Consensus | Shutdown | Fail
+Action = Send | Exchange | GlobalMean | Barrier | Shutdown | Fail
+
+
+class Resting(NamedTuple):
+    """What worker 0 knows of a trainer that rests: why, its newest arrival and its tally."""
+
+    worker: int
+    rest: Rest
+    arrived: int
+    tally: Tally = ()
+
+
+class Woken(NamedTuple):
+    """How all are woken: from which rest, at the round after which newest one, and the sums of their tallies."""
+
+    rest: Rest
+    newest: int
+    tally: Tally = ()
 
 
 class State(NamedTuple):
@@ -148,8 +196,10 @@ class State(NamedTuple):
         resting: Why the own trainer rests.
         exchanging: Whether an exchange is in progress.
         facts: (kind, round, sender) of messages about rounds that are not complete, the own ones among them.
-        rested: (worker, Rest) that worker 0 has heard of.
-        woken: The rest from which all are to be woken.
+        tallies: (round, sender, tally) of sync rounds that are not complete; worker 0 sends the sums.
+        restful: The tally with which the own trainer rests.
+        rested: The trainers that rest: what worker 0 has heard, and the own one if worker 0 was told.
+        woken: How all are woken, once that is known.
         aborted: The workers, this one among them, that promise nothing any more.
         over: Whether the engine has ended.
     """
@@ -161,8 +211,10 @@ class State(NamedTuple):
     resting: Rest = Rest.NONE
     exchanging: bool = False
     facts: frozenset[tuple[Kind, int, int]] = frozenset()
-    rested: frozenset[tuple[int, Rest]] = frozenset()
-    woken: Rest = Rest.NONE
+    tallies: frozenset[tuple[int, int, Tally]] = frozenset()
+    restful: Tally = ()
+    rested: frozenset[Resting] = frozenset()
+    woken: Woken | None = None
     aborted: frozenset[int] = frozenset()
     over: bool = False
 
@@ -206,10 +258,10 @@ class Rounds:
         if isinstance(event, Abort):
             state = self._abort(state, event.text, actions)
         elif isinstance(event, Arrive):
-            state = state._replace(arrived=max(state.arrived, event.round))
+            state = self._arrived(state, event)
         elif isinstance(event, Retire):
             assert state.resting == Rest.NONE, "a trainer rests once at a time"
-            state = state._replace(resting=event.rest)
+            state = state._replace(resting=event.rest, restful=event.tally)
         elif isinstance(event, Completed):
             state = self._completed(state)
         else:
@@ -219,12 +271,12 @@ class Rounds:
     def waits_for(self, state: State) -> tuple[int, ...]:
         """The workers without which this engine does not go on; whoever waits for worker 0 alone may ask it."""
         r = state.round
-        if state.woken != Rest.NONE or state.exchanging:
+        if state.exchanging:
             return ()
         if state.resting != Rest.NONE and not self._served(state, r):
             if self.worker != 0:
                 return (0,)
-            rested = {worker for worker, _ in state.rested}
+            rested = {resting.worker for resting in state.rested}
             return tuple(worker for worker in self._everyone if worker not in rested)
         if self.schedule.is_sync(r):
             if not self._served(state, r):
@@ -238,33 +290,44 @@ class Rounds:
 
     # what happened
 
+    def _arrived(self, state: State, event: Arrive) -> State:
+        state = state._replace(arrived=max(state.arrived, event.round))
+        return self._add_tally(state, event.round, self.worker, event.tally)
+
+    def _add_tally(self, state: State, r: int, sender: int, tally: Tally) -> State:
+        if not tally or r < state.round or not self.schedule.is_sync(r):
+            return state
+        return state._replace(tallies=state.tallies | {(r, sender, tally)})
+
     def _received(self, state: State, source: int, message: Message, actions: list[Action]) -> State:
-        kind, r, _ = message
+        kind, r = message.kind, message.round
         if kind == Kind.ABORT:
             if self.worker not in state.aborted:
                 actions.append(Fail(message.text))
                 state = self._abort(state, message.text, actions)
             return state._replace(aborted=state.aborted | {source})
         if kind == Kind.REST:
-            return state._replace(rested=state.rested | {(source, Rest(r))})
+            return state._replace(rested=state.rested | {Resting(source, message.rest, r, message.tally)})
         if kind == Kind.WAKE:
-            return state._replace(woken=Rest(r))
+            return self._woken(state, Woken(message.rest, r, message.tally))
         if r < state.round:
             return state
         state = state._replace(heard=max(state.heard, r))
         if kind == Kind.SYNC:
             return self._call(state, r, source, actions)
+        state = self._add_tally(state, r, source, message.tally)
         return state._replace(facts=state.facts | {(kind, r, source)})
 
     def _completed(self, state: State) -> State:
         assert state.exchanging
-        if state.woken == Rest.CONSENSUS:
-            return state._replace(exchanging=False, resting=Rest.NONE, woken=Rest.NONE, rested=frozenset())
+        if self._is_gathered(state):
+            return state._replace(exchanging=False, resting=Rest.NONE, restful=(), woken=None, rested=frozenset())
         r = state.round + 1
         return state._replace(
             exchanging=False,
             round=r,
             facts=frozenset(fact for fact in state.facts if fact[1] >= r),
+            tallies=frozenset(entry for entry in state.tallies if entry[0] >= r),
         )
 
     # what follows from what is known
@@ -273,9 +336,9 @@ class Rounds:
         """Applies the rules until none has anything more to do; an exchange or the end is the last action."""
         if state.over or state.exchanging:
             return state
-        if not state.aborted:
+        if not state.aborted or state.woken:
             state = self._rest(state, actions)
-        if state.aborted:
+        if state.aborted and not state.woken:
             return self._wind_up(state, actions)
         if state.over or state.exchanging:
             return state
@@ -284,45 +347,61 @@ class Rounds:
     def _rest(self, state: State, actions: list[Action]) -> State:
         if state.resting != Rest.NONE:
             state = self._tell_rest(state, actions)
-        if self.worker == 0 and len(state.rested) == self.schedule.num_workers and state.woken == Rest.NONE:
-            kinds = {rest for _, rest in state.rested}
+        if self.worker == 0 and len(state.rested) == self.schedule.num_workers and state.woken is None:
+            kinds = {resting.rest for resting in state.rested}
             if len(kinds) > 1:
                 text = _unlike(state.rested)
                 actions.append(Fail(text))
                 return self._abort(state, text, actions)
             (rest,) = kinds
-            actions.extend(Send(worker, Message(Kind.WAKE, rest)) for worker in self._others)
-            state = state._replace(woken=rest)
-        if state.woken == Rest.CONSENSUS:
-            return self._enter(state, Consensus(), actions)
-        if state.woken == Rest.CLOSE:
+            newest = max(resting.arrived for resting in state.rested)
+            woken = Woken(rest, newest, added(resting.tally for resting in state.rested))
+            actions.extend(Send(worker, Message(Kind.WAKE, newest, rest, woken.tally)) for worker in self._others)
+            state = self._woken(state, woken)
+        if state.woken is not None and state.woken.rest == Rest.CLOSE:
             return self._end(state, actions)
+        if self._is_gathered(state):
+            assert state.woken is not None
+            mean = state.woken.rest == Rest.CONSENSUS
+            return self._enter(state, GlobalMean() if mean else Barrier(state.woken.tally), actions)
         return state
 
     def _tell_rest(self, state: State, actions: list[Action]) -> State:
-        entry = (self.worker, state.resting)
+        entry = self._own_rest(state)
         if entry in state.rested:
             return state
         if self.worker != 0:
-            actions.append(Send(0, Message(Kind.REST, state.resting)))
+            actions.append(Send(0, Message(Kind.REST, entry.arrived, entry.rest, entry.tally)))
         return state._replace(rested=state.rested | {entry})
 
+    def _own_rest(self, state: State) -> Resting:
+        return Resting(self.worker, state.resting, state.arrived, state.restful)
+
+    def _woken(self, state: State, woken: Woken) -> State:
+        """Before it wakes, the engine executes the rounds that anybody has arrived at: all stand at the same one."""
+        return state._replace(woken=woken, heard=max(state.heard, woken.newest))
+
+    def _is_gathered(self, state: State) -> bool:
+        """Whether the engine enters, or is in, what all are woken to."""
+        return state.woken is not None and state.round > state.woken.newest
+
     def _abort(self, state: State, text: str, actions: list[Action]) -> State:
-        actions.extend(Send(worker, Message(Kind.ABORT, 0, text)) for worker in self._others)
+        actions.extend(Send(worker, Message(Kind.ABORT, 0, text=text)) for worker in self._others)
         return state._replace(aborted=state.aborted | {self.worker})
 
     def _wind_up(self, state: State, actions: list[Action]) -> State:
         """After a failure: enters what it has promised if all others have promised it too, and ends.
 
         A peer may have entered already; and since messages of one sender arrive in order, all members learn the
-        same of each other: a promise before the ABORT, or an ABORT without one.
+        same of each other: a promise before the ABORT, or an ABORT without one. If worker 0 wakes all who rest, all
+        get to know it, and go through with it before they wind up.
         """
         r = state.round
         if self.schedule.is_sync(r):
             promised, given = (Kind.READY, r, self.worker) in state.facts, bool(self._known(state, (Kind.GO,), r))
             waits = promised and not given and 0 not in state.aborted
             if promised and given:
-                return self._enter(state, Exchange(r, self._everyone), actions)
+                return self._enter(state, self._sync_exchange(state), actions)
         else:
             standing = self._standing(state, r)
             promised = self.worker in standing
@@ -332,14 +411,11 @@ class Rounds:
             waits = promised and not missing & state.aborted
         if waits:
             return state
-        if (self.worker, state.resting) in state.rested:
-            if state.woken == Rest.CONSENSUS:
-                return self._enter(state, Consensus(), actions)
-            if 0 not in state.aborted and state.woken == Rest.NONE:
-                return state
+        if self._own_rest(state) in state.rested and 0 not in state.aborted:
+            return state
         return self._end(state, actions)
 
-    def _enter(self, state: State, exchange: Exchange | Consensus, actions: list[Action]) -> State:
+    def _enter(self, state: State, exchange: Exchange | GlobalMean | Barrier, actions: list[Action]) -> State:
         actions.append(exchange)
         return state._replace(exchanging=True)
 
@@ -366,14 +442,21 @@ class Rounds:
         if not self._served(state, k):
             return state
         state = self._call(state, k, self.worker, actions)
-        state = self._say(state, Kind.READY, k, () if self.worker == 0 else (0,), actions)
+        own = added(tally for r, sender, tally in state.tallies if (r, sender) == (k, self.worker))
+        state = self._say(state, Kind.READY, k, () if self.worker == 0 else (0,), actions, own)
         if self.worker == 0:
             if not self._known(state, (Kind.READY,), k).issuperset(self._everyone):
                 return state
-            state = self._say(state, Kind.GO, k, self._others, actions)
+            state = self._say(state, Kind.GO, k, self._others, actions, self._sync_exchange(state).tally)
         elif not self._known(state, (Kind.GO,), k):
             return state
-        return self._enter(state, Exchange(k, self._everyone), actions)
+        return self._enter(state, self._sync_exchange(state), actions)
+
+    def _sync_exchange(self, state: State) -> Exchange:
+        """The exchange of the current round; worker 0 adds up the tallies, and the others have its sums."""
+        k, is_first = state.round, self.worker == 0
+        tallies = [tally for r, sender, tally in state.tallies if r == k and (is_first or sender == 0)]
+        return Exchange(k, self._everyone, added(tallies))
 
     def _served(self, state: State, r: int) -> bool:
         """Whether the trainer counts as arrived at round r."""
@@ -406,12 +489,14 @@ class Rounds:
         actions.extend(Send(worker, Message(Kind.SYNC, k)) for worker in told)
         return state._replace(called=k)
 
-    def _say(self, state: State, kind: Kind, r: int, dests: Iterable[int], actions: list[Action]) -> State:
+    def _say(
+        self, state: State, kind: Kind, r: int, dests: Iterable[int], actions: list[Action], tally: Tally = ()
+    ) -> State:
         """Sends a message, once, and knows it as well."""
         fact = (kind, r, self.worker)
         if fact in state.facts:
             return state
-        actions.extend(Send(dest, Message(kind, r)) for dest in dests)
+        actions.extend(Send(dest, Message(kind, r, tally=tally)) for dest in dests)
         return state._replace(facts=state.facts | {fact})
 
     def _known(self, state: State, kinds: tuple[Kind, ...], r: int) -> set[int]:
@@ -437,9 +522,14 @@ def _group_of(schedule: GroupSchedule, worker: int, r: int) -> tuple[int, ...]:
     return schedule.group_of(worker, r)
 
 
-def _unlike(rested: Iterable[tuple[int, Rest]]) -> str:
-    calls = "; ".join(
-        f"rank {worker} called {'consensus' if rest == Rest.CONSENSUS else 'close'}()"
-        for worker, rest in sorted(rested)
+def added(tallies: Iterable[Tally]) -> Tally:
+    """The sums of tallies by position; shorter ones go on with zeros."""
+    return tuple(map(sum, itertools.zip_longest(*tallies, fillvalue=0)))
+
+
+def _unlike(rested: Iterable[Resting]) -> str:
+    calls = "; ".join(f"rank {resting.worker} called {resting.rest.name.lower()}()" for resting in sorted(rested))
+    return (
+        "consensus() and meet() must be called equally often and in the same order by all ranks, and then close(): "
+        f"{calls}"
     )
-    return f"consensus() must be called equally often by all ranks, and then close(): {calls}"

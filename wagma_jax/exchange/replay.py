@@ -62,7 +62,7 @@ def replay(
     params: Any,
     local_step: LocalStep,
     *,
-    average: PolicyFunction | None = None,
+    policy: PolicyFunction | None = None,
     segment: int | None = None,
     observe: Callable[[int, int, Any], None] = lambda rank, call, params: None,
 ) -> list[Any]:
@@ -74,7 +74,7 @@ def replay(
         local_step: From (rank, number of the call of ``average`` on that rank, from 0, params) to W', what that rank
             passed to this call. Called in order for each rank, but not in the order of the run between ranks. Whatever
             else a step has (an optimizer's state, say) it keeps for each rank by itself.
-        average: The per-leaf policy of the run.
+        policy: The per-leaf policy of the run.
         segment: Which part of a run that was resumed, from 0, with ``params`` as they were at its beginning; None:
             there is only one.
         observe: Called with (rank, number of the call, params) after each call of ``average``.
@@ -87,7 +87,7 @@ def replay(
         ValueError: The ledgers cannot be read, lack a part of the run, or do not fit to ``params``.
     """
     parts = _segments(ledger.read(folder), segment)
-    run = _Run(parts, Staging(params, average), params, local_step, observe)
+    run = _Run(parts, Staging(params, policy), params, local_step, observe)
     return run.execute()
 
 

@@ -7,6 +7,7 @@ one compiled call, and the buffer is used again. Arrays on an accelerator are st
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -43,14 +44,14 @@ class Staging:
 
     Args:
         params: A pytree of arrays, scalars among them.
-        average: The per-leaf policy, as for ``averaging.leaf_policies``.
+        policy: The per-leaf policy, as for ``averaging.leaf_policies``.
 
     Raises:
         ValueError, TypeError: From the policy.
     """
 
-    def __init__(self, params: Any, average: PolicyFunction | None = None):
-        self.policies = leaf_policies(params, average)
+    def __init__(self, params: Any, policy: PolicyFunction | None = None):
+        self.policies = leaf_policies(params, policy)
         paths_and_leaves, self.treedef = jax.tree_util.tree_flatten_with_path(params)
         self.names = [leaf_name(path) for path, _ in paths_and_leaves]
         self.shapes = [np.shape(leaf) for _, leaf in paths_and_leaves]
@@ -113,15 +114,18 @@ class Staging:
             return leaves
         if treedef != self.treedef:
             raise ValueError(f"the tree must be built like params: expected {self.treedef}, got {treedef}")
-        for leaf, name, shape, dtype in zip(leaves, self.names, self.shapes, self.dtypes, strict=True):
-            came = _dtype(leaf)
-            if np.shape(leaf) != shape or came != dtype:
-                raise ValueError(
-                    f"{name} must be {dtype}{list(shape)} as in params, got {came}{list(np.shape(leaf))}: pass the "
-                    "same pytree as to the constructor"
-                )
+        for i, leaf in enumerate(leaves):
+            self._check_leaf(i, leaf)
         self._seen = kinds
         return leaves
+
+    def _check_leaf(self, i: int, leaf: Any) -> None:
+        name, shape, dtype, came = self.names[i], self.shapes[i], self.dtypes[i], _dtype(leaf)
+        if np.shape(leaf) != shape or came != dtype:
+            raise ValueError(
+                f"{name} must be {dtype}{list(shape)} as in params, got {came}{list(np.shape(leaf))}: pass the "
+                "same pytree as to the constructor"
+            )
 
     def _elsewhere(self, leaves: list[Any]) -> list[int]:
         """Which leaves are on other devices than the buffers."""
@@ -141,6 +145,27 @@ class Staging:
         if self._elsewhere(leaves):
             wanted = jax.device_put(wanted, self.device)  # starts all transfers before it waits for one
         return jax.block_until_ready(self._pack(wanted))
+
+    def to_arrays(self, buffers: Buffers) -> list[np.ndarray]:
+        """Copies of the averaged leaves in NumPy, in the order of the tree."""
+        indices = [part.leaf for layout in self.layouts for part in layout.parts]
+        pieces = _slices(self.layouts, tuple(np.asarray(buffer) for buffer in buffers))
+        return [np.array(piece) for _, piece in sorted(zip(indices, pieces, strict=True), key=lambda entry: entry[0])]
+
+    def from_arrays(self, arrays: Sequence[Any]) -> Buffers:
+        """Buffers from what ``to_arrays`` has returned.
+
+        Raises:
+            ValueError: They are others than the averaged leaves of ``params``.
+        """
+        indices = [i for i, policy in enumerate(self.policies) if policy != "keep"]
+        if len(arrays) != len(indices):
+            raise ValueError(f"expected {len(indices)} arrays, one for each averaged leaf of params, got {len(arrays)}")
+        leaves: list[Any] = [None] * len(self.policies)
+        for i, array in zip(indices, arrays, strict=True):
+            leaves[i] = array
+            self._check_leaf(i, array)
+        return self.pack(leaves)
 
     def warm_up(self, buffers: Buffers) -> None:
         """Compiles everything but ``pack`` beforehand."""

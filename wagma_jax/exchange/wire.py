@@ -38,6 +38,7 @@ from mpi4py import MPI
 from wagma_jax.averaging import divided
 from wagma_jax.exchange.buffers import Buffers
 from wagma_jax.exchange.carriers import sum_dtype, widened
+from wagma_jax.exchange.meeting import meet
 
 SMALL_BYTES = 1 << 16  # up to which recursive doubling is used
 LARGE_BYTES = 1 << 21  # above which buffers are sent ahead
@@ -130,6 +131,10 @@ class Wire:
         sum_up.lower(arguments, buffers, shares or into).compile()
         if shares:
             all_gather.lower(arguments, shares, into).compile()
+
+    def barrier(self) -> None:
+        """Waits until all workers have called it. No exchange may be in progress."""
+        meet(self.comm)
 
     def release(self) -> None:
         """Gives the memory back that is kept for the next exchange."""
