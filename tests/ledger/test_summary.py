@@ -67,7 +67,7 @@ def test_entries_that_were_lost_are_told(tmp_path):
     entries[1] = [entry for entry in entries[1] if getattr(entry, "round", None) not in (3, 4)]
     summary = ledger.summarize(ledger.read(write(tmp_path / "run", *entries)))
     assert summary.lost == 2
-    assert "2 lines of rounds are missing" in ledger.text(summary)
+    assert "2 lines of rounds missing" in ledger.text(summary)
 
 
 def test_bins_of_staleness():

@@ -1,8 +1,9 @@
 """Executes a recorded run again, in one process: asynchrony that can be debugged.
 
-A worker's result depends on nothing but its own steps and on which contributions went into the sums that it took. The
-ledger says which, so that with the same steps the same parameters come out, bit for bit: sums are taken in the order of
-the wire (``wire.sum_in_order``), and models are packed, merged and unpacked by the compiled functions of the exchange.
+A worker's result depends only on its own steps and on the contributions in the sums that it took. The ledger says which
+these were. With the same steps the same parameters come out, bit for bit: sums are taken in the order of the wire
+(``wire.sum_in_order``), and models are packed, merged and unpacked by the compiled functions of the exchange. Meetings
+change no values, so they are not replayed.
 """
 
 import collections
@@ -72,8 +73,8 @@ def replay(
     Args:
         folder: With the ledgers of all ranks, ``GroupExchange(..., ledger=folder)``.
         params: The parameters that all workers started from.
-        local_step: From (rank, number of the call of ``average`` on that rank, from 0, params) to W', what that rank
-            passed to this call. Called in order for each rank, but not in the order of the run between ranks. Whatever
+        local_step: Maps (rank, number of the call of ``average`` on that rank, from 0, params) to W', what that rank
+            passed to this call. Called in order for each rank; the order between ranks is not that of the run. Whatever
             else a step has (an optimizer's state, say) it keeps for each rank by itself.
         average: The per-leaf policy of the run.
         segment: Which part of a run that was resumed, from 0, with ``params`` as they were at its beginning; None:

@@ -32,16 +32,16 @@ def _headline(summary: Summary) -> str:
     ]
     if summary.resumed:
         lines.append(
-            f"Resumed at round {', '.join(map(str, summary.resumed))}: rounds that were done again count once, and the "
-            "time in between does not."
+            f"Resumed at round {', '.join(map(str, summary.resumed))}: rounds that were done again count once; the "
+            "time in between does not count."
         )
     if summary.incomplete:
         lines.append(
-            f"Not ended: {_ranks(summary.incomplete)}. The run has failed, or is still going on; what was written is "
-            "counted."
+            f"Not ended: {_ranks(summary.incomplete)}. The run has failed, or is still going on; what it has written "
+            "so far counts."
         )
     if summary.lost:
-        lines.append(f"Incomplete: {_count(summary.lost, 'line')} of rounds are missing, and do not count.")
+        lines.append(f"Incomplete: {_count(summary.lost, 'line')} of rounds missing, which do not count.")
     return "\n".join(lines)
 
 
