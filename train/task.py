@@ -30,7 +30,7 @@ class Mean(NamedTuple):
     """
 
     total: jax.Array
-    count: jax.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 class Gradients(NamedTuple):

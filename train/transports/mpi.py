@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -205,9 +206,10 @@ class MpiWorkers:
             self._next_meeting = self._after(done)
             return Stepped(done, info.tally, True)
         if done >= self._next_meeting or (done >= total and not self._by_units):
-            sums = self.exchange.meet(tally)
-            if self._options.clock == "round":  # workers may have come here after different rounds
-                done = max(self.group.everyone(done))
+            begun = time.perf_counter()
+            sums = self.exchange.meet(tally)  # after it all stand at the same round
+            self._counts += Counts(waited=time.perf_counter() - begun)
+            done = self.round if self._by_units else min(self.round, total)
             self._next_meeting = self._after(done)
             return Stepped(done, sums)
         return Stepped(done)
@@ -250,9 +252,8 @@ class MpiWorkers:
     def pieces(self) -> dict[str, Any]:
         """This worker's state; the model on the first only, where all are equal."""
         state = self._state
-        pieces: dict[str, Any] = {"optimizer": state.optimizer, "carry": state.carry}
-        if len(set(self.group.everyone(self.exchange.round))) == 1:  # else the next exchange begins anew
-            pieces["exchange"] = jax.tree.map(np.asarray, self.exchange.state())
+        exchange = jax.tree.map(np.asarray, self.exchange.state())
+        pieces: dict[str, Any] = {"optimizer": state.optimizer, "carry": state.carry, "exchange": exchange}
         if not self._equal or self.group.is_first:
             pieces["model"] = state.model
         return {name: tree for name, tree in pieces.items() if jax.tree.leaves(tree)}
