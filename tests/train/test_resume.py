@@ -40,30 +40,31 @@ def rows_in(out):
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
-def killed(command, out, rows, pause):
-    """Starts a run and kills it some time after so many rows; how far it came."""
-    process = started(command)
+def killed(command, out, after, pause):
+    """Starts a run and kills it some time after a checkpoint later than a step; the step of its newest one."""
+    newest = lambda: max(steps(out / "checkpoints"), default=0)
+    process = started([*command, "--pause", "0.01"])
     try:
-        wait_for(process, lambda: rows_in(out) >= rows)
+        wait_for(process, lambda: newest() > after)
         time.sleep(pause)
     finally:
         process.send_signal(signal.SIGKILL)
         output, _ = process.communicate(timeout=30)
     assert process.returncode == -signal.SIGKILL, output
-    return rows_in(out)
+    assert newest() > after
+    return newest()
 
 
 def test_killed_twice_and_resumed_gives_the_same_numbers(tmp_path, capsys):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     runs.main(*OPTIONS, "--out", whole)
     rng = np.random.default_rng(0)
-    # both with one command, as batch scripts that are queued again have it
-    command = [*runs.COMMAND, *OPTIONS, "--out", broken, "--resume-if-exists"]
-    came = killed(command, broken, int(rng.integers(5, 9)), rng.random() / 20)
-    assert came < len(runs.numbers(whole))
-    killed(command, broken, came + int(rng.integers(2, 8)), rng.random() / 20)
+    # all with one command, as batch scripts that are queued again have it
+    command = [*OPTIONS, "--out", broken, "--resume-if-exists"]
+    came = killed([*runs.COMMAND, *command], broken, 0, rng.random() / 10)
+    killed([*runs.COMMAND, *command], broken, came, rng.random() / 10)
     capsys.readouterr()
-    runs.main(*OPTIONS, "--out", broken, "--resume-if-exists")
+    runs.main(*command)
     assert "going on from step" in capsys.readouterr().out
     assert runs.numbers(broken) == runs.numbers(whole)
     np.testing.assert_array_equal(runs.consensus(broken / "consensus"), runs.consensus(whole / "consensus"))
@@ -71,7 +72,7 @@ def test_killed_twice_and_resumed_gives_the_same_numbers(tmp_path, capsys):
         assert runs.summary(broken)[name] == runs.summary(whole)[name]
     # it is complete now, and says so
     before = {path: path.read_bytes() for path in broken.rglob("*") if path.is_file()}
-    runs.main(*OPTIONS, "--out", broken, "--resume-if-exists")
+    runs.main(*command)
     assert "is complete: there is nothing left to do" in " ".join(capsys.readouterr().out.split())
     assert {path: path.read_bytes() for path in broken.rglob("*") if path.is_file()} == before
 

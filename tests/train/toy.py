@@ -1,6 +1,7 @@
 """Linear regression as a workload: what loop, transports and checkpoints are tested on. ``python -m train.toy``."""
 
 import dataclasses
+import time
 from typing import NamedTuple
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from train import recipe, run
-from train.options import RunOptions
+from train.options import RunOptions, option
 from train.task import Batch, Gradients, Mean, Score
 
 WIDTH, EXAMPLES = 5, 240
@@ -20,9 +21,11 @@ class Options(RunOptions, recipe.RecipeOptions):
 
     Attributes:
         noise: Standard deviation of what is drawn in every step and added to the targets.
+        pause: Seconds that it takes to load a batch.
     """
 
     noise: float = 0.01
+    pause: float = option(0.0, resume="free")
 
     def check(self) -> None:
         super().check()
@@ -93,6 +96,7 @@ class ToyFeed:
 
     def next(self, step, model, carry):
         size, options = self.toy.options.batch_size, self.toy.options
+        time.sleep(options.pause)
         rows = []
         for worker in self.place.workers:
             draws = np.random.default_rng((self.seed, self.first, step, worker))
