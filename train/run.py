@@ -111,9 +111,9 @@ def prepare(workload: Workload[O], options: O, group: Group | None = None) -> Pr
         options.check()
         group = transport.join(options)
     assert group is not None
+    place = transport.place(options, group)  # before anything else makes JAX's devices
     console.set_speaker(group.is_first)
     group.agreed(options.check)
-    place = transport.place(options, group)
     task = group.agreed(lambda: _check_alone(workload, options, transport))
     marks = resume.fingerprint(task.fingerprint)
     shared = {flag(name): value for name, value in options.to_json().items() if name != "process_id"}
