@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 import jax
 import optax
 
-from train import checkpoints, console, loop, pictures, results, resume
+from train import checkpoints, console, loop, results, resume
 from train.budget import Budget, Length
 from train.checkpoints import Checkpoints, Position
 from train.learner import Begin, Learner
@@ -250,6 +250,8 @@ def _finish(
     prepared: Prepared, outcome: loop.Outcome, rows: list[dict[str, Any]], schedule: Any, devices: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Writes the summary of a run and its picture; on the first process."""
+    from train import pictures  # matplotlib takes long to import, and other processes do not need it
+
     options, task, out, position = prepared.options, prepared.task, prepared.out, outcome.position
     notes = {name: frozenset(numbers) for name, numbers in position.notes.items()}
     extra = task.finish(out, notes, outcome.parts)
