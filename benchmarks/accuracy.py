@@ -25,7 +25,7 @@ import numpy as np
 import tyro
 from scipy import stats
 
-from train import images, launched, results
+from train import images, results, run, starting
 from train.console import console
 
 RESULTS = Path(__file__).parent / "results"
@@ -137,7 +137,7 @@ def train_once(options: images.Options) -> tuple[dict[str, Any], list[dict[str, 
         if options.transport == "mpi":
             train_launched(options)
         else:
-            images.train(options)
+            run.train(images.WORKLOAD, options)
     return results.results(out)
 
 
@@ -146,7 +146,8 @@ def train_launched(options: images.Options) -> None:
     fields = dataclasses.fields(options)
     chosen = {field.name: getattr(options, field.name) for field in fields}
     words = {field.name: chosen[field.name] for field in fields if chosen[field.name] != field.default}
-    status = launched.images(options.workers, words if options.resume is None else {"resume": options.resume})
+    words = words if options.resume is None else {"resume": options.resume}
+    status = starting.start("train.images", options.workers, words)
     if status:
         raise subprocess.CalledProcessError(status, "train.images")
 
