@@ -15,7 +15,8 @@ from jax.sharding import Mesh, NamedSharding
 
 from models.resnet import RESNETS, ResNet, ResNetConfig
 from train import recipe
-from train.data import Batch, Dataset, pipeline
+from train.data import loading
+from train.data.images import Batch, Dataset
 from train.devices import local_rows, place, replicated, sharded
 from wagma_jax.strategies import Strategy
 
@@ -231,9 +232,10 @@ class Evaluation:
 
     def __call__(self, model: Any) -> dict[str, float]:
         """Loss and accuracy of a model without a worker axis."""
-        batches = pipeline.evaluation_batches(self._data.test, self._batch_size, self._rows, **self._loading)
+        batches = loading.evaluation_batches(self._data.test, self._batch_size, self._rows, **self._loading)
         sums: dict[str, float] = {}
-        for loaded, counts in batches:
+        for loaded, inside in batches:
+            counts = inside & (loaded["unreadable"] < 0)
             self.unreadable |= set(unreadable(loaded).tolist())
             arguments = place((inputs(loaded), counts), self._mesh, self._axis_name)
             for name, value in jax.device_get(self._step(model, *arguments)).items():

@@ -13,7 +13,7 @@ import optax
 from train import checkpoints as ckpt
 from train import classification, distributed, loop, processes, report, resume
 from train.classification import Evaluation, inputs, unreadable
-from train.data import pipeline
+from train.data import loading
 from wagma_jax import strategies
 
 if TYPE_CHECKING:
@@ -196,11 +196,11 @@ def _work(
     compiled = jax.jit(before, donate_argnums=1).lower(model, opt_state, batch, count).compile()
 
     def batches(local_steps: int) -> Iterator[tuple[Any, np.ndarray]]:
-        return pipeline.training_batches(
+        return loading.training_batches(
             data.train,
             prepared.order,
             mine,
-            range(local_steps, local_steps + prepared.position.total_steps * options.workers + 2),
+            local_steps,
             lambda batch: (jax.device_put(jax.tree.map(lambda x: x[0], inputs(batch))), unreadable(batch)),
             chunk=data.chunk,
             threads=options.loader_threads,

@@ -28,7 +28,9 @@ from train.classification import (
     train_step,
     unreadable,
 )
-from train.data import Augmentation, Dataset, TooManyUnreadableError, catalog, pipeline
+from train.data import loading
+from train.data.images import Augmentation, Dataset, TooManyUnreadableError, catalog
+from train.data.order import Order
 from train.devices import local_rows, place, replicated, sharded, worker_mesh
 from train.options import RunOptions, flag
 from train.options import parse as parse_options
@@ -132,9 +134,9 @@ class Prepared:
         return recipe.Progress(self.position.total_steps, self.position.first_step, self.position.first_share)
 
     @property
-    def order(self) -> pipeline.Order:
+    def order(self) -> Order:
         """Who takes which example when; steps count from the one at which the run got this number of workers."""
-        return pipeline.Order(
+        return Order(
             len(self.data.train),
             self.options.workers,
             self.options.batch_size,
@@ -221,7 +223,7 @@ def check_alone(options: Options) -> tuple[Strategy, Dataset, Network]:
             f"--workers {options.workers} times --batch-size {options.batch_size} is more than the {len(data.train)} "
             f"training examples of {options.dataset}: lower one of them"
         )
-    pipeline.Order(len(data.train), options.workers, options.batch_size, options.seed, options.sampling)
+    Order(len(data.train), options.workers, options.batch_size, options.seed, options.sampling)
     return strategy, data, create_network(options.model, options.precision, data)
 
 
@@ -357,11 +359,11 @@ def _work(prepared: Prepared, state: TrainState, evaluate: Callable[[TrainState]
     mine = local_rows(options.workers, mesh, AXIS)
 
     def batches(first_step: int) -> Iterator[tuple[Any, np.ndarray]]:
-        return pipeline.training_batches(
+        return loading.training_batches(
             data.train,
             prepared.order,
             mine,
-            range(first_step - position.first_step, position.total_steps - position.first_step),
+            first_step - position.first_step,
             lambda batch: (place(inputs(batch), mesh, AXIS), unreadable(batch)),
             chunk=data.chunk,
             threads=options.loader_threads,

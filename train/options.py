@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from train import distributed, stragglers
-from train.data import Sampling
+from train.data.order import Sampling
 from train.files import write_whole
 from wagma_jax.strategies import ALGORITHMS, Settings, Strategy, build
 
