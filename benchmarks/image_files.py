@@ -18,9 +18,9 @@ import numpy as np
 import tyro
 from PIL import Image
 
-from train import images
+from train import images, run
 from train.console import console
-from train.data import arrays, records
+from train.data.images import arrays, tfrecord
 from train.presets import PRESETS
 
 KINDS = ("png", "jpeg", "grey png", "wide", "tall", "tiny", "palette")
@@ -109,12 +109,12 @@ def write_records(
     count = 0
     opened = [(folder / f"{split}-{i:05}-of-{shards:05}").open("wb") for i in range(shards)]
     for number, label, data, _, bad in files(pictures, labels, broken, seed):
-        example = records.Example()
+        example = tfrecord.Example()
         example.features.feature["image/encoded"].bytes_list.value.append(data)
         example.features.feature["image/class/label"].int64_list.value.append(label + 1)
         record = example.SerializeToString()
         length = struct.pack("<Q", len(record))
-        crc = struct.pack("<I", records.masked_crc32c(length))
+        crc = struct.pack("<I", tfrecord.masked_crc32c(length))
         opened[number % shards].write(length + crc + record + b"\0\0\0\0")  # the crc of the data is not looked at
         count += bad
     for file in opened:
@@ -154,7 +154,7 @@ def run(config: Config, out: Path) -> list[dict[str, object]]:
     rows = []
     for number, (label, changes) in enumerate(tries.items()):
         options = images.Options(**{**preset, **changes, "out": out / f"run-{number}"})
-        summary, curve = images.train(options)
+        summary, curve = run.train(images.WORKLOAD, options)
         losses = [row["loss"] for row in curve if "loss" in row]
         rows.append(
             {

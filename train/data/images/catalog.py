@@ -1,8 +1,11 @@
-"""Data sets by the names that the command line has for them."""
+"""Data sets of images by the names that the command line has for them.
+
+What only some data sets need (Pillow, protobuf, scikit-learn) is imported when one of them is opened.
+"""
 
 from pathlib import Path
 
-from train.data import Augmentation, Dataset, arrays, folders, records
+from train.data.images import Augmentation, Dataset, arrays
 
 FORMS = "digits, fashion-mnist[:DIR], imagefolder:DIR or tfrecord:GLOB"
 
@@ -15,7 +18,7 @@ def load(
     channels: int = 3,
     num_classes: int | None = None,
 ) -> Dataset:
-    """Opens a data set, and checks what can be checked without reading all of it.
+    """Opens a data set, and checks what can be checked without reading it all.
 
     Args:
         name: One of ``FORMS``.
@@ -23,7 +26,7 @@ def load(
             to files.
         image_size: Height and width of images from files, in pixels.
         channels: Of images from files: 1 or 3.
-        num_classes: Of records, which do not tell it.
+        num_classes: Of records, which do not state it.
 
     Raises:
         ValueError: There is no such data set, or something is wrong with it.
@@ -41,7 +44,11 @@ def load(
     if kind == "fashion-mnist":
         return arrays.fashion_mnist(Path(where) if where else arrays.DEFAULT_FOLDER, augment or "none")
     if kind == "imagefolder":
+        from train.data.images import folders
+
         return folders.image_folder(Path(where), image_size, channels, augment or "crop-flip")
     if kind == "tfrecord":
+        from train.data.images import records
+
         return records.tfrecords(where, image_size, channels, augment or "crop-flip", num_classes=num_classes)
     raise ValueError(f"--dataset must be {FORMS}, got {name!r}")

@@ -1,32 +1,21 @@
-"""TFRecord files, written here: indexing, both schemas, damage, and advice about what is no TFRecord."""
+"""Images in TFRecord files: both schemas, damage, and advice about files that are something else."""
 
 import gzip
-import io
 import pickle
-import struct
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from PIL import Image
-from sklearn.datasets import load_digits
+from pictures import LABELS, encoded, picture, write_tfrecord
 
-from train.data import records
-from train.data.preprocessing import central_crop
-from train.data.records import Example, RecordReader, index_file, masked_crc32c, tfrecords
-
-DIGITS, LABELS = load_digits(return_X_y=True)
-DIGITS = (DIGITS * 15.9375).astype(np.uint8).reshape(-1, 8, 8)
+from train.data.images import records
+from train.data.images.preprocessing import central_crop
+from train.data.images.records import RecordReader, tfrecords
+from train.data.images.tfrecord import Example, index_file
 
 
-def digit(index, side=24):
-    return Image.fromarray(DIGITS[index]).resize((side, side), Image.Resampling.BICUBIC)
-
-
-def png(index):
-    file = io.BytesIO()
-    digit(index).save(file, "PNG")
-    return file.getvalue()
+def png(number):
+    return encoded(picture(number))
 
 
 def example(**features):
@@ -47,64 +36,12 @@ def tfds(index):
     return example(image=png(index), label=int(LABELS[index]), file_name=b"a.png")
 
 
-def record(data):
-    length = struct.pack("<Q", len(data))
-    return length + struct.pack("<I", masked_crc32c(length)) + data + struct.pack("<I", masked_crc32c(data))
-
-
-def write(path, messages):
-    path.write_bytes(b"".join(map(record, messages)))
-    return path
-
-
 def make(root, schema=slim, train=12, test=6):
-    """Digits 0 to ``train`` in two files to train on, and then ``test`` to evaluate on."""
+    """Pictures 0 to ``train`` in two files to train on, and then ``test`` to evaluate on."""
     for shard in range(2):
-        write(root / f"set-train-{shard:05}-of-00002", [schema(index) for index in range(shard, train, 2)])
-    write(root / "set-validation-00000-of-00001", [schema(index) for index in range(train, train + test)])
+        write_tfrecord(root / f"set-train-{shard:05}-of-00002", [schema(index) for index in range(shard, train, 2)])
+    write_tfrecord(root / "set-validation-00000-of-00001", [schema(index) for index in range(train, train + test)])
     return f"{root}/*"
-
-
-def test_checksums():
-    # from RFC 3720, appendix B.4, masked
-    for data, crc in [(bytes(32), 0x8A9136AA), (b"\xff" * 32, 0x62A8AB43), (bytes(range(32)), 0x46DD794E)]:
-        assert masked_crc32c(data) == ((crc >> 15 | crc << 17 & 0xFFFFFFFF) + 0xA282EAD8) % 2**32
-
-
-def test_an_example_in_protobufs_wire_format():
-    """Written out by hand: a feature 'a' of bytes, 'b' of packed floats, 'c' of packed and 'd' of single int64."""
-
-    def field(number, data):
-        return bytes([number << 3 | 2, len(data)]) + data
-
-    def feature(key, kind, data):
-        return field(1, field(1, key) + field(2, field(kind, data)))
-
-    single = b"\x08" + b"\x05" + b"\x08" + b"\xff" * 9 + b"\x01"
-    data = field(
-        1,
-        feature(b"a", 1, field(1, b"xy") + field(1, b""))
-        + feature(b"b", 2, field(1, struct.pack("<2f", 0.5, -2)))
-        + feature(b"c", 3, field(1, b"\x01\xac\x02"))
-        + feature(b"d", 3, single),
-    )
-    features = Example.FromString(data).features.feature
-    assert list(features["a"].bytes_list.value) == [b"xy", b""]
-    assert list(features["b"].float_list.value) == [0.5, -2]
-    assert list(features["c"].int64_list.value) == [1, 300]
-    assert list(features["d"].int64_list.value) == [5, -1]
-
-
-def test_indices(tmp_path):
-    lengths = np.random.default_rng(0).integers(0, 3000, size=50)
-    messages = [np.random.default_rng(length).bytes(length) for length in lengths]
-    path = write(tmp_path / "file", messages)
-    index = index_file(str(path))
-    assert index.dtype == np.int64
-    assert index[:, 1].tolist() == lengths.tolist()
-    data = path.read_bytes()
-    assert [data[start : start + length] for start, length in index] == messages
-    assert index_file(str(write(tmp_path / "empty", []))).shape == (0, 2)
 
 
 @pytest.mark.parametrize("schema", [slim, tfds])
@@ -119,26 +56,28 @@ def test_labels_and_images(schema, num_classes, tmp_path):
         batch = examples.load(np.arange(len(examples)), None)
         assert batch["label"].tolist() == LABELS[list(expected)].tolist()
         assert (batch["unreadable"] == -1).all()
-        np.testing.assert_array_equal(batch["image"], [central_crop(digit(index), 16) for index in expected])
+        np.testing.assert_array_equal(batch["image"], [central_crop(picture(index), 16) for index in expected])
     second = 16 + len(slim(0) if schema is slim else tfds(0))
     assert data.train.describe(1) == f"{tmp_path}/set-train-00000-of-00002, record at byte {second}"
     assert data.train.describe(6) == f"{tmp_path}/set-train-00001-of-00002, record at byte 0"
 
 
 def test_names_of_classes(tmp_path):
-    write(tmp_path / "train", [slim(index, image__class__synset=b"n%d" % LABELS[index]) for index in (0, 1, 3, 11)])
-    write(tmp_path / "test", [slim(5, image__class__text=b"five", image__class__synset=b"n5")])
+    write_tfrecord(
+        tmp_path / "train", [slim(index, image__class__synset=b"n%d" % LABELS[index]) for index in (0, 1, 3, 11)]
+    )
+    write_tfrecord(tmp_path / "test", [slim(5, image__class__text=b"five", image__class__synset=b"n5")])
     assert tfrecords(f"{tmp_path}/*", 16, 1, "none").classes == ("n0", "n1", "2", "n3", "4", "five")
     assert tfrecords(f"{tmp_path}/*", 16, 1, "none", num_classes=7).classes == tuple("0123456")
 
 
 def test_which_files_are_evaluated_on(tmp_path):
-    write(tmp_path / "data-TRAIN", [tfds(0)])
-    write(tmp_path / "data-test", [tfds(1)])
+    write_tfrecord(tmp_path / "data-TRAIN", [tfds(0)])
+    write_tfrecord(tmp_path / "data-test", [tfds(1)])
     (tmp_path / "dataset_info.json").write_text("{}")
     (tmp_path / "val").mkdir()
     assert tfrecords(f"{tmp_path}/*", 16, 1, "none", 10).test.describe(0).startswith(f"{tmp_path}/data-test")
-    write(tmp_path / "val" / "data-val", [tfds(2)])
+    write_tfrecord(tmp_path / "val" / "data-val", [tfds(2)])
     assert tfrecords(f"{tmp_path}/*", 16, 1, "none", 10).test.describe(0).startswith(f"{tmp_path}/data-test")
     assert tfrecords(f"{tmp_path}/**", 16, 1, "none", 10).test.describe(0).startswith(f"{tmp_path}/val/data-val")
 
@@ -159,7 +98,7 @@ def test_damaged_records(tmp_path):
         (example(), "but the keys are none"),
     ]
     pattern = make(tmp_path)
-    path = write(tmp_path / "set-train-00000-of-00002", [slim(0), *(data for data, _ in damaged), slim(7)])
+    path = write_tfrecord(tmp_path / "set-train-00000-of-00002", [slim(0), *(data for data, _ in damaged), slim(7)])
     examples = tfrecords(pattern, 16, 1, "flip", num_classes=10).train
     wrong = list(range(1, 1 + len(damaged)))
     batch = examples.load(np.arange(len(damaged) + 2), None)
@@ -179,7 +118,7 @@ def test_damaged_records(tmp_path):
 
 def test_threads_and_pickles_load_the_same(tmp_path):
     pattern = make(tmp_path, tfds, train=30)
-    write(tmp_path / "more-train", [tfds(40), b"broken", tfds(41)])
+    write_tfrecord(tmp_path / "more-train", [tfds(40), b"broken", tfds(41)])
     examples = tfrecords(pattern, 16, 3, "crop-flip", num_classes=10).train
     indices = np.arange(len(examples))
 
@@ -231,21 +170,21 @@ def check_refused(pattern, message, num_classes=None):
 def test_other_files_are_refused_with_advice(tmp_path):
     check_refused(tmp_path / "*.tfrecord", r"expected TFRecord files, but no file matches .*\*.tfrecord$")
     check_refused(tmp_path, rf"it is a folder: give {tmp_path}/\*")
-    write(tmp_path / "part-0", [tfds(0)])
+    write_tfrecord(tmp_path / "part-0", [tfds(0)])
     check_refused(tmp_path / "*", r"none of the 1 files that match .* has 'train' in its name \(the first is part-0\)")
-    write(tmp_path / "train", [tfds(0)])
+    write_tfrecord(tmp_path / "train", [tfds(0)])
     check_refused(tmp_path / "*", "none of the 2 files .* has 'val' or 'test' in its name")
-    write(tmp_path / "val", [])
+    write_tfrecord(tmp_path / "val", [])
     check_refused(tmp_path / "*", "val and the other files of its split hold no records")
-    write(tmp_path / "val", [example(jpg=png(0), cls=1)])
+    write_tfrecord(tmp_path / "val", [example(jpg=png(0), cls=1)])
     check_refused(
         tmp_path / "*",
         "val, record at byte 0: expected 'image/encoded' with 'image/class/label' or 'image' with 'label', "
         "but the keys are 'cls', 'jpg'",
     )
-    write(tmp_path / "val", [b"no protobuf"] * 3)
+    write_tfrecord(tmp_path / "val", [b"no protobuf"] * 3)
     check_refused(tmp_path / "*", "none of the 3 tried can be decoded; first: .*val, record at byte 0: no tf.train.Ex")
-    write(tmp_path / "train", [b"no protobuf"] * 3)
+    write_tfrecord(tmp_path / "train", [b"no protobuf"] * 3)
     check_refused(tmp_path / "*", "no record has a label that can be read; first: .*train, record at byte 0; check")
 
 
@@ -260,12 +199,12 @@ def test_numbers_of_classes(tmp_path, monkeypatch):
     assert len(tfrecords(pattern, 16, 1, "none", num_classes=10).classes) == 10
     monkeypatch.undo()
     from_zero = [example(image__encoded=png(index), image__class__label=int(LABELS[index])) for index in range(5)]
-    write(tmp_path / "a-train", from_zero)
+    write_tfrecord(tmp_path / "a-train", from_zero)
     check_refused(pattern, "a-train, record at byte 0: the label 0 is out of range. Labels .* count from 1")
 
 
 def test_readers_take_all_labels_without_a_number_of_classes(tmp_path):
-    path = str(write(tmp_path / "file", [example(image=b"x", label=1_000_000)]))
+    path = str(write_tfrecord(tmp_path / "file", [example(image=b"x", label=1_000_000)]))
     reader = RecordReader([path], [index_file(path)], None)
     assert reader.read(0) == (b"x", 1_000_000)
     assert len(reader) == 1

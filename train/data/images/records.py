@@ -1,33 +1,27 @@
-"""Images in TFRecord files, read at random without TensorFlow.
-
-A file is a sequence of records: the length (8 bytes, little endian), its checksum (4), the data, its checksum (4). The
-data is a ``tf.train.Example``, a protobuf message.
-"""
+"""Images in TFRecord files: which records are examples, what their labels mean, and the data set of them."""
 
 import glob
 import os
-import struct
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from typing import Any, NamedTuple
 
 import numpy as np
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 from rich.progress import Progress
 
-from train.data import Augmentation, Dataset
-from train.data.encoded import DamagedRecord, encoded_dataset
+from train.data.images import Augmentation, Dataset
+from train.data.images.encoded import DamagedRecord, encoded_dataset
+from train.data.images.tfrecord import HEADER, Example, index_file
 
-HEADER, FOOTER = 12, 4
 INDEXING_THREADS = 16
-"""For slow disks: indexing is waiting."""
+"""Many, since on slow disks indexing is waiting."""
 MAX_LABELS_TO_READ = 20_000
 """In larger sets, reading all records for their labels would take too long at the start."""
 
 
 class Schema(NamedTuple):
-    """Under which keys an example holds what, and where its labels start."""
+    """Under which keys an example holds image and label, and where labels start."""
 
     image: str
     label: str
@@ -41,119 +35,12 @@ SCHEMAS = (
 NAME_KEYS = ("image/class/text", "image/class/synset")
 
 
-def _example_message() -> Any:
-    """The class of ``tf.train.Example``.
-
-    In a pool of its own, since TensorFlow, if it is there as well, has registered the same names.
-    """
-    Field = descriptor_pb2.FieldDescriptorProto
-    file = descriptor_pb2.FileDescriptorProto(name="example.proto", package="tensorflow", syntax="proto3")
-
-    def add_field(message: Any, name: str, number: int, kind: Any, repeated: bool = False) -> Any:
-        field = message.field.add(name=name, number=number)
-        field.label = Field.LABEL_REPEATED if repeated else Field.LABEL_OPTIONAL
-        if isinstance(kind, str):
-            field.type, field.type_name = Field.TYPE_MESSAGE, f".tensorflow.{kind}"
-        else:
-            field.type = kind
-        return field
-
-    lists = {"BytesList": Field.TYPE_BYTES, "FloatList": Field.TYPE_FLOAT, "Int64List": Field.TYPE_INT64}
-    for name, kind in lists.items():
-        add_field(file.message_type.add(name=name), "value", 1, kind, repeated=True)
-    feature = file.message_type.add(name="Feature")
-    feature.oneof_decl.add(name="kind")
-    for number, (name, kind) in enumerate({"bytes_list": "BytesList", "float_list": "FloatList"}.items(), start=1):
-        add_field(feature, name, number, kind).oneof_index = 0
-    add_field(feature, "int64_list", 3, "Int64List").oneof_index = 0
-    features = file.message_type.add(name="Features")
-    entry = features.nested_type.add(name="FeatureEntry")
-    entry.options.map_entry = True
-    add_field(entry, "key", 1, Field.TYPE_STRING)
-    add_field(entry, "value", 2, "Feature")
-    add_field(features, "feature", 1, "Features.FeatureEntry", repeated=True)
-    add_field(file.message_type.add(name="Example"), "features", 1, "Features")
-
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName("tensorflow.Example"))
-
-
-Example = _example_message()
-
-
-def _crc32c_table() -> list[int]:
-    table = []
-    for value in range(256):
-        for _ in range(8):
-            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
-        table.append(value)
-    return table
-
-
-_CRC32C = _crc32c_table()
-
-
-def masked_crc32c(data: bytes) -> int:
-    """The checksum of TFRecord files. In pure Python, so for a few bytes only."""
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc = crc >> 8 ^ _CRC32C[(crc ^ byte) & 0xFF]
-    crc ^= 0xFFFFFFFF
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
-
-
-def index_file(path: str) -> np.ndarray:
-    """Finds the records of a file from their headers alone.
-
-    Args:
-        path: A TFRecord file.
-
-    Returns:
-        int64 [records, 2]: where the data starts in the file, and its length.
-
-    Raises:
-        ValueError: The file cannot be read, ends within a record, or holds something else; names file and offset.
-    """
-    found = []
-    try:
-        # unbuffered: a buffer would read 8 KiB for 12 bytes
-        with open(path, "rb", buffering=0) as file:
-            size = os.fstat(file.fileno()).st_size
-            offset = 0
-            while offset < size:
-                file.seek(offset)
-                header = file.read(HEADER)
-                if len(header) < HEADER:
-                    raise ValueError(f"{path} ends within the header of the record at byte {offset}: copy it again")
-                length, checksum = struct.unpack("<QI", header)
-                if masked_crc32c(header[:8]) != checksum:
-                    packed = (
-                        "it is compressed: unpack it" if offset == 0 and header[:2] == b"\x1f\x8b" else "copy it again"
-                    )
-                    raise ValueError(
-                        f"{path}: no TFRecord at byte {offset} (the checksum of the record's length is wrong); give"
-                        f" TFRecord files only, or if this is one, {packed}"
-                    )
-                end = offset + HEADER + length + FOOTER
-                if end > size:
-                    raise ValueError(
-                        f"{path} ends within the record at byte {offset}, {end - size:,} bytes early: copy it again"
-                    )
-                found.append((offset + HEADER, length))
-                offset = end
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror or error}; check its permissions") from error
-    return np.array(found, np.int64).reshape(-1, 2)
-
-
 class RecordReader:
     """The encoded images of one split.
 
     The checksums of the data are not verified: in pure Python that takes longer than decoding, and a damaged image is
-    noticed when it is decoded. Files are opened for each read. That costs a few microseconds of the milliseconds that
-    decoding takes, and there is nothing to share between threads, to pickle, or to close in time for the limit of open
-    files.
+    noticed when it is decoded. Files are opened for each read, which takes microseconds where decoding takes
+    milliseconds. So there is nothing to share between threads or to pickle, and no limit of open files to respect.
 
     Args:
         paths: The files.
@@ -223,7 +110,7 @@ class RecordReader:
 def tfrecords(pattern: str, size: int, channels: int, augment: Augmentation, num_classes: int | None = None) -> Dataset:
     """Images in TFRecord files, in the schema of TF-slim's ImageNet or of TensorFlow Datasets.
 
-    Files with ``train`` in their names are trained on, those with ``val`` evaluated on; without any of those, those
+    Files with ``train`` in their names are trained on. Those with ``val`` are evaluated on, or if there are none, those
     with ``test``. Other files are left out.
 
     Args:
@@ -231,7 +118,7 @@ def tfrecords(pattern: str, size: int, channels: int, augment: Augmentation, num
         size: Height and width of the images that are loaded.
         channels: 1 (grey) or 3 (RGB).
         augment: As in ``EncodedExamples``.
-        num_classes: None: found out from the labels, if there are not more than ``MAX_LABELS_TO_READ`` records.
+        num_classes: None: counted in the labels, if there are at most ``MAX_LABELS_TO_READ`` records.
 
     Returns:
         The data set; mean and standard deviation are ImageNet's. Classes are called as in the records where all

@@ -1,4 +1,4 @@
-"""From an encoded image to the uint8 pixels that a model sees: decoding, cropping and flipping.
+"""Decodes, crops and mirrors images: encoded bytes in, uint8 pixels as a model sees them out.
 
 Training follows Szegedy et al., "Going deeper with convolutions" (2015): a part of random size and shape, mirrored half
 of the time. Evaluation takes the centre.
@@ -37,9 +37,9 @@ class UnreadableImage(ValueError):
 def decode(data: bytes, channels: int) -> Image.Image:
     """Decodes a whole image.
 
-    Any format that Pillow decodes by itself; of several frames the first. Transparent parts become white, as most
-    viewers show them; 16 bits are scaled to 8. The orientation that a camera has noted in EXIF is not applied: the
-    usual ImageNet pipelines do not apply it either, so that their accuracies can be compared.
+    Takes any format that Pillow decodes by itself; of several frames the first. Transparent parts become white, as in
+    most viewers; 16 bits are scaled to 8. The orientation in a camera's EXIF data is not applied: the usual ImageNet
+    pipelines do not apply it either, and accuracies should be comparable to theirs.
 
     Args:
         data: The encoded image.
@@ -49,7 +49,7 @@ def decode(data: bytes, channels: int) -> Image.Image:
         An image of mode L or RGB, its pixels in memory.
 
     Raises:
-        UnreadableImage: The data is no image, or broken, or has more pixels than Pillow takes for safe.
+        UnreadableImage: The data is no image, or broken, or has more pixels than Pillow considers safe.
     """
     check_channels(channels)
     with _reasons():
@@ -59,14 +59,14 @@ def decode(data: bytes, channels: int) -> Image.Image:
 def decode_crop(data: bytes, channels: int, size: int, choose: Callable[[int, int], Box]) -> np.ndarray:
     """Decodes a part of an image and scales it to a square.
 
-    A JPEG is decoded at a half, a quarter or an eighth of its resolution if the part then still is at least as large
-    as what it is scaled to: much cheaper, and hardly different.
+    A JPEG is decoded at a half, a quarter or an eighth of its resolution where the part is then still at least as large
+    as the result. That is much cheaper, and hardly different.
 
     Args:
         data: The encoded image.
         channels: 1 (grey) or 3 (RGB).
         size: Height and width of the result.
-        choose: From (width, height) to the part to take, as ``central_box`` and ``random_box``.
+        choose: Maps (width, height) to the part to take, as ``central_box`` and ``random_box``.
 
     Returns:
         uint8 [size, size, channels].
@@ -113,8 +113,8 @@ def random_box(
         ratio: The least and the greatest width / height; its logarithm is uniform in between.
 
     Returns:
-        A part within the image. Where ten random ones do not fit, the largest in the centre whose shape is allowed
-        (or one pixel wide or high, if the image is that narrow).
+        A part within the image. If ten random ones do not fit, the largest in the centre whose shape is allowed (or
+        one that is a pixel wide or high, if the image is that narrow).
 
     Raises:
         ValueError: ``scale`` or ``ratio`` is no range of positive numbers.
@@ -177,7 +177,7 @@ def random_resized_crop(
 
 
 def central_crop(image: Image.Image | np.ndarray, size: int, ratio: float = 0.875) -> np.ndarray:
-    """The centre of an image for evaluation: shorter side to ``size / ratio``, of that the central square.
+    """The centre of an image for evaluation: the shorter side is scaled to ``size / ratio``, and the centre cut out.
 
     Args:
         image: Of mode L or RGB, or uint8 [height, width, channels].
@@ -192,7 +192,7 @@ def central_crop(image: Image.Image | np.ndarray, size: int, ratio: float = 0.87
 
 
 def random_flip(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Mirrors an image, left for right, half of the time.
+    """Mirrors an image left to right, half of the time.
 
     Args:
         image: [height, width, channels].
@@ -209,8 +209,8 @@ def check_channels(channels: int) -> None:
 
 @contextlib.contextmanager
 def _reasons() -> Iterator[None]:
-    # warnings.catch_warnings would change the filters back under the feet of other threads. What Pillow warns of is
-    # no news: either the image can be read all the same, or it is counted as unreadable.
+    # warnings.catch_warnings would restore the filters while other threads still need them. What Pillow warns of does
+    # not matter: either the image can be read all the same, or it is counted as unreadable.
     if list(warnings.filters[:1]) != [_IGNORE_PILLOW]:
         warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
@@ -246,7 +246,7 @@ def _converted(image: Image.Image, channels: int) -> Image.Image:
 
 
 def _to_eight_bits(values: np.ndarray) -> np.ndarray:
-    """From 16 bits (which Pillow may hold in 32), or from numbers whose range is to be guessed."""
+    """Scales 16 bits (which Pillow may hold in 32), or numbers whose range must be guessed, to 8 bits."""
     if values.dtype.kind != "f" and values.min() >= 0 and values.max() <= 65535:
         return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
     values = np.nan_to_num(values.astype(np.float64), nan=0, posinf=0, neginf=0)
@@ -269,6 +269,6 @@ def _as_image(image: Image.Image | np.ndarray) -> Image.Image:
 
 
 def _resized(image: Image.Image, size: int, box: Box) -> np.ndarray:
-    # crop and scaling in one, so that each pixel is filtered once; bilinear with antialiasing
+    # Crops and scales at once, so that each pixel is filtered once; bilinear with antialiasing.
     pixels = np.array(image.resize((size, size), Image.Resampling.BILINEAR, box))
     return pixels.reshape(size, size, -1)

@@ -7,21 +7,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from pictures import LABELS, picture
 from PIL import Image
-from sklearn.datasets import load_digits
 
-from train.data import folders
-from train.data.folders import FolderReader, image_folder
-from train.data.preprocessing import central_crop
+from train.data.images import folders
+from train.data.images.folders import FolderReader, image_folder
+from train.data.images.preprocessing import central_crop
 
-DIGITS, LABELS = load_digits(return_X_y=True)
-DIGITS = (DIGITS * 15.9375).astype(np.uint8).reshape(-1, 8, 8)
 CLASSES = ("eight", "five", "nine")
 VALUES = {"eight": 8, "five": 5, "nine": 9}
-
-
-def digit(index, side=24):
-    return Image.fromarray(DIGITS[index]).resize((side, side), Image.Resampling.BICUBIC)
 
 
 def make(root, splits=("train", "val"), count=4):
@@ -30,7 +24,7 @@ def make(root, splits=("train", "val"), count=4):
             (root / split / name).mkdir(parents=True)
             for number, index in enumerate(np.flatnonzero(value == LABELS)[:count]):
                 suffix = ("png", "JPEG", "bmp", "GIF")[number % 4]
-                digit(index).save(root / split / name / f"{index:04}.{suffix}", quality=95, subsampling=0)
+                picture(index).save(root / split / name / f"{index:04}.{suffix}", quality=95, subsampling=0)
     return root
 
 
@@ -52,7 +46,7 @@ def test_labels_and_images(tmp_path):
     paths = [path for name in CLASSES for path in sorted((tmp_path / "train" / name).iterdir())]
     assert [data.train.describe(index) for index in range(12)] == [str(path) for path in paths]
     for image, path in zip(batch["image"], paths, strict=True):
-        expected = central_crop(digit(int(path.stem)), 16).astype(int)
+        expected = central_crop(picture(int(path.stem)), 16).astype(int)
         assert np.abs(image - expected).mean() < (3 if path.suffix == ".JPEG" else 0.01)
 
 
@@ -60,11 +54,11 @@ def test_what_is_an_image(tmp_path):
     root = make(tmp_path, count=2)
     nine = root / "train" / "nine"
     (nine / "more" / "still").mkdir(parents=True)
-    digit(0).save(nine / "more" / "still" / "a.png")
-    digit(0).save(nine / "Z.PNG")
-    digit(0).save(nine / ".hidden.png")
+    picture(0).save(nine / "more" / "still" / "a.png")
+    picture(0).save(nine / "Z.PNG")
+    picture(0).save(nine / ".hidden.png")
     (nine / ".folder").mkdir()
-    digit(0).save(nine / ".folder" / "b.png")
+    picture(0).save(nine / ".folder" / "b.png")
     (nine / "labels.txt").write_text("9")
     (nine / "no suffix").write_text("9")
     (nine / "circle").symlink_to(nine)
@@ -184,7 +178,7 @@ def test_other_layouts_are_refused_with_advice(tmp_path):
     (root / "val").mkdir()
     check_refused(root, "val has no class folders; it holds nothing. The images must be in one folder per class")
     for number in range(12):
-        digit(number).save(root / "val" / f"ILSVRC2012_val_{number:08}.JPEG")
+        picture(number).save(root / "val" / f"ILSVRC2012_val_{number:08}.JPEG")
     check_refused(root, "ILSVRC2012_val_00000007.JPEG and 4 more. .* one folder per class")
 
 
@@ -193,7 +187,7 @@ def test_classes_must_have_images_and_be_the_same(tmp_path):
     (root / "train" / "zebra").mkdir()
     (root / "train" / "zebra" / "notes.txt").write_text("striped")
     check_refused(root, r"no images in the class folder .*/train/zebra \(1 files with other extensions are ignored\)")
-    digit(0).save(root / "train" / "zebra" / "a.png")
+    picture(0).save(root / "train" / "zebra" / "a.png")
     check_refused(root, "train has 'zebra', which .*val lacks: name the folders alike")
     shutil.copytree(root / "train" / "zebra", root / "train" / "yak")
     (root / "val" / "five").rename(root / "val" / "5")

@@ -7,7 +7,7 @@ import struct
 import numpy as np
 import pytest
 
-from train.data.arrays import ArrayExamples, digits, fashion_mnist
+from train.data.images.arrays import ArrayExamples, digits, fashion_mnist
 
 SPLITS = {"train": 12, "t10k": 5}
 

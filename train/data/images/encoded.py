@@ -1,4 +1,4 @@
-"""Examples that are stored as encoded images: decoded and augmented when they are asked for."""
+"""Encoded images, as in files: decoded and augmented when they are asked for."""
 
 import functools
 from collections.abc import Sequence
@@ -6,8 +6,8 @@ from typing import Protocol, get_args
 
 import numpy as np
 
-from train.data import Augmentation, Batch, Dataset, TooManyUnreadableError
-from train.data.preprocessing import (
+from train.data.images import Augmentation, Batch, Dataset, TooManyUnreadableError
+from train.data.images.preprocessing import (
     UnreadableImage,
     central_box,
     check_channels,
@@ -17,7 +17,7 @@ from train.data.preprocessing import (
 )
 
 MAX_FAILURES = 100
-"""So many unreadable examples, drawn at random in a row, are no accident."""
+"""So many unreadable examples in a row, each drawn at random, are no accident."""
 CHUNK = 8
 """Images that a thread loads at a time: few enough to spread one batch over many threads."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -53,7 +53,7 @@ class Reader(Protocol):
 
 
 class EncodedExamples:
-    """Decodes and augments the images of a reader; an ``Examples``.
+    """The images of a reader, decoded and augmented; one split of a data set.
 
     Args:
         reader: Where the encoded images come from.
@@ -83,7 +83,7 @@ class EncodedExamples:
     def load(self, indices: np.ndarray, draws: Sequence[np.random.Generator] | None) -> Batch:
         """Reads examples, as ``Examples.load``.
 
-        For an example that cannot be read, training takes another one that can, drawn from all.
+        For an example that cannot be read, training takes a readable one, drawn from all.
 
         Args:
             indices: int64 [examples], each in [0, len).
@@ -164,7 +164,7 @@ def check_sample(examples: EncodedExamples, count: int = 64) -> None:
 def encoded_dataset(
     name: str, readers: Sequence[Reader], classes: tuple[str, ...], size: int, channels: int, augment: Augmentation
 ) -> Dataset:
-    """A data set of encoded images, a sample of which has been read.
+    """A data set of encoded images, after reading a sample of them.
 
     Args:
         name: As on the command line.
@@ -185,7 +185,7 @@ def encoded_dataset(
 
 
 def imagenet_statistics(channels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of ImageNet's colours, which are the custom for other photographs too.
+    """Mean and standard deviation of ImageNet's colours, customary for other photographs too.
 
     Args:
         channels: 3, or 1 for their mean.

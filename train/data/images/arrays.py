@@ -1,4 +1,4 @@
-"""Data sets held in memory."""
+"""Data sets of images held in memory."""
 
 import gzip
 import shlex
@@ -9,7 +9,7 @@ from typing import get_args
 
 import numpy as np
 
-from train.data import Augmentation, Batch, Dataset
+from train.data.images import Augmentation, Batch, Dataset
 
 DEFAULT_FOLDER = Path("data/fashion-mnist")
 FASHION_MNIST_CLASSES = (
@@ -24,8 +24,8 @@ class ArrayExamples:
         images: uint8 [examples, height, width, channels].
         labels: int32 [examples], each in [0, num_classes).
         augment: What ``load`` does to an image for which it gets a generator. none: nothing. flip: mirrors it left to
-            right with probability 1/2. crop-flip: also cuts it out of itself, at a random place, with a black edge of a
-            seventh of its height around it (4 pixels for 28, the usual augmentation of small images: He et al. 2015).
+            right with probability 1/2. crop-flip: also pads it with a black edge of a seventh of its height, and cuts a
+            random window of its size out of that (4 pixels for 28, as usual for small images: He et al. 2015).
         num_classes: What the labels must be below; None: any number.
 
     Raises:
@@ -98,7 +98,7 @@ class ArrayExamples:
 
 
 def _crop(images: np.ndarray, draws: Sequence[np.random.Generator], padding: int) -> np.ndarray:
-    """Cuts each image out of itself with ``padding`` black pixels around it, at a place drawn from its generator."""
+    """Pads each image with ``padding`` black pixels, and cuts out a window at a place drawn from its generator."""
     count, height, width, _ = images.shape
     offsets = np.array([draw.integers(0, 2 * padding + 1, size=2) for draw in draws], np.int64).reshape(count, 2)
     rows = offsets[:, :1] + np.arange(height)
@@ -130,7 +130,7 @@ def digits(augment: Augmentation = "none") -> Dataset:
     The split is stratified and always the same. Pixels are 0 to 16.
 
     Args:
-        augment: What to do to training images, see ``ArrayExamples``; a mirrored digit is seldom a digit.
+        augment: What to do to training images, see ``ArrayExamples``. A mirrored digit is seldom a digit.
     """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -195,7 +195,7 @@ def _fashion_mnist_split(folder: Path, prefix: str, augment: Augmentation) -> Ar
 
 
 def stored_file(folder: Path, name: str) -> Path | None:
-    """Where a folder holds a file: packed as ``name.gz``, which goes first, or as it is; None if it does not."""
+    """Where a folder holds a file: packed as ``name.gz``, which is preferred, or as it is; None if it does not."""
     return next((path for path in (folder / f"{name}.gz", folder / name) if path.is_file()), None)
 
 

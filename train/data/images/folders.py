@@ -8,14 +8,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from train.data import Augmentation, Dataset
-from train.data.encoded import encoded_dataset
-from train.data.preprocessing import EXTENSIONS
+from train.data.images import Augmentation, Dataset
+from train.data.images.encoded import encoded_dataset
+from train.data.images.preprocessing import EXTENSIONS
 
 TEST_FOLDERS = ("val", "validation", "test")
 LAYOUT = "DIR/train/CLASS/IMAGE and DIR/val/CLASS/IMAGE (or validation or test instead of val)"
 SCANNING_THREADS = 16
-"""For network disks, where each folder is a wait."""
+"""Many, since on network disks scanning is waiting."""
 
 
 class FolderReader:
@@ -26,7 +26,7 @@ class FolderReader:
 
     Attributes:
         classes: The names of the classes, sorted; a label is a position in here.
-        ignored: How many files are left out because their extension is none of an image.
+        ignored: How many files are left out because their extension is not one of an image.
 
     Raises:
         ValueError: There are no class folders, or one without images, or one that cannot be read.
@@ -38,8 +38,8 @@ class FolderReader:
         with ThreadPoolExecutor(SCANNING_THREADS) as pool:
             scans = list(pool.map(lambda name: _scan_class(path / name), self.classes))
         self.ignored = sum(scan.ignored for scan in scans)
-        # One string of bytes for all names: a million of Python's strings would take ten times the memory, and be
-        # pickled one by one for each process that loads images.
+        # All names in one byte string: a million Python strings would take ten times the memory, and be pickled one by
+        # one for each process that loads images.
         self._names = b"".join(scan.names for scan in scans)
         self._name_ends = np.cumsum(np.concatenate([scan.lengths for scan in scans]), dtype=np.int64)
         self._class_ends = np.cumsum([len(scan.lengths) for scan in scans], dtype=np.int64)
@@ -54,7 +54,7 @@ class FolderReader:
             return file.read(), label
 
     def describe(self, index: int) -> str:
-        """The path of a file; bytes that are no text are escaped."""
+        """The path of a file; bytes that are not text are escaped."""
         return os.fsencode(self._find(index)[0]).decode(errors="backslashreplace")
 
     def _find(self, index: int) -> tuple[str, int]:
@@ -67,9 +67,9 @@ class FolderReader:
 def image_folder(path: str | Path, size: int, channels: int, augment: Augmentation) -> Dataset:
     """Images in ``DIR/train/CLASS`` and ``DIR/val/CLASS``.
 
-    ``validation`` or ``test`` may stand instead of ``val``; the first of them that is there is evaluated on. Classes
-    and files are sorted by name, so that labels are the same as torchvision's. A class may have folders in it; hidden
-    files are left out, and so are those without the extension of an image. No file is opened here, but for a sample.
+    The second may also be called ``validation`` or ``test``; the first of these names that exists is used. Classes and
+    files are sorted by name, so that labels are the same as torchvision's. A class may have folders in it. Hidden files
+    are left out, and so are those without the extension of an image. Only a sample of the files is opened here.
 
     Args:
         path: The folder DIR.
@@ -122,7 +122,7 @@ def _scan_class(path: Path) -> _Scan:
 def _files(root: Path, inside: str) -> Iterator[str]:
     for entry in _entries(root / inside):
         name = os.path.join(inside, entry.name)
-        # links to folders are not followed here, since they may lead round in circles
+        # links to folders are not followed here, since they may form cycles
         if entry.is_dir(follow_symlinks=False):
             yield from _files(root, name)
         else:
