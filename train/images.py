@@ -16,9 +16,10 @@ from train import console, devices, recipe, run
 from train.data import feeds, loading
 from train.data.images import Augmentation, Dataset, catalog
 from train.data.order import Order
+from train.fields import option
 from train.gradients import cross_entropy, mean_loss_and_gradients
 from train.networks import Network, network, statistics
-from train.options import RunOptions, option
+from train.options import RunOptions
 from train.presets import PRESETS
 from train.task import Gradients, Mean, Model, Place, Score
 
@@ -264,9 +265,7 @@ def unreadable(batch: Mapping[str, np.ndarray]) -> frozenset[int]:
     return frozenset(batch["unreadable"][batch["unreadable"] >= 0].tolist())
 
 
-def eval_step(
-    task: Images, model: Model, batch: Mapping[str, jax.Array], counts: jax.Array
-) -> dict[str, jax.Array]:
+def eval_step(task: Images, model: Model, batch: Mapping[str, jax.Array], counts: jax.Array) -> dict[str, jax.Array]:
     """Sums over the examples that count (bool [batch]); traced."""
     logits = task.network.for_evaluation(model)(task.normalize(batch["image"]))
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])

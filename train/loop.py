@@ -198,9 +198,7 @@ class Run:
                     bar.update(task, completed=shown, status=self._rows.status)
                     if not console.console.is_terminal and time.perf_counter() - said > _SAY_SECONDS and not ended:
                         said = time.perf_counter()
-                        console.say(
-                            f"{self.options.algorithm} {shown:.0f}/{budget.total_steps}  {self._rows.status}"
-                        )
+                        console.say(f"{self.options.algorithm} {shown:.0f}/{budget.total_steps}  {self._rows.status}")
                 if stepped.sums is not None:
                     finished = ended and budget.ended(stepped.round, self._pace.units)
                     stop = None if finished else stop
@@ -321,4 +319,3 @@ class Run:
             wait_seconds=waits,
             distance=group.from_first(self._distance),
         )
-

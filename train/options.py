@@ -4,13 +4,14 @@ import dataclasses
 import json
 import math
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from train import stragglers
 from train.budget import Length
 from train.data.order import Sampling
+from train.fields import flag, option
 from train.files import write_whole
 from wagma_jax.algorithms import ALGORITHMS, Settings
 
@@ -21,23 +22,6 @@ else:
 
 OPTIONS_FILE = "options.json"
 DEFAULT_MEET_EVERY = 50  # where there are no sync rounds
-
-Resume = Literal["fixed", "restarts", "free"]
-
-
-def option(
-    default: Any, *, resume: Resume = "fixed", mpi_only: bool = False, same: Callable[[Any], Any] | None = None
-) -> Any:
-    """A field of an options class.
-
-    Args:
-        default: Its default.
-        resume: Whether a resumed run may change it: never ("fixed"), at the price of starting again from the consensus
-            model ("restarts"), or as it likes ("free").
-        mpi_only: Whether it has a meaning over MPI alone.
-        same: Maps a value to what must not change; None: the value itself.
-    """
-    return dataclasses.field(default=default, metadata={"resume": resume, "mpi_only": mpi_only, "same": same})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,11 +245,6 @@ class RunOptions:
             raise ValueError(
                 f"the results of --resume {self.resume} go on in its own folder: leave out --out {self.out}"
             )
-
-
-def flag(name: str) -> str:
-    """How the command line spells an option."""
-    return f"--{name.replace('_', '-')}"
 
 
 def _from_json(value: Any, hint: Any) -> Any:

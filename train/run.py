@@ -17,11 +17,13 @@ import optax
 from train import checkpoints, console, loop, results, resume
 from train.budget import Budget, Length
 from train.checkpoints import Checkpoints, Position
+from train.errors import GaveUpError
+from train.fields import flag
 from train.learner import Begin, Learner
-from train.options import OPTIONS_FILE, RunOptions, flag
+from train.options import OPTIONS_FILE, RunOptions
 from train.parsing import parse as parse_options
 from train.pytrees import as_shapes
-from train.task import GaveUpError, Task
+from train.task import Task
 from train.transports import local, mpi, program
 from train.transports.group import Group
 from wagma_jax import algorithms
@@ -399,4 +401,3 @@ def main(workload: Workload[Any], arguments: Sequence[str] | None = None) -> Non
         console.console.print(table)
         console.console.print(f"results: {summary['out']}")
     group.close()
-

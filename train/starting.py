@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from train.options import flag
+from train.fields import flag
 
 
 def start(module: str, num_workers: int, options: Mapping[str, Any]) -> int:

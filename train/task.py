@@ -17,10 +17,6 @@ Model = dict[str, Any]
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class GaveUpError(RuntimeError):
-    """Raised by a workload: the run ends, its user can mend the cause and go on from the last checkpoint."""
-
-
 class Mean(NamedTuple):
     """One metric of one worker's step; over steps and workers both fields add up.
 

@@ -37,7 +37,9 @@ def tree(tmp_path_factory):
 
 
 def run(out, **options):
-    return training.train(images.WORKLOAD, images.Options(**{**PRESETS["imagenet-resnet50"], **SMALL, "out": out, **options}))
+    return training.train(
+        images.WORKLOAD, images.Options(**{**PRESETS["imagenet-resnet50"], **SMALL, "out": out, **options})
+    )
 
 
 def losses(rows):

@@ -321,9 +321,7 @@ def _key(batch: Any) -> Any:
     return structure, tuple(leaf.shape for leaf in leaves)
 
 
-def restore(
-    options: RunOptions, learner: Learner, place: MpiPlace, checkpoint: Path, saved: Saved
-) -> _Found:
+def restore(options: RunOptions, learner: Learner, place: MpiPlace, checkpoint: Path, saved: Saved) -> _Found:
     """This worker's state from a checkpoint of the same set-up; nothing is compiled.
 
     Raises:

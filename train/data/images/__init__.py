@@ -6,9 +6,8 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from train.task import GaveUpError
-
 from train.data.loading import Examples
+from train.errors import GaveUpError
 
 Augmentation = Literal["none", "flip", "crop-flip"]
 """What training does to images: nothing, random mirroring, or random crops and mirroring."""
