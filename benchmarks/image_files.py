@@ -18,7 +18,8 @@ import numpy as np
 import tyro
 from PIL import Image
 
-from train import images, run
+from train import images
+from train import run as training
 from train.console import console
 from train.data.images import arrays, tfrecord
 from train.presets import PRESETS
@@ -154,7 +155,7 @@ def run(config: Config, out: Path) -> list[dict[str, object]]:
     rows = []
     for number, (label, changes) in enumerate(tries.items()):
         options = images.Options(**{**preset, **changes, "out": out / f"run-{number}"})
-        summary, curve = run.train(images.WORKLOAD, options)
+        summary, curve = training.train(images.WORKLOAD, options)
         losses = [row["loss"] for row in curve if "loss" in row]
         rows.append(
             {

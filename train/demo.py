@@ -27,15 +27,14 @@ OPTIONS = {
     "checkpoint_every": 0,
 }
 READING = (
-    "What to see: WAGMA-SGD is about as fast as local SGD, since it waits for nobody but at barriers, and its model is as "
-    "good as Allreduce-SGD's\nat every time, since groups mix the models in every step; local SGD's models drift apart "
-    "until the next global mean, after step 100."
+    "What to see: WAGMA-SGD has the speed of local SGD, since nobody waits between barriers, and the accuracy of\n"
+    "Allreduce-SGD, since groups mix the models in every step. Local SGD's models drift apart until a global mean."
 )
 
 
 def main() -> None:
     """Trains with all three; prints a table and saves a picture."""
-    parser = argparse.ArgumentParser(prog="python -m train.demo", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m train.demo", description=str(__doc__).partition("\n")[0])
     parser.add_argument("--seed", type=int, default=0, help="of models, data order and delays")
     seed = parser.parse_args().seed
     out = Path("runs") / f"demo-{time.strftime('%Y%m%d-%H%M%S')}"

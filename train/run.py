@@ -216,7 +216,7 @@ def run(prepared: Prepared) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     state = prepared.state
     if state is None:
         # made once, as compiling its initialization takes seconds
-        state = Begin(group.from_first(task.init(options.seed) if group.is_first else None))
+        state = Begin(group.from_first(task.init(options.seed) if group.is_first else {}))
     with ExitStack() as stack:
         workers = prepared.transport.WORKERS(
             options, prepared.learner, group, prepared.place, position, state, prepared.out

@@ -6,15 +6,13 @@ algorithms; training never sees images, text or experience.
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
 
 Model = dict[str, Any]
 """``{"params": floating leaves, "stats": statistics}``, exchanged and exported whole; ``stats`` is {} without any."""
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Mean(NamedTuple):
@@ -90,13 +88,13 @@ class Place(Protocol):
     @property
     def part(self) -> tuple[int, int]: ...  # noqa: D102
     @property
-    def devices(self) -> Sequence[jax.Device]: ...  # noqa: D102
+    def devices(self) -> Sequence[Any]: ...  # noqa: D102
 
     def put(self, tree: Any) -> Any:
         """Brings host arrays [len(workers), ...] onto the devices, as ``Batch.arrays``."""
         ...
 
-    def map(self, function: F, donate: Sequence[int] = ()) -> F:
+    def map(self, function: Callable[..., Any], donate: Sequence[int] = ()) -> Callable[..., Any]:
         """Compiles a function of one worker's arrays for all workers, of arrays as :meth:`put` returns them."""
         ...
 
@@ -135,14 +133,22 @@ class Task(Protocol):
         score: What tables and pictures show first.
     """
 
-    name: str
-    unit: str
-    units_per_step: int
-    units_per_epoch: int | None
-    like: Model
-    batch_shapes: Sequence[Any]
-    fingerprint: Mapping[str, Any]
-    score: Score
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def unit(self) -> str: ...  # noqa: D102
+    @property
+    def units_per_step(self) -> int: ...  # noqa: D102
+    @property
+    def units_per_epoch(self) -> int | None: ...  # noqa: D102
+    @property
+    def like(self) -> Model: ...  # noqa: D102
+    @property
+    def batch_shapes(self) -> Sequence[Any]: ...  # noqa: D102
+    @property
+    def fingerprint(self) -> Mapping[str, Any]: ...  # noqa: D102
+    @property
+    def score(self) -> Score: ...  # noqa: D102
 
     def init(self, seed: int) -> Model:
         """The model that all workers start from, NumPy arrays; the same for the same seed."""

@@ -70,7 +70,7 @@ class MpiPlace:
         return self.rank, self.num_workers
 
     @property
-    def devices(self) -> Sequence[jax.Device]:
+    def devices(self) -> Sequence[Any]:
         """The devices of this process that its worker uses."""
         return jax.local_devices()[:1]
 
@@ -242,10 +242,8 @@ class MpiWorkers:
         model = self._state.model
         if self._equal:
             return Consensus(jax.tree.map(np.asarray, model), 0.0)
-        if self._learner.exchanges == "models":
-            mean = self.exchange.consensus(model)
-        else:  # parameters are equal, and so are the statistics that travel with the gradients
-            mean = model
+        # with gradients, parameters are equal, and so are the statistics that travel with them
+        mean = self.exchange.consensus(model) if self._learner.exchanges == "models" else model
         squares = float(self._distance_of_models(model, mean))
         return Consensus(jax.tree.map(np.asarray, mean), squares)
 

@@ -50,7 +50,7 @@ class ProgramPlace:
         return devices.local_rows(self.num_workers, self.mesh, AXIS)
 
     @property
-    def devices(self) -> Sequence[jax.Device]:
+    def devices(self) -> Sequence[Any]:
         """The devices of this process that its workers use."""
         return jax.local_devices()[:1] if self.mesh is None else self.mesh.local_devices
 
