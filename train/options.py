@@ -13,7 +13,7 @@ from train.budget import Length
 from train.data.order import Sampling
 from train.fields import flag, option
 from train.files import write_whole
-from wagma_jax.algorithms import ALGORITHMS, Settings
+from wagma_jax.algorithms import ALGORITHMS, DEFAULT, Settings
 
 if TYPE_CHECKING:
     AlgorithmName = str
@@ -35,9 +35,9 @@ class RunOptions:
             if this is left out.
         workers: Number of workers P. Up to 8 get a (virtual) device each, more are simulated by one vmap. Over MPI the
             number of processes.
-        group_size: At most so many workers S in a group (wagma only): there are ceil(P / S) groups of even sizes; None:
+        group_size: At most so many workers S in a group, where the algorithm has groups: there are ceil(P / S) groups of even sizes; None:
             about the square root of P.
-        sync_period: Rounds between global means (not for allreduce, where every step is one); None: never.
+        sync_period: Rounds between global means, unless the algorithm has one in every round; None: never.
         quorum: Over MPI, how many members of a group must arrive before it averages: 1, the first, waits for nobody.
         clock: Over MPI: step: every worker takes a step in every round. round: one that finds newer rounds complete
             jumps to them, so that a worker which is always slow takes fewer steps.
@@ -73,7 +73,7 @@ class RunOptions:
         process_id: Which of the processes this is, from 0; with --coordinator.
     """
 
-    algorithm: AlgorithmName = option("wagma", resume="restarts")
+    algorithm: AlgorithmName = option(DEFAULT, resume="restarts")
     transport: Literal["xla", "mpi"] = option("xla", resume="restarts")
     workers: int = option(8, resume="restarts")
     group_size: int | None = option(None, resume="restarts")

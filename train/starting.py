@@ -12,7 +12,7 @@ def start(module: str, num_workers: int, options: Mapping[str, Any]) -> int:
     """Trains under `wagma launch`; its output goes where this program's goes.
 
     Args:
-        module: Of the workload: "train.images", say.
+        module: Of the workload: "train.NAME".
         num_workers: How many processes.
         options: Values by the names of the workload's options.
 

@@ -1,7 +1,7 @@
 """What a workload gives to training, and what training gives to a workload: interfaces, no logic.
 
 A workload is one class that has the members of :class:`Task`. It never sees other workers, axis names, transports or
-algorithms; training never sees images, text or experience.
+algorithms; training never sees what their data are.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -123,7 +123,7 @@ class Task(Protocol):
 
     Attributes:
         name: Of the model and the data, for titles.
-        unit: What is counted, in the plural: "images", "tokens".
+        unit: What is counted, in the plural: "rows", "tokens".
         units_per_step: Of one worker's step; nominal where they vary.
         units_per_epoch: None where there are no epochs.
         like: Shapes and dtypes of one worker's model.
