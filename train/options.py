@@ -35,8 +35,8 @@ class RunOptions:
             if this is left out.
         workers: Number of workers P. Up to 8 get a (virtual) device each, more are simulated by one vmap. Over MPI the
             number of processes.
-        group_size: At most so many workers S in a group, where the algorithm has groups: there are ceil(P / S) groups of even sizes; None:
-            about the square root of P.
+        group_size: At most so many workers S in a group, where the algorithm has groups: there are ceil(P / S) of even
+            sizes; None: about the square root of P.
         sync_period: Rounds between global means, unless the algorithm has one in every round; None: never.
         quorum: Over MPI, how many members of a group must arrive before it averages: 1, the first, waits for nobody.
         clock: Over MPI: step: every worker takes a step in every round. round: one that finds newer rounds complete

@@ -81,21 +81,21 @@ def measure_memory(world: World, group_size: int, size: int, late_seconds: float
     jax.block_until_ready(step(make_model(size)))  # compiles
     gc.collect()
     allocated = Allocated()
-    base, base_allocated = _resident("VmRSS"), allocated.now()
+    base, base_allocated = resident("VmRSS"), allocated.now()
     params = make_model(size)
     peaks: Peaks = {}
 
     def record(phase: str, users: int) -> None:
         """Notes the peaks of a phase, in which the user owns ``users`` models, and begins the next."""
-        resident, in_use = _resident("VmHWM") - base, allocated.peak - base_allocated
+        held, in_use = resident("VmHWM") - base, allocated.peak - base_allocated
         peaks[phase] = {
-            "resident": world.gather(resident / model - users),
+            "resident": world.gather(held / model - users),
             "allocated": world.gather(in_use / model - users),
         }
-        _reset_peak()
+        reset_peak()
         allocated.reset()
 
-    _reset_peak()
+    reset_peak()
     with make_exchange(world, params, group_size, sync_period=6) as exchange:
         record("construction", 1)
         params = exchange.params
@@ -119,7 +119,7 @@ def measure_memory(world: World, group_size: int, size: int, late_seconds: float
     return peaks
 
 
-def _resident(field: str) -> int:
+def resident(field: str) -> int:
     """Bytes resident now (VmRSS), or at the peak (VmHWM)."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field + ":"):
@@ -127,6 +127,6 @@ def _resident(field: str) -> int:
     raise OSError(f"/proc/self/status has no {field}: the section idle needs Linux")
 
 
-def _reset_peak() -> None:
+def reset_peak() -> None:
     """Sets VmHWM to what is resident now."""
     Path("/proc/self/clear_refs").write_text("5")
