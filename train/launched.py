@@ -18,6 +18,6 @@ def images(num_workers: int, options: Mapping[str, Any]) -> int:
     Returns:
         The exit code.
     """
-    launcher = [sys.executable, "-m", "wagma_jax.cli", "launch", "-n", str(num_workers), "--no-prefix", "--"]
+    launcher = [sys.executable, "-m", "wagma_jax", "launch", "-n", str(num_workers), "--no-prefix", "--"]
     words = [str(word) for name, value in options.items() for word in (flag(name), value)]
     return subprocess.run([*launcher, sys.executable, "-m", "train.images", *words], check=False).returncode

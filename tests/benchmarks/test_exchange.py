@@ -115,7 +115,7 @@ main(Idle(floats=1000, rounds=2, seconds=0.1, activations=2, repeats=1, memory="
 
 @needs_mpi
 def test_every_section_on_two_ranks(tmp_path):
-    launch = [sys.executable, "-m", "wagma_jax.cli", "launch", "-n", 2, "--no-prefix", "--"]
+    launch = [sys.executable, "-m", "wagma_jax", "launch", "-n", 2, "--no-prefix", "--"]
     ((status, output),) = run_all([[*launch, sys.executable, "-c", PROGRAM, tmp_path]], timeout=120)
     assert status == 0, output
     results = {}
