@@ -55,9 +55,6 @@ ALLOWED = {
         "wagma_jax.exchange.buffers", "wagma_jax.exchange.protocol", "wagma_jax.exchange.recorder",
         "wagma_jax.exchange.wire", "wagma_jax.ledger.entries",
     },
-    "wagma_jax/exchange/checkup.py": {
-        "wagma_jax.exchange.group_exchange", "wagma_jax.exchange.meeting", "wagma_jax.schedule"
-    },
     "wagma_jax/exchange": {
         "wagma_jax.averaging", "wagma_jax.exchange", "wagma_jax.ledger", "wagma_jax.schedule",
         "wagma_jax.transformations",
@@ -66,8 +63,6 @@ ALLOWED = {
         "wagma_jax.averager", "wagma_jax.averaging", "wagma_jax.collectives", "wagma_jax.exchange",
         "wagma_jax.schedule", "wagma_jax.transformations", "wagma_jax.workers",
     },
-    "wagma_jax/launch.py": set(),
-    "wagma_jax/doctor.py": {"wagma_jax.launch"},
     "wagma_jax/ledger/entries.py": {"wagma_jax.schedule"},
     "wagma_jax/ledger/codec.py": {"wagma_jax.ledger.entries"},
     "wagma_jax/ledger/segments.py": {"wagma_jax.ledger.entries", "wagma_jax.schedule"},
@@ -91,11 +86,57 @@ ALLOWED = {
         "wagma_jax.ledger.segments",
     },
     "wagma_jax/ledger": {"wagma_jax.ledger"},
-    "wagma_jax/cli.py": {"wagma_jax.doctor", "wagma_jax.launch", "wagma_jax.ledger"},
+    "wagma_jax/commands/launch/job.py": set(),
+    "wagma_jax/commands/launch/mpi.py": {"wagma_jax.commands.launch.job"},
+    "wagma_jax/commands/launch/environment.py": {"wagma_jax.commands.launch.job", "wagma_jax.commands.launch.mpi"},
+    "wagma_jax/commands/launch/lines.py": set(),
+    "wagma_jax/commands/launch/gpus.py": set(),
+    "wagma_jax/commands/launch/pipes.py": set(),
+    "wagma_jax/commands/launch/processes.py": set(),
+    "wagma_jax/commands/launch/signals.py": set(),
+    "wagma_jax/commands/launch/relay.py": {
+        "wagma_jax.commands.launch.gpus", "wagma_jax.commands.launch.pipes", "wagma_jax.commands.launch.processes",
+        "wagma_jax.commands.launch.signals",
+    },
+    "wagma_jax/commands/launch/command_line.py": {
+        "wagma_jax.commands.launch.environment", "wagma_jax.commands.launch.job", "wagma_jax.commands.launch.mpi",
+        "wagma_jax.commands.launch.relay",
+    },
+    "wagma_jax/commands/launch/launcher.py": {
+        "wagma_jax.commands.launch.command_line", "wagma_jax.commands.launch.environment",
+        "wagma_jax.commands.launch.job", "wagma_jax.commands.launch.lines", "wagma_jax.commands.launch.mpi",
+        "wagma_jax.commands.launch.pipes", "wagma_jax.commands.launch.processes", "wagma_jax.commands.launch.signals",
+    },
+    "wagma_jax/commands/launch/command.py": {"wagma_jax.commands.launch", "wagma_jax.commands.parsing"},
+    "wagma_jax/commands/doctor/checkup.py": {
+        "wagma_jax.commands.launch.gpus", "wagma_jax.exchange.group_exchange", "wagma_jax.exchange.meeting",
+        "wagma_jax.schedule",
+    },
+    "wagma_jax/commands/doctor/rows.py": set(),
+    "wagma_jax/commands/doctor/probes.py": set(),
+    "wagma_jax/commands/doctor/printing.py": {"wagma_jax.commands.doctor.rows"},
+    "wagma_jax/commands/doctor/ranks.py": {"wagma_jax.commands.doctor.probes", "wagma_jax.commands.launch.job"},
+    "wagma_jax/commands/doctor/installation.py": {
+        "wagma_jax.commands.doctor.probes", "wagma_jax.commands.doctor.rows", "wagma_jax.commands.launch.mpi"
+    },
+    "wagma_jax/commands/doctor/between_ranks.py": {
+        "wagma_jax.commands.doctor.ranks", "wagma_jax.commands.doctor.rows", "wagma_jax.commands.launch.mpi"
+    },
+    "wagma_jax/commands/doctor/checks.py": {
+        "wagma_jax.commands.doctor.between_ranks", "wagma_jax.commands.doctor.installation",
+        "wagma_jax.commands.doctor.printing", "wagma_jax.commands.doctor.probes", "wagma_jax.commands.doctor.ranks",
+        "wagma_jax.commands.doctor.rows", "wagma_jax.commands.launch",
+    },
+    "wagma_jax/commands/doctor/command.py": {"wagma_jax.commands.doctor.checks", "wagma_jax.commands.parsing"},
+    "wagma_jax/commands/parsing.py": {"wagma_jax.commands.launch.job"},
+    "wagma_jax/commands/ledger.py": {"wagma_jax.commands.parsing", "wagma_jax.ledger"},
+    "wagma_jax/commands/main.py": {"wagma_jax.commands"},
+    "wagma_jax/commands": set(),
+    "wagma_jax/__main__.py": {"wagma_jax.commands.main"},
     "models": {"models"},
     "train": {"wagma_jax", "models", "train"},
 }  # fmt: skip
-MAY_USE_MPI = ("wagma_jax/exchange", "wagma_jax/launch.py")
+MAY_USE_MPI = ("wagma_jax/exchange", "wagma_jax/commands/doctor/checkup.py")
 
 
 def sources(*folders):

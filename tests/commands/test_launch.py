@@ -15,13 +15,19 @@ from pathlib import Path
 import pytest
 from processes import ROOT, run_all
 
-from wagma_jax import cli, launch
+from wagma_jax.commands.launch import mpi as installed
+from wagma_jax.commands.launch.command_line import command_line
+from wagma_jax.commands.launch.environment import cores, settings
+from wagma_jax.commands.launch.job import Host, Job, LaunchError, parse_hosts
+from wagma_jax.commands.launch.lines import Lines, Tagged
+from wagma_jax.commands.launch.mpi import Mpi, find_mpi
+from wagma_jax.commands.main import main
 
 RANK = ROOT / "tests" / "programs" / "launch_rank.py"
 MESSAGE = ROOT / "tests" / "programs" / "launch_message.py"
-OPEN_MPI = launch.Mpi("Open MPI", "5.0.8", "/mpi/mpirun")
-HYDRA = launch.Mpi("MPICH", "4.3.0", "/mpi/mpiexec")
-LAUNCH = [sys.executable, "-m", "wagma_jax.cli", "launch"]
+OPEN_MPI = Mpi("Open MPI", "5.0.8", "/mpi/mpirun")
+HYDRA = Mpi("MPICH", "4.3.0", "/mpi/mpiexec")
+LAUNCH = [sys.executable, "-m", "wagma_jax", "launch"]
 # What ranks see must come from the launcher and not from the shell that runs the tests.
 SETTINGS = (
     "NPROC",
@@ -79,7 +85,7 @@ def read_lines(stream, count):
 
 
 def test_hosts():
-    assert launch.parse_hosts("h1:2, 10.0.0.1") == (launch.Host("h1", 2), launch.Host("10.0.0.1", 1))
+    assert parse_hosts("h1:2, 10.0.0.1") == (Host("h1", 2), Host("10.0.0.1", 1))
 
 
 @pytest.mark.parametrize(
@@ -90,7 +96,7 @@ def test_hosts():
         ("-- true", "expected the number of ranks, got none: pass -n"),
         ("-n 0 -- true", "-n must be at least 1, got 0"),
         ("-n two -- true", "expected a number of ranks, got 'two'"),
-        ("-n 3 --hosts a:2,b:2 -- true", "sum of the slots in --hosts, 4, got 3: leave -n out"),
+        ("-n 3 --hosts a:2,b:2 -- true", "sum of the slots in --hosts, 4, got 3: leave out -n"),
         ("--hosts a:0 -- true", "at least 1 slot each, got 'a:0'"),
         ("--hosts a:x -- true", "NAME:SLOTS,NAME:SLOTS,..."),
         ("--hosts a,,b -- true", "(at '')"),
@@ -102,13 +108,13 @@ def test_hosts():
 )
 def test_bad_input_is_explained(arguments, message, capsys):
     with pytest.raises(SystemExit) as end:
-        cli.main(["launch", *shlex.split(arguments)])
+        main(["launch", *shlex.split(arguments)])
     assert end.value.code == 2
     assert message in " ".join(capsys.readouterr().err.split())
 
 
 def test_slots_give_the_number_of_ranks():
-    job = launch.Job(("true",), hosts=launch.parse_hosts("a:3,b"))
+    job = Job(("true",), hosts=parse_hosts("a:3,b"))
     assert (job.size, job.ranks_per_host) == (4, 3)
 
 
@@ -116,24 +122,24 @@ def test_slots_give_the_number_of_ranks():
 
 
 def options(job, mpi=OPEN_MPI, num_cores=8, environment=None):
-    words = launch.command_line(job, mpi, environment or {}, num_cores)
+    words = command_line(job, mpi, environment or {}, num_cores)
     assert words[0] == mpi.mpirun
     assert words[-len(job.command) :] == list(job.command)
     return " ".join(words[1 : words.index(sys.executable)])
 
 
 def test_ranks_within_the_cores():
-    assert options(launch.Job(("true",), 8)) == "-n 8 --bind-to none --output tag-fullname"
+    assert options(Job(("true",), 8)) == "-n 8 --bind-to none --output tag-fullname"
 
 
 def test_more_ranks_than_cores_yield_while_they_wait():
-    crowded = options(launch.Job(("true",), 9))
+    crowded = options(Job(("true",), 9))
     assert "--map-by :OVERSUBSCRIBE" in crowded
     assert "--mca mpi_yield_when_idle 1" in crowded
 
 
 def test_hosts_interface_and_exported_variables():
-    job = launch.Job(("true",), hosts=launch.parse_hosts("a:2,b:9"), interface="10.0.0.0/24")
+    job = Job(("true",), hosts=parse_hosts("a:2,b:9"), interface="10.0.0.0/24")
     words = options(job, environment={"NPROC": "2", "JAX_PLATFORMS": "cpu", "HOME": "/home/me"})
     assert "-n 11 --host a:2,b:9 --map-by slot:OVERSUBSCRIBE" in words
     assert "--prtemca prte_if_include 10.0.0.0/24 --mca btl_tcp_if_include 10.0.0.0/24" in words
@@ -142,7 +148,7 @@ def test_hosts_interface_and_exported_variables():
 
 
 def test_the_users_options_replace_ours():
-    job = launch.Job(("true",), 9, mpirun_args=("--bind-to", "core", "--map-by=:OVERSUBSCRIBE", "--mca", "pml", "ob1"))
+    job = Job(("true",), 9, mpirun_args=("--bind-to", "core", "--map-by=:OVERSUBSCRIBE", "--mca", "pml", "ob1"))
     words = options(job)
     assert words.count("--bind-to") == words.count("--map-by") == 1
     assert words.endswith("--bind-to core --map-by=:OVERSUBSCRIBE --mca pml ob1")
@@ -150,14 +156,14 @@ def test_the_users_options_replace_ours():
 
 
 def test_hydra():
-    job = launch.Job(("true",), hosts=launch.parse_hosts("a:2,b"), interface="eth0")
+    job = Job(("true",), hosts=parse_hosts("a:2,b"), interface="eth0")
     assert options(job, HYDRA) == "-n 3 -hosts a:2,b:1 -iface eth0 -prepend-rank"
-    assert "OMPI_ALLOW_RUN_AS_ROOT" not in launch.settings(job, HYDRA, {}, 8, is_root=True)
+    assert "OMPI_ALLOW_RUN_AS_ROOT" not in settings(job, HYDRA, {}, 8, is_root=True)
 
 
 def test_settings():
-    job = launch.Job(("true",), 4)
-    added = launch.settings(job, OPEN_MPI, {"MALLOC_TOP_PAD_": "0"}, 16, is_root=False)
+    job = Job(("true",), 4)
+    added = settings(job, OPEN_MPI, {"MALLOC_TOP_PAD_": "0"}, 16, is_root=False)
     assert added == {
         "MALLOC_MMAP_THRESHOLD_": "17179869184",
         "MALLOC_TRIM_THRESHOLD_": "17179869184",
@@ -165,7 +171,7 @@ def test_settings():
         "NPROC": "4",
         "PYTHONUNBUFFERED": "1",
     }
-    added = launch.settings(job, OPEN_MPI, {}, 4, is_root=True)
+    added = settings(job, OPEN_MPI, {}, 4, is_root=True)
     assert added["NPROC"] == "2", "averaging needs a thread beside the trainer's"
     assert added["OMPI_ALLOW_RUN_AS_ROOT"] == added["OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"] == "1"
 
@@ -174,7 +180,7 @@ def test_settings():
 
 
 def test_lines_are_whole_and_the_last_needs_no_newline():
-    lines = launch.Lines(b"[0] ")
+    lines = Lines(b"[0] ")
     assert lines.feed(b"a") == b""
     assert lines.feed(b"b\nc\n\nd") == b"[0] ab\n[0] c\n[0] \n"
     assert lines.close() == b"[0] d\n"
@@ -183,7 +189,7 @@ def test_lines_are_whole_and_the_last_needs_no_newline():
 
 def test_a_progress_bar_is_shown_once_a_second():
     now = 0.0
-    lines = launch.Lines(b"[0] ", clock=lambda: now)
+    lines = Lines(b"[0] ", clock=lambda: now)
     assert lines.feed(b"\r1%\r2%") == b""
     now = 1.1
     assert lines.feed(b"\r3%\r4") == b"[0] 3%\n", "the state being written is not complete"
@@ -193,7 +199,7 @@ def test_a_progress_bar_is_shown_once_a_second():
 
 
 def test_tags_are_taken_off():
-    tagged = launch.Tagged(pid=77)
+    tagged = Tagged(pid=77)
     tag = b"[prterun-a.b-c-77@1,%d]<stdout>: "
     assert tagged.feed(tag % 0 + b"one\nof mpir") == [(0, b"one\n")]
     # two last lines without newline; and a program that prints the tag of another run
@@ -211,8 +217,8 @@ def test_tags_are_taken_off():
 
 
 def test_a_missing_extra_is_named(monkeypatch, capsys):
-    monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: None)
-    assert cli.main(["launch", "-n", "2", "--", "true"]) == 1
+    monkeypatch.setattr(installed.importlib.util, "find_spec", lambda name: None)
+    assert main(["launch", "-n", "2", "--", "true"]) == 1
     assert "mpi4py, which the extra 'mpi' brings, but it is not installed: pip install 'wagma_jax[mpi]'" in (
         capsys.readouterr().err
     )
@@ -220,24 +226,24 @@ def test_a_missing_extra_is_named(monkeypatch, capsys):
 
 @needs_mpi
 def test_mpirun_is_that_of_the_library(monkeypatch, tmp_path):
-    mpi = launch.find_mpi()
+    mpi = find_mpi()
     assert mpi.is_open_mpi
     other = tmp_path / "mpirun"
     other.write_text("#!/bin/sh\necho 'mpirun (Open MPI) 4.1.4'\n")
     other.chmod(0o755)
-    monkeypatch.setattr(launch, "_candidates", lambda libraries: [str(other), mpi.mpirun])
-    assert launch.find_mpi() == mpi
-    monkeypatch.setattr(launch, "_candidates", lambda libraries: [str(other)])
-    with pytest.raises(launch.LaunchError, match=re.escape("mpirun (version 4.1.4): the extra 'mpi' brings one")):
-        launch.find_mpi()
-    monkeypatch.setattr(launch, "_candidates", lambda libraries: [])
-    with pytest.raises(launch.LaunchError, match="but found none: the extra 'mpi' brings one"):
-        launch.find_mpi()
+    monkeypatch.setattr(installed, "_candidates", lambda libraries: [str(other), mpi.mpirun])
+    assert find_mpi() == mpi
+    monkeypatch.setattr(installed, "_candidates", lambda libraries: [str(other)])
+    with pytest.raises(LaunchError, match=re.escape("mpirun (version 4.1.4): the extra 'mpi' brings one")):
+        find_mpi()
+    monkeypatch.setattr(installed, "_candidates", lambda libraries: [])
+    with pytest.raises(LaunchError, match="but found none: the extra 'mpi' brings one"):
+        find_mpi()
 
 
 @needs_mpi
 def test_dry_run_prints_what_a_shell_can_run(capsys):
-    assert cli.main(["launch", "-n", "2", "--dry-run", "--", "echo", "two words"]) == 0
+    assert main(["launch", "-n", "2", "--dry-run", "--", "echo", "two words"]) == 0
     text = capsys.readouterr().out
     assert text.endswith("echo 'two words'\n")
     ((status, output),) = run_all([["sh", "-c", text]], timeout=100)
@@ -254,7 +260,7 @@ def test_output_settings_and_stdin():
         out, errors = (text.decode().splitlines() for text in process.communicate(b"to rank 0", timeout=100))
     assert process.returncode == 0, errors
     assert sorted(errors) == [f"[{rank}] to stderr {rank}" for rank in range(3)]
-    num_threads = max(2, launch.cores() // 3)
+    num_threads = max(2, cores() // 3)
     for rank in range(3):
         mine = [line.removeprefix(f"[{rank}] ") for line in out if line.startswith(f"[{rank}] ")]
         assert mine == [
@@ -317,7 +323,7 @@ def test_no_process_outlives_a_killed_launcher():
 
 
 def test_a_command_that_does_not_exist(capsys):
-    assert cli.main(["launch", "-n", "2", "--", "no-such-command"]) == 127
+    assert main(["launch", "-n", "2", "--", "no-such-command"]) == 127
     assert "cannot run 'no-such-command': no such command: check its name and the PATH" in capsys.readouterr().err
 
 

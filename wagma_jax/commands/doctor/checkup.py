@@ -1,7 +1,7 @@
 """What `wagma doctor` runs on every rank: whether the exchange between these processes is fast, right and patient.
 
 Facts go to stdout as lines of JSON behind a marker, each as soon as it is known, so that those of one step survive a
-crash of the next; what they mean is decided in ``wagma_jax.doctor``.
+crash of the next. What they mean is decided in ``between_ranks``.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
+from wagma_jax.commands.launch import gpus
 from wagma_jax.exchange.group_exchange import ExchangeInfo, GroupExchange
 from wagma_jax.exchange.meeting import meet
 from wagma_jax.schedule import GroupSchedule
@@ -30,11 +31,11 @@ MODEL_FLOATS = 1 << 19
 MESSAGE_BYTES = 1 << 21
 MOST_LINKS = 16
 STEPS_PER_STRAGGLE = 20
-TIMEOUT_SECONDS = 60.0  # the doctor's own limits are shorter; this one ends what the doctor has forgotten
+TIMEOUT_SECONDS = 60.0  # the doctor's own limits are shorter; this one ends ranks whose doctor is gone
 
 
 def facts_of_this_rank() -> dict[str, Any]:
-    """What can be said without any message to others."""
+    """What a rank can say without a message from others."""
     packages = ("wagma_jax", "jax", "jaxlib", "numpy", "optax", "mpi4py", "mpi4jax")
     versions = {"python": platform.python_version()}
     for package in packages:
@@ -48,6 +49,7 @@ def facts_of_this_rank() -> dict[str, Any]:
         "cores": cores,
         "threads": int(os.environ.get("NPROC") or cores),
         "thread_level": MPI.Query_thread(),
+        "gpus": gpus.facts(os.environ),
         "versions": versions | {"MPI": MPI.Get_library_version().partition(",")[0].strip()},
     }
 
@@ -81,8 +83,8 @@ def links(comm: MPI.Intracomm) -> dict[str, Any]:
 
 
 def _one_way(comm: MPI.Intracomm, other: int, is_first: bool, size: int, most: int) -> float:
-    """Median seconds of a message of ``size`` bytes, of as many as take a third of a second."""
-    data = np.ones(size, np.uint8)  # not zeros, which would be one page of memory for all
+    """Median seconds of a message of ``size`` bytes. Sends as many as take a third of a second, at most ``most``."""
+    data = np.ones(size, np.uint8)  # not zeros, which would all be the same page of memory
 
     def there_and_back():
         start = time.perf_counter()
@@ -105,7 +107,7 @@ def _one_way(comm: MPI.Intracomm, other: int, is_first: bool, size: int, most: i
 
 
 def number(rank: int, version: int) -> int:
-    """The constant that fills what a rank publishes for a round; distinct, and so small that their sums are exact.
+    """The constant that fills what a rank publishes for a round: distinct, and small enough for exact sums.
 
     At -1, before the first round, all publish rank 0's.
     """
@@ -113,7 +115,7 @@ def number(rank: int, version: int) -> int:
 
 
 def contribution(schedule: GroupSchedule, rank: int, version: int) -> float:
-    """The constant that a rank contributes whose newest publication is ``version``: after a sync round, the mean."""
+    """The constant that a rank with newest publication ``version`` contributes: after a sync round, the mean."""
     if version >= 0 and schedule.is_sync(version):
         return statistics.fmean(number(worker, version) for worker in range(schedule.num_workers))
     return number(rank, version)
@@ -220,7 +222,9 @@ def straggler(comm: MPI.Intracomm, seconds: float) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the steps that are named, in order, and ends this process."""
-    parser = argparse.ArgumentParser(prog="wagma_jax.exchange.checkup", description="What `wagma doctor` starts.")
+    parser = argparse.ArgumentParser(
+        prog="wagma_jax.commands.doctor.checkup", description="What `wagma doctor` starts."
+    )
     parser.add_argument("--marker", default="checkup", help="what the lines with facts begin with")
     parser.add_argument("--straggle", type=float, default=1.0, help="seconds for which the last rank is late")
     parser.add_argument("steps", nargs="*", choices=["links", "exchange", "straggler"], default=[])
