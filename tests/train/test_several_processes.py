@@ -94,7 +94,6 @@ def test_two_processes_under_mpirun_resume_the_run_of_one(alone, tmp_path):
     as_if_killed_before_the_last_checkpoint(out)
     mpirun = [Path(sys.executable).parent / "mpirun", "-n", "2", "--map-by", ":OVERSUBSCRIBE"]
     environment = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "1e9"  # both may read it, neither writes
     # mpirun suggests a process per worker; here two processes share one program
     command = [*mpirun, *runs.COMMAND, "--resume", out, "--transport", "xla"]
     ((status, output),) = run_all([command], environment=environment, timeout=200)
