@@ -1,16 +1,24 @@
 """Parts of the pictures."""
 
 from collections.abc import Sequence
-from typing import Any
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.samples import Summary, summarize
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLORS = {"allreduce": "#555555", "wire": "#ff7f0e", "wagma": "#d62728", "step": "#9467bd", "bound": "#1f77b4"}
 
 
-def panel_of(figure: Figure, position: Any, xlabel: str, ylabel: str, title: str) -> Any:
+def make_figure(width: float, height: float) -> "Figure":
+    """An empty figure, in inches. Only the rank that draws imports matplotlib."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def panel_of(figure: "Figure", position: Any, xlabel: str, ylabel: str, title: str) -> Any:
     """Labelled axes at a position as ``Figure.add_subplot`` takes it."""
     panel = figure.add_subplot(position)
     panel.set_xlabel(xlabel)

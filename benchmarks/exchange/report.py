@@ -4,20 +4,21 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.exchange.ranks import World
 from benchmarks.exchange.section import Section
 from benchmarks.machine import describe
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PACKAGES = ("jax", "mpi4jax", "mpi4py")
 VARIABLES = ("MALLOC_", "GLIBC_", "XLA_", "NPROC", "OMPI_MCA_")
 
 
 def report(
-    world: World, section: Section, results: Any, tables: Sequence[str], draw: Callable[[], Figure] | None = None
+    world: World, section: Section, results: Any, tables: Sequence[str], draw: "Callable[[], Figure] | None" = None
 ) -> None:
     """Prints the tables; writes all samples and the picture.
 

@@ -3,19 +3,21 @@
 import dataclasses
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from benchmarks.exchange.calls import Call, call_average, waits
 from benchmarks.exchange.models import make_model
-from benchmarks.exchange.pictures import COLORS, bar, panel_of
+from benchmarks.exchange.pictures import COLORS, bar, make_figure, panel_of
 from benchmarks.exchange.ranks import World, make_exchange, warm_up
 from benchmarks.exchange.report import report
 from benchmarks.exchange.section import Training
 from benchmarks.samples import ratios, summarize
 from benchmarks.tables import markdown, spread
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 HEADER = ("", "steps/s", "/ allreduce", "bound, steps/s", "of the bound", "repetitions")
 
@@ -122,9 +124,9 @@ def _measure(world: World, section: Rotating) -> tuple[Rates, Rates, list[Call]]
     return samples, bounds, [call for calls in world.gather(calls) for call in calls]
 
 
-def draw(samples: Rates, bounds: Rates, title: str) -> Figure:
+def draw(samples: Rates, bounds: Rates, title: str) -> "Figure":
     """Bars of both algorithms, with their bounds."""
-    figure = Figure(figsize=(5.5, 4.2), layout="constrained")
+    figure = make_figure(5.5, 4.2)
     panel: Any = panel_of(figure, 111, "", "steps per second, all workers", title)
     for x, arm in enumerate(samples):
         bar(panel, x, samples[arm], COLORS[arm])

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.figure import Figure
 
 import wagma_jax as wagma
 from benchmarks.exchange.models import make_model, parse_size
-from benchmarks.exchange.pictures import COLORS, panel_of, whiskers
+from benchmarks.exchange.pictures import COLORS, make_figure, panel_of, whiskers
 from benchmarks.exchange.ranks import World, in_turn, make_exchange
 from benchmarks.exchange.report import report
 from benchmarks.exchange.section import Section
@@ -24,6 +23,7 @@ from benchmarks.tables import markdown, spread
 from wagma_jax.averaging import accumulation_dtype
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from mpi4py import MPI
 
     from wagma_jax.exchange.wire import Wire
@@ -225,9 +225,9 @@ def _take_turns(
     return times
 
 
-def draw(results: Sequence[dict[str, Any]], title: str) -> Figure:
+def draw(results: Sequence[dict[str, Any]], title: str) -> "Figure":
     """Times over bytes, and ratios to ``MPI_Allreduce``. Lines and bars are medians; bands and whiskers, quartiles."""
-    figure = Figure(figsize=(12, 4.5), layout="constrained")
+    figure = make_figure(12, 4.5)
     labels = {"allreduce": "MPI_Allreduce", "wire": "wire", "average": "average()"}
     colors = {"allreduce": COLORS["allreduce"], "wire": COLORS["wire"], "average": COLORS["wagma"]}
     left = panel_of(figure, 121, "bytes of the model", "milliseconds", f"Time of a round, {title}")

@@ -2,19 +2,21 @@
 
 import dataclasses
 import time
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from benchmarks.exchange.calls import Call, call_average, rates_between_syncs
 from benchmarks.exchange.models import make_model
-from benchmarks.exchange.pictures import COLORS, bar, panel_of
+from benchmarks.exchange.pictures import COLORS, bar, make_figure, panel_of
 from benchmarks.exchange.ranks import World, in_turn, make_exchange, warm_up
 from benchmarks.exchange.report import report
 from benchmarks.exchange.section import Training
 from benchmarks.samples import ratios, summarize
 from benchmarks.tables import markdown, spread
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Arm(NamedTuple):
@@ -136,9 +138,9 @@ def _row(arm: Arm, measured: dict[Arm, Measured]) -> tuple[Any, ...]:
     )
 
 
-def draw(measured: dict[Arm, Measured], factor: float, title: str) -> Figure:
+def draw(measured: dict[Arm, Measured], factor: float, title: str) -> "Figure":
     """Bars of all arms: with one worker ``factor`` times slower, and with nobody slow."""
-    figure = Figure(figsize=(6.5, 4.2), layout="constrained")
+    figure = make_figure(6.5, 4.2)
     panel = panel_of(figure, 111, "", "local steps per second, all workers", title)
     names = {"allreduce": "Allreduce-SGD", "step": 'WAGMA, clock="step"', "round": 'WAGMA, clock="round"'}
     colors = {"allreduce": COLORS["allreduce"], "step": COLORS["step"], "round": COLORS["wagma"]}

@@ -10,11 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from matplotlib.figure import Figure
 
 from benchmarks.exchange.calls import Call, call_average, waits
 from benchmarks.exchange.models import make_model
-from benchmarks.exchange.pictures import COLORS, panel_of
+from benchmarks.exchange.pictures import COLORS, make_figure, panel_of
 from benchmarks.exchange.ranks import STEP_SECONDS, World, in_turn, make_exchange
 from benchmarks.exchange.report import report
 from benchmarks.exchange.section import Section
@@ -22,6 +21,8 @@ from benchmarks.samples import summarize
 from benchmarks.tables import markdown, spread
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     import wagma_jax as wagma
 
 ARMS = ("nobody", "asleep", "jit", "python", "allreduce, nobody", "allreduce, asleep")
@@ -222,9 +223,9 @@ def _rows(floats: int, arms: dict[str, dict[str, Any]]) -> list[tuple[Any, ...]]
     return rows
 
 
-def draw(results: Sequence[dict[str, Any]], title: str) -> Figure:
+def draw(results: Sequence[dict[str, Any]], title: str) -> "Figure":
     """Median and 95th percentile of the waits in each arm, a panel for each model."""
-    figure = Figure(figsize=(5.5 * len(results), 4.2), layout="constrained")
+    figure = make_figure(5.5 * len(results), 4.2)
     for i, result in enumerate(results):
         words = ("the last rank", "others waited in a round, ms", f"{result['floats']:,} floats, {title}")
         panel = panel_of(figure, 101 + 10 * len(results) + i, *words)

@@ -27,7 +27,7 @@ def test_every_section_on_two_ranks(tmp_path):
         assert {name: len(values) for name, values in one["seconds"].items()} == dict.fromkeys(one["seconds"], 2)
     (straggler,) = results["straggler"]
     assert list(straggler["arms"]) == ["nobody", "asleep", "jit", "python", "allreduce, nobody", "allreduce, asleep"]
-    assert straggler["arms"]["allreduce, asleep"]["waits"][0] > 0.07  # whoever averages globally waits for the late one
+    assert straggler["arms"]["allreduce, asleep"]["waits"][0] > 0.05  # whoever averages globally waits for the late one
     rotating = results["rotating"]
     assert rotating["steps_per_second"]["allreduce"][0] <= rotating["bound_steps_per_second"]["allreduce"][0]
     assert rotating["steps_per_second"]["wagma"][0] <= rotating["bound_steps_per_second"]["wagma"][0]
