@@ -7,7 +7,9 @@ import tempfile
 # Before jax is imported. One cache of compilations for a run of the tests: workers of xdist and processes that tests
 # start get it from the environment. With a limit of its size JAX locks it, for it writes entries in place.
 _OURS = "WAGMA_TEST_COMPILATIONS" not in os.environ
-_CACHE = os.environ.setdefault("WAGMA_TEST_COMPILATIONS", tempfile.mkdtemp(prefix="wagma-compilations-") if _OURS else "")
+_CACHE = os.environ.setdefault(
+    "WAGMA_TEST_COMPILATIONS", tempfile.mkdtemp(prefix="wagma-compilations-") if _OURS else ""
+)
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
 os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(10 << 30)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
