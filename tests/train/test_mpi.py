@@ -127,8 +127,8 @@ def test_stopped_by_a_signal_while_workers_are_late_it_goes_on(sync, number, tmp
     out = tmp_path / "run"
     options = [
         "--epochs", "10", "--batch-size", "8", "--clock", "round", "--straggler", "rotating:0.02",
-        "--straggler-kind", "compute" if sync else "sleep", "--log-every", "5", "--eval-every", "10000", "--checkpoint-every", "10",
-        "--group-size", "2", "--out", out, *(["--sync-period", "5"] if sync else []),
+        "--straggler-kind", "compute" if sync else "sleep", "--log-every", "5", "--eval-every", "10000",
+        "--checkpoint-every", "10", "--group-size", "2", "--out", out, *(["--sync-period", "5"] if sync else []),
         *([] if sync else ["--sync-period", "None", "--meet-every", "5"]),
     ]  # fmt: skip
     wagma = Path(sys.executable).parent / "wagma"
