@@ -357,9 +357,10 @@ def export(folder: Path, model: Any, description: dict[str, Any]) -> None:
     folder = folder.absolute()
     fresh = folder.with_name(folder.name + ".new")
     me = jax.process_index()
-    options = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
-    alone = {} if jax.process_count() == 1 else {"multiprocessing_options": options}
-    with ocp.Checkpointer(ocp.StandardCheckpointHandler(), **alone) as writer:
+    alone = ocp.options.MultiprocessingOptions()
+    if jax.process_count() > 1:
+        alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
+    with ocp.Checkpointer(ocp.StandardCheckpointHandler(), multiprocessing_options=alone) as writer:
         writer.save(fresh, args=ocp.args.StandardSave(model), force=True)
     (fresh / "description.json").write_text(json.dumps(description, indent=2) + "\n")
     shutil.rmtree(folder, ignore_errors=True)

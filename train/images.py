@@ -2,8 +2,7 @@
 
 import dataclasses
 import functools
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -11,16 +10,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 
-from models.resnet import RESNETS, ResNet
+from models.resnet import RESNETS, ResNet, ResNetConfig
 from train import console, devices, recipe, run
-from train.data import loading
+from train.data import feeds, loading
 from train.data.images import Augmentation, Dataset, catalog
 from train.data.order import Order
-from train.options import RunOptions, option
+from train.fields import option
+from train.gradients import cross_entropy, mean_loss_and_gradients
+from train.networks import Network, network, statistics
+from train.options import RunOptions
 from train.presets import PRESETS
-from train.task import Batch, Gradients, Mean, Model, Place, Score
+from train.task import Gradients, Mean, Model, Place, Score
 
 if TYPE_CHECKING:
     PresetName = str
@@ -70,16 +71,7 @@ class Options(RunOptions, recipe.RecipeOptions, loading.LoadingOptions):
             )
 
 
-class Network(NamedTuple):
-    """A model without its numbers: the graphs for training and evaluation, and the shapes of its parameters."""
-
-    config: Any
-    train: nnx.GraphDef
-    eval: nnx.GraphDef
-    like: Model
-
-
-def create_network(model_name: str, precision: str, data: Dataset) -> Network:
+def create_network(model_name: str, precision: str, data: Dataset) -> tuple[ResNetConfig, Network]:
     """The model that fits the data; nothing is compiled.
 
     Raises:
@@ -89,25 +81,16 @@ def create_network(model_name: str, precision: str, data: Dataset) -> Network:
     config = dataclasses.replace(
         RESNETS[model_name], num_classes=len(data.classes), in_channels=channels, dtype=jnp.dtype(precision)
     )
-    model = nnx.eval_shape(lambda: ResNet(config, rngs=nnx.Rngs(0)))
-    model.train()
-    train_graph, like = _split(model)
-    model.eval()
-    eval_graph, _ = _split(model)
+    found = network(lambda rngs: ResNet(config, rngs=rngs))
     images = jax.ShapeDtypeStruct((1, height, width, channels), jnp.float32)
     try:
-        jax.eval_shape(lambda model, x: nnx.merge(eval_graph, model["params"], model["stats"])(x), like, images)
+        jax.eval_shape(lambda model, images: found.for_evaluation(model)(images), found.like, images)
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"--model {model_name} does not take the images of {data.name}, {height}x{width} with {channels} "
             f"channels: {error}"
         ) from None
-    return Network(config, train_graph, eval_graph, like)
-
-
-def _split(model: nnx.Module) -> tuple[nnx.GraphDef, Model]:
-    graph, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
-    return graph, {"params": nnx.to_pure_dict(params), "stats": nnx.to_pure_dict(stats)}
+    return config, found
 
 
 class Findings(NamedTuple):
@@ -150,7 +133,7 @@ class Images:
                 f"--workers {options.workers} times --batch-size {options.batch_size} is more than the {examples} "
                 f"training examples of {options.dataset}: lower one of them"
             )
-        self.network = create_network(options.model, options.precision, self.data)
+        self.config, self.network = create_network(options.model, options.precision, self.data)
         self.name = f"{options.dataset}, {options.model}"
         self.like = self.network.like
         self.units_per_step, self.units_per_epoch = options.batch_size, examples
@@ -166,12 +149,7 @@ class Images:
 
     def init(self, seed: int) -> Model:
         """Parameters and statistics from a seed."""
-
-        @nnx.jit
-        def make():
-            return ResNet(self.network.config, rngs=nnx.Rngs(seed))
-
-        return jax.tree.map(np.asarray, _split(make())[1])
+        return self.network.init(seed)
 
     def carry(self, key: jax.Array) -> Any:
         """Nothing is carried from step to step."""
@@ -183,13 +161,13 @@ class Images:
         del key  # nothing is drawn
 
         def loss_function(params, stats, batch):
-            module = nnx.merge(self.network.train, params, stats, copy=True)
+            module = self.network.for_training(params, stats)
             logits = module(self.normalize(batch["image"]))
-            loss = recipe.cross_entropy(logits, batch["label"], self.options.label_smoothing).mean()
+            loss = cross_entropy(logits, batch["label"], self.options.label_smoothing).mean()
             accuracy = jnp.mean(jnp.argmax(logits, -1) == batch["label"])
-            return loss, (nnx.to_pure_dict(nnx.state(module, nnx.BatchStat)), {"accuracy": accuracy})
+            return loss, (statistics(module), {"accuracy": accuracy})
 
-        loss, stats, metrics, grads = recipe.mean_loss_and_gradients(
+        loss, stats, metrics, grads = mean_loss_and_gradients(
             loss_function, model["params"], model["stats"], dict(batch), self.options.accumulate
         )
         one = jnp.ones((), jnp.float32)
@@ -200,44 +178,37 @@ class Images:
         """Maps uint8 images to float32 with about zero mean and unit variance."""
         return (images.astype(jnp.float32) - self.data.mean) / self.data.std
 
-    def order(self, first_unit: int) -> Order:
-        """Who takes which example when."""
-        options = self.options
-        return Order(
-            len(self.data.train), options.workers, options.batch_size, options.seed, options.sampling, first_unit
-        )
-
-    def feed(self, place: Place, seed: int, first_unit: int) -> "ImageFeed":
+    def feed(self, place: Place, seed: int, first_unit: int) -> feeds.LoadedFeed:
         """The batches of this process's workers, loaded ahead."""
-        del seed  # that of the options
-        return ImageFeed(self.data, self.order(first_unit), place, self.options)
+        data, options, named = self.data, self.options, set()
+        order = Order(len(data.train), options.workers, options.batch_size, seed, options.sampling, first_unit)
+
+        def prepare(batch):
+            lost = unreadable(batch)
+            for index in lost - named:
+                named.add(index)
+                if len(named) <= WARNINGS:
+                    console.warn(f"unreadable: {data.train.describe(index)}")
+            return inputs(batch), {"unreadable": lost}
+
+        return feeds.LoadedFeed(data.train, order, place, options, prepare, data.chunk)
 
     def evaluate(self, model: Model, place: Place) -> Findings:
         """Sums over this process's part of the test set, on all its devices at once."""
-        data, options = self.data, self.options
-        which, parts = place.part
-        mesh = devices.mesh_of(list(place.devices), "examples")
-        per_part = mesh.size * min(ROWS_PER_DEVICE, math.ceil(len(data.test) / (parts * mesh.size)))
-        rows = range(which * per_part, (which + 1) * per_part)
-        step = self._evaluations.setdefault(mesh, jax.jit(functools.partial(eval_step, self.network.eval, self)))
+        mesh = devices.mesh_of(place.devices, "examples")
+        if mesh not in self._evaluations:
+            self._evaluations[mesh] = jax.jit(functools.partial(eval_step, self))
         model = jax.device_put(model, devices.replicated(mesh))
-        batches = loading.evaluation_batches(
-            data.test,
-            parts * per_part,
-            rows,
-            chunk=data.chunk,
-            threads=options.loader_threads,
-            processes=options.loader_processes,
-        )
         sums: dict[str, float] = {}
-        lost: set[int] = set()
-        for batch, inside in batches:
+        lost: frozenset[int] = frozenset()
+        data = self.data
+        for batch, inside in feeds.evaluation_part(data.test, place, self.options, ROWS_PER_DEVICE, data.chunk):
             lost |= unreadable(batch)
             counts = inside & (batch["unreadable"] < 0)
-            arguments = devices.place(({"image": batch["image"], "label": batch["label"]}, counts), mesh, "examples")
-            for name, value in jax.device_get(step(model, *arguments)).items():
+            arguments = devices.place((inputs(batch), counts), mesh, "examples")
+            for name, value in jax.device_get(self._evaluations[mesh](model, *arguments)).items():
                 sums[name] = sums.get(name, 0.0) + float(value)
-        return Findings(sums, frozenset(lost))
+        return Findings(sums, lost)
 
     def scores(self, parts: Sequence[Findings]) -> dict[str, float]:
         """Loss and accuracy on the whole test set.
@@ -255,7 +226,7 @@ class Images:
 
     def export(self) -> dict[str, Any]:
         """What a reader of the exported model needs to know."""
-        config = dataclasses.asdict(self.network.config)
+        config = dataclasses.asdict(self.config)
         return {
             "model": self.options.model,
             "config": {name: value for name, value in config.items() if not name.endswith("dtype")},
@@ -284,56 +255,19 @@ class Images:
         }
 
 
-class ImageFeed:
-    """The batches of this process's workers, loaded ahead; see ``train.task.Feed``."""
-
-    def __init__(self, data: Dataset, order: Order, place: Place, options: Options):
-        self._data, self._order, self._place, self._options = data, order, place, options
-        self._batches: Iterator[Any] | None = None
-        self._units = np.full(len(place.workers), options.batch_size, np.int64)
-        self._named: set[int] = set()
-
-    def next(self, step: int, model: Any, carry: Any) -> tuple[Batch, Any]:
-        """The batch of a step."""
-        del model
-        if self._batches is None:
-            self._batches = loading.training_batches(
-                self._data.train,
-                self._order,
-                list(self._place.workers),
-                step,
-                self._finish,
-                chunk=self._data.chunk,
-                threads=self._options.loader_threads,
-                processes=self._options.loader_processes,
-            )
-        arrays, lost = next(self._batches)
-        for index in lost - self._named:
-            self._named.add(index)
-            if len(self._named) <= WARNINGS:
-                console.warn(f"unreadable: {self._data.train.describe(index)}")
-        return Batch(arrays, self._units, {"unreadable": frozenset(lost)}), carry
-
-    def close(self) -> None:
-        """Ends what loads in the background."""
-        close = getattr(self._batches, "close", None)
-        if close is not None:
-            close()
-
-    def _finish(self, batch: Mapping[str, np.ndarray]) -> tuple[Any, set[int]]:
-        return self._place.put({"image": batch["image"], "label": batch["label"]}), unreadable(batch)
+def inputs(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What a step takes of a batch."""
+    return {"image": batch["image"], "label": batch["label"]}
 
 
-def unreadable(batch: Mapping[str, np.ndarray]) -> set[int]:
+def unreadable(batch: Mapping[str, np.ndarray]) -> frozenset[int]:
     """Indices of the examples of a batch that could not be read."""
-    return set(batch["unreadable"][batch["unreadable"] >= 0].tolist())
+    return frozenset(batch["unreadable"][batch["unreadable"] >= 0].tolist())
 
 
-def eval_step(
-    graph: nnx.GraphDef, task: Images, model: Model, batch: Mapping[str, jax.Array], counts: jax.Array
-) -> dict[str, jax.Array]:
+def eval_step(task: Images, model: Model, batch: Mapping[str, jax.Array], counts: jax.Array) -> dict[str, jax.Array]:
     """Sums over the examples that count (bool [batch]); traced."""
-    logits = nnx.merge(graph, model["params"], model["stats"])(task.normalize(batch["image"]))
+    logits = task.network.for_evaluation(model)(task.normalize(batch["image"]))
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
     correct = jnp.argmax(logits, -1) == batch["label"]
     best = jax.lax.top_k(logits, min(5, logits.shape[-1]))[1]

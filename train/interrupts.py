@@ -5,7 +5,7 @@ import threading
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-"""What asks a run to stop. Slurm and other schedulers send SIGTERM, or the one that a job asked for, before they kill."""
+"""What asks a run to stop. Schedulers send SIGTERM, or the signal that a job asked for, before they kill it."""
 
 
 class Interrupts:

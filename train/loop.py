@@ -1,7 +1,7 @@
 """The training loop, for every workload and transport: times, logs, evaluates, saves, and stops when it is asked to.
 
-All workers stand still only at *meetings*: at log points where they run in one program, at sync rounds and barriers where
-each is a process. There and nowhere else a run evaluates, saves and stops.
+All workers stand still only at *meetings*: at log points where they run in one program, at sync rounds and barriers
+where each is a process. There and nowhere else a run evaluates, saves and stops.
 """
 
 import dataclasses
@@ -174,8 +174,8 @@ class Run:
         ended = budget.ended(workers.round, self._pace.units)
         announced, said, tallied = False, time.perf_counter(), 0
         with Interrupts() as asked, console.progress_bar() as bar:
-            shown = budget.shown_steps(workers.round, self._pace.units)
-            task = bar.add_task(self.options.algorithm, total=budget.total_steps, completed=shown, status="")
+            task = bar.add_task(self.options.algorithm, total=budget.total_steps, status="")
+            bar.update(task, completed=budget.shown_steps(workers.round, self._pace.units))
             batch = None if ended else self._next(feed)
             self._data_wait = 0.0  # the first batch is part of getting started
             self._mark = time.perf_counter()
@@ -198,9 +198,7 @@ class Run:
                     bar.update(task, completed=shown, status=self._rows.status)
                     if not console.console.is_terminal and time.perf_counter() - said > _SAY_SECONDS and not ended:
                         said = time.perf_counter()
-                        console.say(
-                            f"{self.options.algorithm} {shown:.0f}/{budget.total_steps}  {self._rows.status}"
-                        )
+                        console.say(f"{self.options.algorithm} {shown:.0f}/{budget.total_steps}  {self._rows.status}")
                 if stepped.sums is not None:
                     finished = ended and budget.ended(stepped.round, self._pace.units)
                     stop = None if finished else stop
@@ -321,4 +319,3 @@ class Run:
             wait_seconds=waits,
             distance=group.from_first(self._distance),
         )
-

@@ -4,15 +4,16 @@ import dataclasses
 import json
 import math
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from train import stragglers
 from train.budget import Length
 from train.data.order import Sampling
+from train.fields import flag, option
 from train.files import write_whole
-from wagma_jax.algorithms import ALGORITHMS, Settings
+from wagma_jax.algorithms import ALGORITHMS, DEFAULT, Settings
 
 if TYPE_CHECKING:
     AlgorithmName = str
@@ -21,23 +22,6 @@ else:
 
 OPTIONS_FILE = "options.json"
 DEFAULT_MEET_EVERY = 50  # where there are no sync rounds
-
-Resume = Literal["fixed", "restarts", "free"]
-
-
-def option(
-    default: Any, *, resume: Resume = "fixed", mpi_only: bool = False, same: Callable[[Any], Any] | None = None
-) -> Any:
-    """A field of an options class.
-
-    Args:
-        default: Its default.
-        resume: Whether a resumed run may change it: never ("fixed"), at the price of starting again from the consensus
-            model ("restarts"), or as it likes ("free").
-        mpi_only: Whether it has a meaning over MPI alone.
-        same: Maps a value to what must not change; None: the value itself.
-    """
-    return dataclasses.field(default=default, metadata={"resume": resume, "mpi_only": mpi_only, "same": same})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,9 +35,9 @@ class RunOptions:
             if this is left out.
         workers: Number of workers P. Up to 8 get a (virtual) device each, more are simulated by one vmap. Over MPI the
             number of processes.
-        group_size: At most so many workers S in a group (wagma only): there are ceil(P / S) groups of even sizes; None:
-            about the square root of P.
-        sync_period: Rounds between global means (not for allreduce, where every step is one); None: never.
+        group_size: At most so many workers S in a group, where the algorithm has groups: there are ceil(P / S) of even
+            sizes; None: about the square root of P.
+        sync_period: Rounds between global means, unless the algorithm has one in every round; None: never.
         quorum: Over MPI, how many members of a group must arrive before it averages: 1, the first, waits for nobody.
         clock: Over MPI: step: every worker takes a step in every round. round: one that finds newer rounds complete
             jumps to them, so that a worker which is always slow takes fewer steps.
@@ -89,7 +73,7 @@ class RunOptions:
         process_id: Which of the processes this is, from 0; with --coordinator.
     """
 
-    algorithm: AlgorithmName = option("wagma", resume="restarts")
+    algorithm: AlgorithmName = option(DEFAULT, resume="restarts")
     transport: Literal["xla", "mpi"] = option("xla", resume="restarts")
     workers: int = option(8, resume="restarts")
     group_size: int | None = option(None, resume="restarts")
@@ -261,11 +245,6 @@ class RunOptions:
             raise ValueError(
                 f"the results of --resume {self.resume} go on in its own folder: leave out --out {self.out}"
             )
-
-
-def flag(name: str) -> str:
-    """How the command line spells an option."""
-    return f"--{name.replace('_', '-')}"
 
 
 def _from_json(value: Any, hint: Any) -> Any:

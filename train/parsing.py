@@ -72,9 +72,7 @@ def holds_run(out: Path) -> bool:
 
 
 def _resumed(cls, prog, cli, run: Path, arguments: Sequence[str], transport: str | None):
-    options = _read(
-        cls, prog, cli, dataclasses.replace(cls.load(run), out=run), arguments, transport, resuming=True
-    )
+    options = _read(cls, prog, cli, dataclasses.replace(cls.load(run), out=run), arguments, transport, resuming=True)
     return dataclasses.replace(options, resume=options.resume or run)
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from train.options import flag
+from train.fields import flag
 
 ScheduleName = Literal["cosine", "linear", "step", "constant", "inverse-sqrt"]
 OptimizerName = Literal["sgd", "lars", "adam", "adamw"]

@@ -162,7 +162,7 @@ def number(value: float | None, name: str, score: Score | None = None, digits: i
         value: None is shown as nothing.
         name: Its name.
         score: The task's. If its unit is "%", its values are shares of 1 and shown as percent, as are those of its
-            relatives (top5_accuracy beside accuracy). All other values get four significant digits, or all digits
+            relatives (top5_NAME beside NAME). All other values get four significant digits, or all digits
             before the decimal point.
         digits: Decimal places of a percentage.
     """

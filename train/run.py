@@ -14,14 +14,16 @@ from typing import Any, Generic, TypeVar
 import jax
 import optax
 
-from train import checkpoints, console, loop, pictures, results, resume
+from train import checkpoints, console, loop, results, resume
 from train.budget import Budget, Length
 from train.checkpoints import Checkpoints, Position
+from train.errors import GaveUpError
+from train.fields import flag
 from train.learner import Begin, Learner
-from train.options import OPTIONS_FILE, RunOptions, flag
+from train.options import OPTIONS_FILE, RunOptions
 from train.parsing import parse as parse_options
 from train.pytrees import as_shapes
-from train.task import GaveUpError, Task
+from train.task import Task
 from train.transports import local, mpi, program
 from train.transports.group import Group
 from wagma_jax import algorithms
@@ -111,9 +113,9 @@ def prepare(workload: Workload[O], options: O, group: Group | None = None) -> Pr
         options.check()
         group = transport.join(options)
     assert group is not None
+    place = transport.place(options, group)  # before anything else makes JAX's devices
     console.set_speaker(group.is_first)
     group.agreed(options.check)
-    place = transport.place(options, group)
     task = group.agreed(lambda: _check_alone(workload, options, transport))
     marks = resume.fingerprint(task.fingerprint)
     shared = {flag(name): value for name, value in options.to_json().items() if name != "process_id"}
@@ -214,7 +216,7 @@ def run(prepared: Prepared) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     state = prepared.state
     if state is None:
         # made once, as compiling its initialization takes seconds
-        state = Begin(group.from_first(task.init(options.seed) if group.is_first else None))
+        state = Begin(group.from_first(task.init(options.seed) if group.is_first else {}))
     with ExitStack() as stack:
         workers = prepared.transport.WORKERS(
             options, prepared.learner, group, prepared.place, position, state, prepared.out
@@ -250,6 +252,8 @@ def _finish(
     prepared: Prepared, outcome: loop.Outcome, rows: list[dict[str, Any]], schedule: Any, devices: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Writes the summary of a run and its picture; on the first process."""
+    from train import pictures  # matplotlib takes long to import, and other processes do not need it
+
     options, task, out, position = prepared.options, prepared.task, prepared.out, outcome.position
     notes = {name: frozenset(numbers) for name, numbers in position.notes.items()}
     extra = task.finish(out, notes, outcome.parts)
@@ -397,4 +401,3 @@ def main(workload: Workload[Any], arguments: Sequence[str] | None = None) -> Non
         console.console.print(table)
         console.console.print(f"results: {summary['out']}")
     group.close()
-

@@ -157,9 +157,7 @@ def test_killed_after_its_last_step_a_run_is_finished(eight_steps, tmp_path):
 def test_the_state_after_a_restart_is_the_mean(tmp_path):
     out = tmp_path / "run"
     runs.train(out, steps=6, sync_period=None)
-    prepared = run.prepare(
-        WORKLOAD, Options(workers=2, batch_size=4, resume=out, out=out, steps=12, sync_period=None)
-    )
+    prepared = run.prepare(WORKLOAD, Options(workers=2, batch_size=4, resume=out, out=out, steps=12, sync_period=None))
     np.testing.assert_allclose(prepared.state.model["params"]["w"], runs.consensus(out), rtol=1e-6)
     assert any(np.abs(np.asarray(leaf)).max() > 0 for leaf in jax.tree.leaves(prepared.state.optimizer))
     assert (prepared.position.step, prepared.position.local_steps) == (6, (0, 0))

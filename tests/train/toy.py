@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from train import recipe, run
-from train.options import RunOptions, option
+from train.fields import option
+from train.options import RunOptions
 from train.task import Batch, Gradients, Mean, Score
 
 WIDTH, EXAMPLES = 5, 240

@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from train.data.order import Order
+from train.fields import option
 
 Tree = dict[str, np.ndarray]
 """Arrays by name, all with the same leading axes."""
@@ -54,8 +55,8 @@ class LoadingOptions:
         loader_processes: Processes that load data, for files on a host with many cores; 0: the threads of this one do.
     """
 
-    loader_threads: int = 8
-    loader_processes: int = 0
+    loader_threads: int = option(8, resume="free")
+    loader_processes: int = option(0, resume="free")
 
     def check_loading(self) -> None:
         """Raises ValueError for numbers out of range."""

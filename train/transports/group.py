@@ -1,6 +1,7 @@
 """The processes of a run: agreeing, gathering, and which one is the first."""
 
 import contextlib
+import functools
 import os
 import pickle
 import sys
@@ -107,11 +108,19 @@ class Group:
 
 
 class JaxGroup(Group):
-    """The processes that ``jax.distributed`` has joined."""
+    """The processes that ``jax.distributed`` has joined.
 
-    def __init__(self):
-        self.rank = jax.process_index()
-        self.size = jax.process_count()
+    Args:
+        size: How many there are.
+    """
+
+    def __init__(self, size: int):
+        self.size = size
+
+    @functools.cached_property
+    def rank(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Of this process; asking JAX makes its devices, for which some options must be set before."""
+        return jax.process_index()
 
     def everyone(self, value: T) -> list[T]:
         """The values (picklable) of all processes, on all."""

@@ -24,7 +24,7 @@ def join(options: RunOptions) -> Group:
         ValueError: The options are incomplete or out of range, or something that is needed is not installed.
     """
     size = initialize(options.coordinator, options.processes, options.process_id)
-    return JaxGroup() if size > 1 else Group()
+    return JaxGroup(size) if size > 1 else Group()
 
 
 def initialize(

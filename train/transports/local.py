@@ -14,7 +14,7 @@ class LocalPlace:
     part = (0, 1)
 
     @property
-    def devices(self) -> Sequence[jax.Device]:
+    def devices(self) -> Sequence[Any]:
         """All devices of this process."""
         return jax.local_devices()
 

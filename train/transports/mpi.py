@@ -70,7 +70,7 @@ class MpiPlace:
         return self.rank, self.num_workers
 
     @property
-    def devices(self) -> Sequence[jax.Device]:
+    def devices(self) -> Sequence[Any]:
         """The devices of this process that its worker uses."""
         return jax.local_devices()[:1]
 
@@ -242,10 +242,8 @@ class MpiWorkers:
         model = self._state.model
         if self._equal:
             return Consensus(jax.tree.map(np.asarray, model), 0.0)
-        if self._learner.exchanges == "models":
-            mean = self.exchange.consensus(model)
-        else:  # parameters are equal, and so are the statistics that travel with the gradients
-            mean = model
+        # with gradients, parameters are equal, and so are the statistics that travel with them
+        mean = self.exchange.consensus(model) if self._learner.exchanges == "models" else model
         squares = float(self._distance_of_models(model, mean))
         return Consensus(jax.tree.map(np.asarray, mean), squares)
 
@@ -321,9 +319,7 @@ def _key(batch: Any) -> Any:
     return structure, tuple(leaf.shape for leaf in leaves)
 
 
-def restore(
-    options: RunOptions, learner: Learner, place: MpiPlace, checkpoint: Path, saved: Saved
-) -> _Found:
+def restore(options: RunOptions, learner: Learner, place: MpiPlace, checkpoint: Path, saved: Saved) -> _Found:
     """This worker's state from a checkpoint of the same set-up; nothing is compiled.
 
     Raises:

@@ -50,7 +50,7 @@ class ProgramPlace:
         return devices.local_rows(self.num_workers, self.mesh, AXIS)
 
     @property
-    def devices(self) -> Sequence[jax.Device]:
+    def devices(self) -> Sequence[Any]:
         """The devices of this process that its workers use."""
         return jax.local_devices()[:1] if self.mesh is None else self.mesh.local_devices
 
@@ -278,7 +278,11 @@ class ProgramWorkers:
 
     def _meets(self, done: int) -> bool:
         options = self._options
-        periods = [options.log_every, options.eval_every, *([options.checkpoint_every] * (options.checkpoint_every > 0))]
+        periods = [
+            options.log_every,
+            options.eval_every,
+            *([options.checkpoint_every] * (options.checkpoint_every > 0)),
+        ]
         return done >= self._position.total_steps or any(done % period == 0 for period in periods)
 
 
@@ -315,9 +319,7 @@ def pieces_of(state: State) -> dict[str, Any]:
     return {name: tree for name, tree in state._asdict().items() if jax.tree.leaves(tree)}
 
 
-def restore(
-    options: RunOptions, learner: Learner, place: ProgramPlace, checkpoint: Path, saved: Saved
-) -> State:
+def restore(options: RunOptions, learner: Learner, place: ProgramPlace, checkpoint: Path, saved: Saved) -> State:
     """The state of all workers from a checkpoint of the same set-up; nothing is compiled.
 
     Raises:

@@ -13,11 +13,14 @@ Across processes an algorithm is an exchange of the same trees, with the methods
 from wagma_jax.algorithms import allreduce, local, wagma
 from wagma_jax.algorithms.base import Algorithm, Settings, Strategy, default_group_size
 
-__all__ = ["ALGORITHMS", "Algorithm", "Settings", "Strategy", "build", "default_group_size", "find"]
+__all__ = ["ALGORITHMS", "DEFAULT", "Algorithm", "Settings", "Strategy", "build", "default_group_size", "find"]
 
 _MODULES = (allreduce, local, wagma)
 
 ALGORITHMS: dict[str, Algorithm] = {module.ALGORITHM.name: module.ALGORITHM for module in _MODULES}
+
+DEFAULT = wagma.ALGORITHM.name
+"""The algorithm that training scripts take if none is named."""
 
 
 def find(name: str) -> Algorithm:

@@ -1,0 +1,127 @@
+"""Image training on digits: what is the workload's own. Loop, resume and transports are tested on the toy."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from processes import ROOT, run_all, run_ranks
+
+from tests.train.runs import TIMES
+from train import run
+from train.images import WORKLOAD, Options
+
+
+def train(out, **options):
+    defaults = {"workers": 4, "steps": 8, "batch_size": 4, "log_every": 2, "eval_every": 4}
+    return run.train(WORKLOAD, Options(**{**defaults, "out": out, **options}))
+
+
+def test_a_run_and_its_model(tmp_path, capsys):
+    out = tmp_path / "run"
+    summary, rows = train(out, late_probability=0.3, sync_period=4)
+    assert summary["unit"] == "images"
+    assert (summary["test_examples"], summary["unreadable"]) == (360, {"train": 0, "test": 0})
+    assert set(summary["eval"]) == {"accuracy", "loss"}
+    assert np.isfinite([row["loss"] for row in rows if "loss" in row]).all()
+    described = json.loads((out / "consensus" / "description.json").read_text())
+    assert described["model"] == "resnet_tiny"
+    assert described["input"]["shape"] == [8, 8, 1]
+    assert described["classes"] == list("0123456789")
+    run.main(WORKLOAD, ["--evaluate", str(out)])
+    assert f"{summary['eval']['accuracy']:.2%}" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--model is resnet_tiny in the run that --resume names, got resnet_small"):
+        train(out, steps=12, resume=out, model="resnet_small")
+    with pytest.raises(ValueError, match="--dataset is digits in the run"):
+        train(out, steps=12, resume=out, dataset="fashion-mnist")
+    # somebody put another run's checkpoints there, or edited the options
+    written = json.loads((out / "options.json").read_text())
+    (out / "options.json").write_text(json.dumps({**written, "model": "resnet_small"}))
+    with pytest.raises(ValueError, match="it holds another model or optimizer than these options ask for"):
+        train(out, steps=12, resume=out, model="resnet_small")
+    with pytest.raises(ValueError, match="it holds another model"):
+        run.evaluate(WORKLOAD, Options(evaluate=out, model="resnet_small"))
+
+
+def test_the_whole_recipe(tmp_path):
+    """Every option at once: nothing but that they work together."""
+    summary, rows = train(
+        tmp_path / "run", sampling="shard", augment="crop-flip", optimizer="lars", schedule="step", label_smoothing=0.1,
+        precision="bfloat16", accumulate=2, nesterov=False, scale_learning_rate=True, late_probability=0.2,
+    )  # fmt: skip
+    assert np.isfinite([row["loss"] for row in rows if "loss" in row]).all()
+    assert summary["options"]["precision"] == "bfloat16"
+
+
+def test_wagma_learns_the_digits(tmp_path):
+    summary, _ = train(tmp_path / "run", workers=8, steps=150, batch_size=16, log_every=50, eval_every=150)
+    assert summary["eval"]["accuracy"] > 0.95
+
+
+def test_over_mpi_statistics_travel_with_models_and_with_gradients(tmp_path):
+    pytest.importorskip("mpi4jax", reason="the extra mpi is not installed", exc_type=ImportError)
+    options = [
+        "--workers", "2", "--sync-period", "4", "--steps", "8", "--batch-size", "8", "--augment", "flip",
+        "--log-every", "4", "--eval-every", "8",
+    ]  # fmt: skip
+    algorithms = ("wagma", "allreduce")
+    commands = [
+        [*options, "--algorithm", algorithm, "--quorum", "2", "--out", str(tmp_path / f"{algorithm}-2")]
+        for algorithm in algorithms
+    ]
+    status, output = run_ranks(2, ROOT / "tests/programs/train_images.py", json.dumps(commands), timeout=100)
+    assert status == 0, output
+    for algorithm in algorithms:
+        _, expected = train(
+            tmp_path / algorithm, algorithm=algorithm, workers=2, sync_period=4, batch_size=8, augment="flip",
+            log_every=4, eval_every=8,
+        )  # fmt: skip
+        text = (tmp_path / f"{algorithm}-2" / "metrics.jsonl").read_text()
+        for ours, theirs in zip(map(json.loads, text.splitlines()), expected, strict=True):
+            assert ours.keys() == theirs.keys()
+            for name in ours.keys() - TIMES - {"eval", "consensus_distance"}:
+                assert ours[name] == pytest.approx(theirs[name], rel=1e-3)
+            if "eval" in ours:  # the statistics are in the loss
+                assert ours["eval"]["loss"] == pytest.approx(theirs["eval"]["loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"workers": 8, "batch_size": 180},
+            "--workers 8 times --batch-size 180 is more than the 1437 training examples",
+        ),
+        ({"accumulate": 3}, "--batch-size 4 cannot be split into --accumulate 3 equal parts"),
+        ({"loader_threads": 0}, "--loader-threads must be at least 1"),
+        ({"dataset": "cats"}, "--dataset must be digits, fashion-mnist.*got 'cats'"),
+        ({"dataset": "imagefolder"}, "--dataset imagefolder needs to know where"),
+        ({"dataset": "imagefolder:/nowhere/at/all"}, "/nowhere/at/all"),
+        ({"dataset": "tfrecord:/nowhere/*"}, "/nowhere"),
+        ({"dataset": "fashion-mnist:/nowhere"}, "python -m train.fetch fashion-mnist"),
+        ({"dataset": "imagefolder:x", "channels": 2}, "--channels must be 1"),
+        ({"sampling": "shard", "workers": 1500, "batch_size": 1}, "is more than the 1437 training examples"),
+        ({"momentum": -0.5}, "--momentum must be in"),
+    ],
+)
+def test_bad_options_are_refused_before_anything_is_written(options, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        train(tmp_path / "run", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_preset_gives_the_defaults():
+    read = run.parse(WORKLOAD, ["--preset", "imagenet-resnet50", "--workers", "8"])
+    assert (read.model, read.workers, read.preset) == ("resnet50", 8, "imagenet-resnet50")
+    with pytest.raises(SystemExit):
+        run.parse(WORKLOAD, ["--preset", "imagenet-resnet51"])
+
+
+def test_training_imports_no_workload_it_does_not_need():
+    code = (
+        "import sys, tests.train.toy\n"
+        "heavy = {'flax', 'grain', 'sklearn', 'PIL', 'orbax', 'matplotlib', 'mpi4py', 'google.protobuf'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    ((status, output),) = run_all([[sys.executable, "-c", code]], timeout=60)
+    assert (status, output.strip()) == (0, "[]")
