@@ -33,16 +33,16 @@ ALLOWED = {
     "wagma_jax/exchange/staging.py": {
         "wagma_jax.averaging", "wagma_jax.exchange.buffers", "wagma_jax.exchange.carriers"
     },
-    "wagma_jax/exchange/clocks.py": set(),
+    "wagma_jax/exchange/offsets.py": {"wagma_jax.ledger.entries"},
+    "wagma_jax/exchange/recorder.py": {"wagma_jax.ledger.codec", "wagma_jax.ledger.entries"},
     "wagma_jax/exchange/meeting.py": set(),
     "wagma_jax/exchange/replay.py": {
         "wagma_jax.averaging", "wagma_jax.exchange.buffers", "wagma_jax.exchange.carriers",
         "wagma_jax.exchange.staging", "wagma_jax.exchange.wire", "wagma_jax.ledger",
     },
-    "wagma_jax/exchange/ledger.py": set(),
     "wagma_jax/exchange/engine.py": {
-        "wagma_jax.exchange.buffers", "wagma_jax.exchange.ledger", "wagma_jax.exchange.protocol",
-        "wagma_jax.exchange.wire",
+        "wagma_jax.exchange.buffers", "wagma_jax.exchange.protocol", "wagma_jax.exchange.recorder",
+        "wagma_jax.exchange.wire", "wagma_jax.ledger.entries",
     },
     "wagma_jax/exchange/checkup.py": {
         "wagma_jax.exchange.group_exchange", "wagma_jax.exchange.meeting", "wagma_jax.schedule"
@@ -57,7 +57,29 @@ ALLOWED = {
     },
     "wagma_jax/launch.py": set(),
     "wagma_jax/doctor.py": {"wagma_jax.launch"},
-    "wagma_jax/ledger.py": {"wagma_jax.schedule"},
+    "wagma_jax/ledger/entries.py": {"wagma_jax.schedule"},
+    "wagma_jax/ledger/codec.py": {"wagma_jax.ledger.entries"},
+    "wagma_jax/ledger/segments.py": {"wagma_jax.ledger.entries", "wagma_jax.schedule"},
+    "wagma_jax/ledger/reading.py": {
+        "wagma_jax.ledger.codec", "wagma_jax.ledger.entries", "wagma_jax.ledger.segments"
+    },
+    "wagma_jax/ledger/waits.py": {"wagma_jax.ledger.entries", "wagma_jax.ledger.segments"},
+    "wagma_jax/ledger/alignment.py": {
+        "wagma_jax.ledger.entries", "wagma_jax.ledger.segments", "wagma_jax.ledger.waits"
+    },
+    "wagma_jax/ledger/summary.py": {
+        "wagma_jax.ledger.alignment", "wagma_jax.ledger.entries", "wagma_jax.ledger.segments"
+    },
+    "wagma_jax/ledger/plain_text.py": {"wagma_jax.ledger.alignment", "wagma_jax.ledger.summary"},
+    "wagma_jax/ledger/picture.py": {
+        "wagma_jax.ledger.alignment", "wagma_jax.ledger.plain_text", "wagma_jax.ledger.segments",
+        "wagma_jax.ledger.summary",
+    },
+    "wagma_jax/ledger/tracing.py": {
+        "wagma_jax.ledger.alignment", "wagma_jax.ledger.entries", "wagma_jax.ledger.plain_text",
+        "wagma_jax.ledger.segments",
+    },
+    "wagma_jax/ledger": {"wagma_jax.ledger"},
     "wagma_jax/cli.py": {"wagma_jax.doctor", "wagma_jax.launch", "wagma_jax.ledger"},
     "models": {"models"},
     "train": {"wagma_jax", "models", "train"},

@@ -17,9 +17,10 @@ from mpi4py import MPI
 
 from wagma_jax.exchange import protocol
 from wagma_jax.exchange.buffers import Buffers, GroupSum, Inbox, Merge, Outbox, global_mean
-from wagma_jax.exchange.ledger import Ledger
 from wagma_jax.exchange.protocol import Message, Rest, Rounds, State, Tally
+from wagma_jax.exchange.recorder import Recorder
 from wagma_jax.exchange.wire import Wire
+from wagma_jax.ledger.entries import GlobalMean, Round
 
 SHORTEST_POLL = 20e-6  # seconds; doubles while nothing comes
 LONGEST_POLL = 3e-3
@@ -116,7 +117,7 @@ class Engine:
         reuse: bool,
         first_round: int = 0,
         version: int | None = None,
-        ledger: Ledger | None = None,
+        ledger: Recorder | None = None,
     ):
         self.machine = machine
         self.wire = wire
@@ -408,9 +409,7 @@ class Engine:
             if len(self._records) > RECORDS:
                 self._records.popitem(last=False)
             if self.ledger is not None:
-                self.ledger.add(
-                    "round", round=r, group=group, contributed=contributed, begin=begin, end=time.perf_counter()
-                )
+                self.ledger.add(Round(r, group, contributed, begin, end=time.perf_counter()))
             if is_sync:
                 self.outbox, self.inbox = global_mean(self.outbox, self.inbox, r, total)
                 self._tally = tally
@@ -436,7 +435,7 @@ class Engine:
             self._consensus = None
             self._gathered = self.state.round - 1, ()
             if self.ledger is not None:
-                self.ledger.add("mean", version=version, begin=begin, end=time.perf_counter())
+                self.ledger.add(GlobalMean(version, begin, end=time.perf_counter()))
             return self._completed()
 
     def _barrier(self, tally: Tally) -> list[Any]:

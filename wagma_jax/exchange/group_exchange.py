@@ -20,16 +20,16 @@ from jax.experimental import io_callback
 from mpi4py import MPI
 
 from wagma_jax.averaging import PolicyFunction, additive_update
-from wagma_jax.exchange import clocks
+from wagma_jax.exchange import offsets
 from wagma_jax.exchange.buffers import Buffers, Merge
 from wagma_jax.exchange.engine import Engine, ExchangeError, Taken
-from wagma_jax.exchange.ledger import Ledger
 from wagma_jax.exchange.meeting import meet
 from wagma_jax.exchange.protocol import Clock, Rounds, Tally
+from wagma_jax.exchange.recorder import Recorder
 from wagma_jax.exchange.staging import ALIGNMENT, Staging
 from wagma_jax.exchange.standing import MOST_ROUNDS, Standing, restore
 from wagma_jax.exchange.wire import Wire
-from wagma_jax.ledger import VERSION
+from wagma_jax.ledger.entries import Call, ConsensusCall, End, Meet, MergeName, Start
 from wagma_jax.schedule import GroupSchedule, integer
 from wagma_jax.transformations import raise_no_params
 
@@ -37,6 +37,7 @@ SWITCH_INTERVAL = 2e-4  # seconds for which a thread may hold Python's lock whil
 BROADCAST_BYTES = 1 << 24  # at a time
 GOODBYE_SECONDS = 3.0  # after a failure: how long a process waits for the others to end, before it ends them
 _GOODBYE_TAG = 12
+_MERGES: dict[Merge | None, MergeName] = {Merge.OWN: "own", Merge.SUM: "sum", Merge.LATE: "late", None: "mean"}
 
 
 class ExchangeInfo(NamedTuple):
@@ -160,7 +161,7 @@ class GroupExchange:
                 )
             if restored.published is not None:
                 published = staging.from_arrays(restored.published)
-            book = None if ledger is None else Ledger(ledger, comm.rank)
+            book = None if ledger is None else Recorder(ledger, comm.rank)
             settings = {
                 "schedule": repr(schedule),
                 "quorum": str(quorum),
@@ -285,16 +286,17 @@ class GroupExchange:
             self._leaves = []
             if self._ledger is not None:
                 self._ledger.add(
-                    "call",
-                    round=t,
-                    enter=entered,
-                    ready=ready,
-                    taken=woken,
-                    leave=time.perf_counter(),
-                    merge="mean" if taken.merge is None else taken.merge.name.lower(),
-                    source=t if is_sync else None if taken.result is None else taken.result.round,
-                    base=self._base,
-                    waits={str(rank): seconds for rank, seconds in taken.waits.items()},
+                    Call(
+                        round=t,
+                        enter=entered,
+                        ready=ready,
+                        taken=woken,
+                        leave=time.perf_counter(),
+                        merge=_MERGES[taken.merge],
+                        source=t if is_sync else None if taken.result is None else taken.result.round,
+                        base=self._base,
+                        waits=dict(taken.waits),
+                    )
                 )
             return tree, self.info
 
@@ -327,7 +329,7 @@ class GroupExchange:
             tree = self._unpack(mean)
             if self._ledger is not None:
                 leave = time.perf_counter()
-                self._ledger.add("consensus", enter=entered, ready=ready, taken=woken, leave=leave, version=self._base)
+                self._ledger.add(ConsensusCall(entered, ready, woken, leave, version=self._base))
             return tree
 
     def meet(self, tally: Sequence[int] = ()) -> Tally:
@@ -351,9 +353,12 @@ class GroupExchange:
         if self._in_steps:
             jax.effects_barrier()  # steps that were dispatched, but have not called average() yet
         with self._call("meet"):
+            entered = time.perf_counter()
             self._stands = None
             self._counter, sums = self._engine.meet(tally, self.timeout_seconds)
             self._stands = self._counter
+            if self._ledger is not None:
+                self._ledger.add(Meet(entered, leave=time.perf_counter()))
             return sums
 
     def state(self) -> dict[str, Any]:
@@ -424,8 +429,8 @@ class GroupExchange:
             self._engine.close(self.timeout_seconds)
             self._closed = True
             if self._ledger is not None:
-                self._ledger.add("clock", **clocks.measure(self._control)._asdict())
-                self._ledger.add("end")
+                self._ledger.add(offsets.measure(self._control))
+                self._ledger.add(End())
                 self._ledger.close()
             self._start, self._leaves = None, []
             _forget(self, failed=False)
@@ -526,18 +531,18 @@ class GroupExchange:
         assert self._ledger is not None
         schedule = self.schedule
         self._ledger.add(
-            "start",
-            version=VERSION,
-            rank=self.rank,
-            num_workers=schedule.num_workers,
-            group_size=schedule.group_size,
-            sync_period=schedule.sync_period,
-            rotate=schedule.rotate,
-            quorum=quorum,
-            clock=clock,
-            first_round=first_round,
-            host=platform.node(),
-            **clocks.measure(self._control)._asdict(),
+            Start(
+                rank=self.rank,
+                num_workers=schedule.num_workers,
+                group_size=schedule.group_size,
+                sync_period=schedule.sync_period,
+                rotate=schedule.rotate,
+                quorum=quorum,
+                clock=clock,
+                first_round=first_round,
+                host=platform.node(),
+                **offsets.measure(self._control)._asdict(),
+            )
         )
         self._ledger.write(everything=True)  # without it what follows could not be read after a crash
 

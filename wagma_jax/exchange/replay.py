@@ -1,8 +1,9 @@
 """Executes a recorded run again, in one process: asynchrony that can be debugged.
 
-A worker's result depends on nothing but its own steps and on which contributions went into the sums that it took. The
-ledger says which, so that with the same steps the same parameters come out, bit for bit: sums are taken in the order of
-the wire (``wire.sum_in_order``), and models are packed, merged and unpacked by the compiled functions of the exchange.
+A worker's result depends only on its own steps and on the contributions in the sums that it took. The ledger says which
+these were. With the same steps the same parameters come out, bit for bit: sums are taken in the order of the wire
+(``wire.sum_in_order``), and models are packed, merged and unpacked by the compiled functions of the exchange. Meetings
+change no values, so they are not replayed.
 """
 
 import collections
@@ -13,12 +14,13 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from wagma_jax import ledger
 from wagma_jax.averaging import PolicyFunction
 from wagma_jax.exchange.buffers import Buffers
 from wagma_jax.exchange.carriers import sum_dtype, widened
 from wagma_jax.exchange.staging import Staging
 from wagma_jax.exchange.wire import sum_in_order
+from wagma_jax.ledger import RankLedger, Segment, read
+from wagma_jax.ledger.entries import Call, ConsensusCall, GlobalMean, Round
 
 LocalStep = Callable[[int, int, Any], Any]
 
@@ -71,8 +73,8 @@ def replay(
     Args:
         folder: With the ledgers of all ranks, ``GroupExchange(..., ledger=folder)``.
         params: The parameters that all workers started from.
-        local_step: From (rank, number of the call of ``average`` on that rank, from 0, params) to W', what that rank
-            passed to this call. Called in order for each rank, but not in the order of the run between ranks. Whatever
+        local_step: Maps (rank, number of the call of ``average`` on that rank, from 0, params) to W', what that rank
+            passed to this call. Called in order for each rank; the order between ranks is not that of the run. Whatever
             else a step has (an optimizer's state, say) it keeps for each rank by itself.
         policy: The per-leaf policy of the run.
         segment: Which part of a run that was resumed, from 0, with ``params`` as they were at its beginning; None:
@@ -86,12 +88,12 @@ def replay(
     Raises:
         ValueError: The ledgers cannot be read, lack a part of the run, or do not fit to ``params``.
     """
-    parts = _segments(ledger.read(folder), segment)
+    parts = _segments(read(folder), segment)
     run = _Run(parts, Staging(params, policy), params, local_step, observe)
     return run.execute()
 
 
-def _segments(ledgers: Sequence[ledger.RankLedger], segment: int | None) -> list[ledger.Segment]:
+def _segments(ledgers: Sequence[RankLedger], segment: int | None) -> list[Segment]:
     counts = {len(one.segments) for one in ledgers}
     if len(counts) != 1:
         raise ValueError(f"the ranks have recorded {sorted(counts)} parts of the run: pass the ledgers of a whole run")
@@ -112,7 +114,7 @@ class _Run:
         self._observe = observe
         self._is_sync = parts[0].schedule.is_sync
         self._programs = [
-            collections.deque(one for one in part.records if isinstance(one, ledger.Call | ledger.Consensus))
+            collections.deque(entry for entry in part.trainer if isinstance(entry, Call | ConsensusCall))
             for part in parts
         ]
         self._groups: dict[tuple[int, int], tuple[int, ...]] = {}  # by (round, rank)
@@ -143,23 +145,23 @@ class _Run:
                 )
         return self._params
 
-    def _read_rounds(self, parts: Sequence[ledger.Segment]) -> None:
+    def _read_rounds(self, parts: Sequence[Segment]) -> None:
         found: dict[_Total, dict[int, _Key]] = {}
         for rank, part in enumerate(parts):
             number, version = -1, None  # of the last consensus
-            for record in part.records:
-                if isinstance(record, ledger.Mean):
-                    number, version = number + 1, record.version
+            for entry in part.engine:
+                if isinstance(entry, GlobalMean):
+                    number, version = number + 1, entry.version
                     self._sources[_Consensus(number)] = [_Handed(other, number) for other in range(len(parts))]
-                elif isinstance(record, ledger.Round):
-                    own = record.contributed[record.group.index(rank)]
+                elif isinstance(entry, Round):
+                    own = entry.contributed[entry.group.index(rank)]
                     source: _Key = _Model(rank, own)
                     if number >= 0 and own == version:
                         source = _Consensus(number)
-                    elif own < record.round and (own, rank) in self._groups and self._is_sync(own):
+                    elif own < entry.round and (own, rank) in self._groups and self._is_sync(own):
                         source = _Total(own, 0)
-                    self._groups[record.round, rank] = record.group
-                    found.setdefault(_Total(record.round, record.group[0]), {})[rank] = source
+                    self._groups[entry.round, rank] = entry.group
+                    found.setdefault(_Total(entry.round, entry.group[0]), {})[rank] = source
         for key, sources in found.items():
             self._sources[key] = [sources[rank] for rank in sorted(sources)]
 
@@ -184,7 +186,7 @@ class _Run:
     def _taken_by(self, rank: int, program: Iterable[Any]) -> Iterator[_Key]:
         number = 0
         for entry in program:
-            if isinstance(entry, ledger.Consensus):
+            if isinstance(entry, ConsensusCall):
                 yield _Consensus(number)
                 number += 1
             elif entry.source is not None:
@@ -202,17 +204,17 @@ class _Run:
         """Executes a call if it can be; else others must be executed before."""
         staging = self._staging
         if pending[rank] is None:
-            if isinstance(entry, ledger.Call):
+            if isinstance(entry, Call):
                 tree = self._local_step(rank, self._calls[rank], self._params[rank])
             else:
                 tree = self._params[rank]
             leaves = staging.check(tree)
             own = staging.pack(leaves)
             handed = _Handed(rank, self._consensuses[rank])
-            self._keep(_Model(rank, entry.round) if isinstance(entry, ledger.Call) else handed, lambda: own)
+            self._keep(_Model(rank, entry.round) if isinstance(entry, Call) else handed, lambda: own)
             pending[rank] = leaves, own
         leaves, own = pending[rank]
-        if isinstance(entry, ledger.Consensus):
+        if isinstance(entry, ConsensusCall):
             key: _Key | None = _Consensus(self._consensuses[rank])
         else:
             key = None if entry.source is None else self._total_of(rank, entry.source)
@@ -223,14 +225,14 @@ class _Run:
             if total is None:
                 return False
             result = total
-            if isinstance(entry, ledger.Call) and entry.merge != "mean":
+            if isinstance(entry, Call) and entry.merge != "mean":
                 merge = staging.merge_late if entry.merge == "late" else staging.narrow
                 merged = merge(staging.copy(total), staging.ordinary(own), len(self._sources[key]))
                 result = staging.completed(merged, own)
             self._release(key)
         self._params[rank] = staging.unpack(leaves, result)
         pending[rank] = None
-        if isinstance(entry, ledger.Consensus):
+        if isinstance(entry, ConsensusCall):
             self._consensuses[rank] += 1
         else:
             self._observe(rank, self._calls[rank], self._params[rank])

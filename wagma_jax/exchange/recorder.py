@@ -1,7 +1,7 @@
-"""Writes down who waited for whom, how long, and how stale contributions were: one file of JSON lines for each rank.
+"""Writes the ledger of one rank: who waited for whom, how long, and how stale contributions were.
 
-Both threads add entries, which costs them a microsecond; the engine's thread writes them. ``wagma_jax.ledger`` reads
-the files, ``replay`` executes them again. Times are seconds of the rank's own ``time.perf_counter``.
+Both threads add entries, which costs about a microsecond each; the engine's thread converts and writes them.
+``wagma_jax.ledger`` reads the files, and ``replay`` executes them again.
 """
 
 import collections
@@ -11,14 +11,16 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from wagma_jax.ledger.codec import encode
+from wagma_jax.ledger.entries import Entry
+
 FLUSH_SECONDS = 1.0
 FLUSH_ENTRIES = 64
-MOST_ENTRIES = 4096  # that wait to be written; where the disk is stuck the oldest are lost
-_DIGITS = 7  # of times, after the point
+MOST_ENTRIES = 4096  # that wait to be written; if the disk is stuck, the oldest are lost
 
 
-class Ledger:
-    """The ledger of one rank.
+class Recorder:
+    """Writes the entries of one rank as lines of JSON.
 
     Args:
         folder: Where the file goes; made if missing. A file that is there is continued.
@@ -30,7 +32,7 @@ class Ledger:
 
     def __init__(self, folder: Path | str, rank: int):
         self.path = Path(folder) / f"ledger-{rank}.jsonl"
-        self._entries: collections.deque[dict[str, Any]] = collections.deque(maxlen=MOST_ENTRIES)
+        self._entries: collections.deque[Entry] = collections.deque(maxlen=MOST_ENTRIES)
         self._written = time.perf_counter()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,9 +49,9 @@ class Ledger:
                 if file.read(1) != b"\n":
                     file.write(b"\n")
 
-    def add(self, kind: str, **entry: Any) -> None:
-        """Adds an entry; may be called from any thread."""
-        self._entries.append({"kind": kind, **entry})
+    def add(self, entry: Entry) -> None:
+        """Adds an entry, which nobody changes afterwards (nor a dict in it); may be called from any thread."""
+        self._entries.append(entry)
 
     def write(self, everything: bool = False) -> None:
         """Writes what has been added, if there is enough of it or it has waited for long; by one thread at a time."""
@@ -60,11 +62,11 @@ class Ledger:
         self._written = now
         lines = []
         while self._entries:
-            lines.append(json.dumps(_rounded(self._entries.popleft())) + "\n")
+            lines.append(json.dumps(encode(self._entries.popleft())) + "\n")
         try:
             self._file.write("".join(lines))
             self._file.flush()
-        except (OSError, ValueError) as error:  # or closed, by a failure; training is worth more than its ledger
+        except (OSError, ValueError) as error:  # ValueError: closed after a failure. Training is worth more than this
             warnings.warn(f"the ledger {self.path} ends here: it cannot be written ({error})", stacklevel=2)
             self._file = None
 
@@ -74,11 +76,3 @@ class Ledger:
         if self._file is not None:
             self._file.close()
             self._file = None
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return round(value, _DIGITS)
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    return value

@@ -1,30 +1,17 @@
-"""How far the ranks' clocks are apart, by messages to and fro."""
+"""How far the times of the ranks are apart, by messages to and fro."""
 
 import time
-from typing import NamedTuple
 
 from mpi4py import MPI
+
+from wagma_jax.ledger.entries import Offset
 
 ROUND_TRIPS = 32
 _TAG = 13
 
 
-class Offset(NamedTuple):
-    """What is added to this rank's clock (``time.perf_counter``) to get rank 0's.
-
-    Attributes:
-        time: When it was measured, on this rank's clock, seconds.
-        offset: Seconds.
-        error: Its bound, seconds: half the shortest round trip.
-    """
-
-    time: float
-    offset: float
-    error: float
-
-
 def measure(comm: MPI.Intracomm) -> Offset:
-    """Measures the offset of this rank's clock to rank 0's; called by all at the same time.
+    """Measures what is added to this rank's ``time.perf_counter`` to get rank 0's; called by all at the same time.
 
     The middle of a round trip is taken for the moment at which rank 0 has answered (Cristian, "Probabilistic clock
     synchronization", 1989); the shortest of some round trips is the best.

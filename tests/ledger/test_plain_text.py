@@ -1,0 +1,28 @@
+"""The summary as text."""
+
+import re
+
+from wagma_jax import ledger
+
+
+def test_text_says_it(two):
+    words = ledger.text(ledger.summarize(two))
+    assert "2 ranks, groups of 2, no sync rounds: 3 rounds (0 syncs) in 5.6 s on 1 machine; clock=step" in words
+    assert re.search(r"rank 0 +0\.550 +0\.550\n", words)
+    assert re.search(r"caused +0\.200 +0\.550 +0\.750\n", words)
+    assert re.search(r"on time +3 +2 +5 +83\.3%", words)
+    assert re.search(r"1 round +0 +1 +1 +16\.7%", words)
+    assert "Times of the ranks: aligned to within 0 ms; measured at the start and at the end" in words
+    assert max(map(len, words.splitlines())) <= 130
+
+
+def test_many_ranks_fit(many):
+    words = ledger.text(ledger.summarize(many))
+    assert "the longest of 380 pairs" in words
+    assert max(map(len, words.splitlines())) <= 130
+
+
+def test_starts_alone_are_a_ledger(starts):
+    words = ledger.text(ledger.summarize(starts))
+    assert "nobody waited" in words
+    assert "no ordinary rounds" in words

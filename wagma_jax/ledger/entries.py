@@ -1,0 +1,233 @@
+"""The entries of a ledger: one class for each kind, for the writer and the readers alike.
+
+A class is the whole definition of its kind: ``codec`` derives from its fields and their types how an entry is written,
+read and checked.
+"""
+
+import typing
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+
+from wagma_jax.schedule import GroupSchedule
+
+VERSION = 2
+"""Of the format. Whoever adds, removes or changes a kind or a field increases it: readers refuse what they do not know,
+since an unknown entry may change what the others mean."""
+
+_MOMENT = "moment"
+Moment = Annotated[float, _MOMENT]
+"""A point in time, in seconds: of the rank's own ``time.perf_counter``; after ``align``, since the start of the run."""
+
+MergeName = Literal["own", "sum", "late", "mean"]
+"""What the result of a call was made from: W' alone, the sum, the sum and W', or the mean of a sync round."""
+
+
+class Start(NamedTuple):
+    """The beginning of a segment, and the settings of the run.
+
+    Attributes:
+        rank: Whose file it is.
+        num_workers: P.
+        group_size: S.
+        sync_period: tau, or None.
+        rotate: Whether groups change.
+        quorum: How many arrivals start an exchange.
+        clock: What a call counts: "step" or "round".
+        first_round: Where the segment begins; its parameters have the version ``first_round - 1``.
+        host: The machine's name.
+        time: When the offset was measured.
+        offset: What is added to this rank's time to get rank 0's, seconds.
+        error: The bound on the offset's error, seconds.
+        version: Of the format.
+    """
+
+    rank: int
+    num_workers: int
+    group_size: int
+    sync_period: int | None
+    rotate: bool
+    quorum: int
+    clock: Literal["step", "round"]
+    first_round: int
+    host: str
+    time: Moment
+    offset: float
+    error: float
+    version: int = VERSION
+
+    kind = "start"
+
+    def check(self) -> None:
+        """Raises ValueError if there is no such schedule."""
+        self.schedule()
+
+    def schedule(self) -> GroupSchedule:
+        """Who averages with whom."""
+        return GroupSchedule(self.num_workers, self.group_size, self.sync_period, self.rotate)
+
+
+class Round(NamedTuple):
+    """An exchange that the engine took part in.
+
+    Attributes:
+        round: Its round.
+        group: Its ranks.
+        contributed: The version of each rank's contribution: the round that it was published for.
+        begin: When the engine entered the exchange.
+        end: When it had the result.
+    """
+
+    round: int
+    group: tuple[int, ...]
+    contributed: tuple[int, ...]
+    begin: Moment
+    end: Moment
+
+    kind = "round"
+
+    def check(self) -> None:
+        """Raises ValueError if the fields contradict each other."""
+        if not self.group or len(self.group) != len(self.contributed) or max(self.contributed) > self.round:
+            raise ValueError("group and contributed do not fit")
+
+    def staleness(self, rank: int) -> int:
+        """The age in rounds of a member's contribution to an ordinary round; 0 on time."""
+        return self.round - self.contributed[self.group.index(rank)]
+
+
+class GlobalMean(NamedTuple):
+    """The engine's exchange for a call of ``consensus``.
+
+    Attributes:
+        version: Of the mean, which is published by it.
+        begin: When the engine entered the exchange.
+        end: When it had the result.
+    """
+
+    version: int
+    begin: Moment
+    end: Moment
+
+    kind = "global_mean"
+
+
+class Call(NamedTuple):
+    """A call of ``average`` by the trainer.
+
+    Attributes:
+        round: The round that it arrived at.
+        enter: When it was called.
+        ready: When the model was published: the arrival.
+        taken: When a result was there, exchange included.
+        leave: When it returned.
+        merge: What the result was made from.
+        source: The round of the sum that was merged, or None.
+        base: The newest round that the result contains.
+        waits: Seconds waited between ready and taken, by the rank that was waited for.
+    """
+
+    round: int
+    enter: Moment
+    ready: Moment
+    taken: Moment
+    leave: Moment
+    merge: MergeName
+    source: int | None
+    base: int
+    waits: dict[int, float]
+
+    kind = "call"
+
+
+class ConsensusCall(NamedTuple):
+    """A call of ``consensus`` by the trainer, which rests in it.
+
+    Attributes:
+        enter: When it was called.
+        ready: When the model was handed to the engine.
+        taken: When the mean was there.
+        leave: When it returned.
+        version: The newest round that the mean contains.
+    """
+
+    enter: Moment
+    ready: Moment
+    taken: Moment
+    leave: Moment
+    version: int
+
+    kind = "consensus_call"
+
+
+class Meet(NamedTuple):
+    """A call of ``meet`` by the trainer: a barrier at which all workers stand still. No values change.
+
+    Attributes:
+        enter: When it was called.
+        leave: When it returned.
+    """
+
+    enter: Moment
+    leave: Moment
+
+    kind = "meet"
+
+    @property
+    def seconds(self) -> float:
+        """How long it took: waiting for those who came later."""
+        return self.leave - self.enter
+
+
+class Offset(NamedTuple):
+    """How far this rank's time is from rank 0's. A segment begins with one, inside of Start, and ends with another.
+
+    Attributes:
+        time: When it was measured.
+        offset: What is added to this rank's time to get rank 0's, seconds.
+        error: The bound on the offset's error, seconds: half the shortest round trip.
+    """
+
+    time: Moment
+    offset: float
+    error: float
+
+    kind = "offset"
+
+
+class End(NamedTuple):
+    """The regular end of a segment."""
+
+    kind = "end"
+
+
+EngineEntry = Round | GlobalMean
+TrainerEntry = Call | ConsensusCall | Meet
+Entry = Start | EngineEntry | TrainerEntry | Offset | End
+KINDS: dict[str, type[Entry]] = {entry.kind: entry for entry in typing.get_args(Entry)}
+
+_MOMENTS = {
+    kind: tuple(
+        name
+        for name, hint in typing.get_type_hints(kind, include_extras=True).items()
+        if _MOMENT in getattr(hint, "__metadata__", ())
+    )
+    for kind in KINDS.values()
+}
+_AnyEntry = TypeVar("_AnyEntry", bound=Entry)
+
+
+def moments(kind: type[Entry]) -> tuple[str, ...]:
+    """The names of the fields that are points in time, in ascending order."""
+    return _MOMENTS[kind]
+
+
+def shifted(entry: _AnyEntry, timeline: Callable[[float], float]) -> _AnyEntry:
+    """The entry with all its moments on another timeline."""
+    values: dict[str, Any] = {name: timeline(getattr(entry, name)) for name in moments(type(entry))}
+    return entry._replace(**values)
+
+
+def span(entry: EngineEntry | TrainerEntry) -> tuple[float, float]:
+    """When what the entry tells of began and ended."""
+    names = moments(type(entry))
+    return getattr(entry, names[0]), getattr(entry, names[-1])
