@@ -155,9 +155,9 @@ class Peers:
 
     def _met(self) -> Any:
         """The communicator, when all have come to the same place."""
-        from wagma_jax.exchange.meeting import meet
+        from wagma_jax.exchange.barrier import barrier
 
-        meet(self._comm)
+        barrier(self._comm)
         return self._comm
 
     def tell(self, boundary: int, counts: Counts) -> None:
