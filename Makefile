@@ -77,7 +77,7 @@ format: setup
 	@.venv/bin/ruff format --quiet .
 
 benchmark: setup
-	@$(RUN) benchmarks/xla_collectives.py
+	@$(RUN) -m benchmarks.xla_collectives
 
 clean:
 	rm -rf .venv $(TOOLS) .pytest_cache .ruff_cache .hypothesis build dist

@@ -1,13 +1,13 @@
-"""Accuracy of the algorithms beside each other: the same data in the same order, as many examples, tuned rates.
+"""Compares the accuracy of algorithms: the same data in the same order, as many examples, tuned learning rates.
 
-Each experiment has arms (an algorithm with its settings), a grid of learning rates and three seeds. ``--tune`` trains
-every arm with every rate on a seed that is not among the three, and keeps the rate with the best accuracy of each arm
-in ``results/EXPERIMENT_rates.json``; without it, every arm is trained with its rate on the three seeds. The rates are
-chosen by the accuracy on the test set, as there is no third one; all arms have that advantage alike.
+An experiment has arms (an algorithm with its settings), a grid of learning rates, and three seeds. ``--tune`` first
+trains every arm with every rate on a seed that is not among the three, and keeps the best rate of each arm in
+``results/EXPERIMENT_rates.json``. Then every arm is trained with its rate on the three seeds. Rates are chosen by
+accuracy on the test set, since there is no validation set; all arms have that advantage alike.
 
-Runs are kept in ``runs/benchmark-EXPERIMENT``: what is finished is not trained again, what was interrupted goes on.
+Runs are kept in ``runs/benchmark-EXPERIMENT``. Finished runs are not trained again; interrupted ones go on.
 
-Run ``.venv/bin/python benchmarks/accuracy.py fashion-mnist`` (about half an hour on 2 cores, tuning as long again).
+Run ``python -m benchmarks.accuracy fashion-mnist`` (about half an hour on 2 cores, and as long again for tuning).
 """
 
 import dataclasses
@@ -25,7 +25,8 @@ import numpy as np
 import tyro
 from scipy import stats
 
-from train import images, launched, report
+from train import images, results, run, starting
+from train.console import console
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS = (0, 1, 2)
@@ -126,26 +127,31 @@ class Config:
 
 
 def train_once(options: images.Options) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """A run, or what is left of it: nothing if it has been finished before."""
+    """Trains a run, or what is left of it; returns its summary and rows."""
     out = options.out
     assert out is not None
     if not (out / "summary.json").exists():
         if (out / "options.json").exists():
             options = dataclasses.replace(options, resume=out)
-        report.console.print(f"{out}: {options.algorithm}, rate {options.learning_rate}, seed {options.seed}")
+        console.print(f"{out}: {options.algorithm}, rate {options.learning_rate}, seed {options.seed}")
         if options.transport == "mpi":
             train_launched(options)
         else:
-            images.train(options)
-    return report.results(out)
+            run.train(images.WORKLOAD, options)
+    return results.results(out)
 
 
 def train_launched(options: images.Options) -> None:
-    """A run of several processes, or what is left of it; CalledProcessError if it fails."""
+    """Trains a run of several processes, or what is left of it.
+
+    Raises:
+        subprocess.CalledProcessError: It failed.
+    """
     fields = dataclasses.fields(options)
     chosen = {field.name: getattr(options, field.name) for field in fields}
     words = {field.name: chosen[field.name] for field in fields if chosen[field.name] != field.default}
-    status = launched.images(options.workers, words if options.resume is None else {"resume": options.resume})
+    words = words if options.resume is None else {"resume": options.resume}
+    status = starting.start("train.images", options.workers, words)
     if status:
         raise subprocess.CalledProcessError(status, "train.images")
 
@@ -164,7 +170,7 @@ def within_noise(differences: Sequence[float]) -> bool:
 
 
 def tune(experiment: Experiment, runs: Path) -> dict[str, Any]:
-    """The best rate of each arm, and the accuracy of all."""
+    """The best rate of each arm, and the accuracy with every rate."""
     found: dict[str, Any] = {}
     for number, (label, arm) in enumerate(experiment.arms.items()):
         accuracy = {}
@@ -173,7 +179,7 @@ def tune(experiment: Experiment, runs: Path) -> dict[str, Any]:
             settings = {**experiment.common, **arm, "learning_rate": rate, "seed": TUNING_SEED, "out": out}
             accuracy[rate] = train_once(images.Options(**settings))[0]["eval"]["accuracy"]
         found[label] = {"best": max(accuracy, key=lambda rate: accuracy[rate]), "accuracy": accuracy}
-        report.console.print(f"{label}: {found[label]}")
+        console.print(f"{label}: {found[label]}")
     return found
 
 
@@ -222,7 +228,7 @@ def table(experiment: Experiment, rates: dict[str, Any], found: dict[str, list[A
     speeds = {label: statistics.median(s["examples_per_second"] for s, _ in runs) for label, runs in found.items()}
     if summaries[0]["transport"] == "mpi":
         seconds = {label: statistics.median(s["wall_seconds"] for s, _ in runs) for label, runs in found.items()}
-        waits = {label: statistics.median(report.waited_seconds(s) or 0 for s, _ in r) for label, r in found.items()}
+        waits = {label: statistics.median(results.waited_seconds(s) or 0 for s, _ in r) for label, r in found.items()}
         lines += [
             "",
             "Median seconds of training: "
@@ -241,7 +247,7 @@ def table(experiment: Experiment, rates: dict[str, Any], found: dict[str, list[A
 
 
 def plot(path: Path, experiment: Experiment, found: dict[str, list[Any]]) -> None:
-    """Curves of the median over the seeds, and every seed's end."""
+    """Draws curves of the median over the seeds, and the final accuracy of every seed."""
     figure, (curves, ends) = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
     for position, (label, runs) in enumerate(found.items()):
         evals = [[row for row in rows if "eval" in row] for _, rows in runs]
@@ -283,9 +289,9 @@ def main(config: Config) -> None:
     text = table(experiment, rates, found)
     (config.results / f"{name}.md").write_text(text)
     kept = {label: [summary for summary, _ in runs] for label, runs in found.items()}
-    report.write_summary(config.results / f"{name}.json", kept)
+    results.write_summary(config.results / f"{name}.json", kept)
     plot(config.results / f"{name}.png", experiment, found)
-    report.console.print(text, highlight=False)
+    console.print(text, highlight=False)
 
 
 if __name__ == "__main__":

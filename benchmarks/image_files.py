@@ -1,9 +1,9 @@
 """Trains from image files: the preset for ImageNet, scaled down, on a folder tree and on TFRecords of Fashion-MNIST.
 
-The files are what one finds in the wild: PNG and JPEG, grey and in colours, of many sizes and shapes, some of them
-broken in several ways. What cannot be read must be counted and reported, and never end a run.
+The files are as one finds them: PNG and JPEG, grey and in color, of many sizes and shapes, and some of them broken in
+one of several ways. A file that cannot be read must be counted and reported, and must never end a run.
 
-Run ``python -m train.fetch fashion-mnist`` and ``.venv/bin/python benchmarks/image_files.py`` (some minutes, 2 cores).
+Run ``python -m train.fetch fashion-mnist``, then ``python -m benchmarks.image_files`` (some minutes on 2 cores).
 """
 
 import dataclasses
@@ -18,8 +18,10 @@ import numpy as np
 import tyro
 from PIL import Image
 
-from train import images, report
-from train.data import arrays, records
+from train import images
+from train import run as training
+from train.console import console
+from train.data.images import arrays, tfrecord
 from train.presets import PRESETS
 
 KINDS = ("png", "jpeg", "grey png", "wide", "tall", "tiny", "palette")
@@ -44,7 +46,7 @@ class Config:
 
 
 def encode(image: np.ndarray, kind: str, rng: np.random.Generator) -> tuple[bytes, str]:
-    """An image as a file, and the file's extension; image: uint8 [height, width] or [height, width, 1]."""
+    """The contents of a file with an image, and its extension; image: uint8 [height, width] or [height, width, 1]."""
     picture = Image.fromarray(np.asarray(image).reshape(image.shape[:2]))
     height, width = image.shape[:2]
     if kind == "wide":
@@ -77,7 +79,7 @@ def break_file(data: bytes, how: str) -> bytes:
 def files(
     pictures: np.ndarray, labels: np.ndarray, broken: float, seed: int
 ) -> Iterator[tuple[int, int, bytes, str, bool]]:
-    """Number, label, contents, extension, and whether it is broken, of each image; a share of exactly ``broken`` is."""
+    """Yields (number, label, contents, extension, is broken) of each image; a share of exactly ``broken`` is broken."""
     rng = np.random.default_rng(seed)
     bad = set(rng.permutation(len(labels))[: round(broken * len(labels))].tolist())
     for number, (image, label) in enumerate(zip(pictures, labels, strict=True)):
@@ -90,7 +92,7 @@ def files(
 def write_folder(
     folder: Path, pictures: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], broken: float, seed: int
 ) -> int:
-    """Writes FOLDER/CLASS/NUMBER.EXTENSION; how many files are broken."""
+    """Writes FOLDER/CLASS/NUMBER.EXTENSION; returns how many files are broken."""
     count = 0
     for number, label, data, extension, bad in files(pictures, labels, broken, seed):
         place = folder / classes[label].replace("/", "-")
@@ -103,17 +105,20 @@ def write_folder(
 def write_records(
     folder: Path, split: str, pictures: np.ndarray, labels: np.ndarray, broken: float, seed: int, shards: int = 4
 ) -> int:
-    """Writes FOLDER/SPLIT-NUMBER-of-SHARDS as ImageNet is usually kept, labels from 1; how many images are broken."""
+    """Writes FOLDER/SPLIT-NUMBER-of-SHARDS, as ImageNet is usually kept; returns how many images are broken.
+
+    Labels in the files start at 1.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     count = 0
     opened = [(folder / f"{split}-{i:05}-of-{shards:05}").open("wb") for i in range(shards)]
     for number, label, data, _, bad in files(pictures, labels, broken, seed):
-        example = records.Example()
+        example = tfrecord.Example()
         example.features.feature["image/encoded"].bytes_list.value.append(data)
         example.features.feature["image/class/label"].int64_list.value.append(label + 1)
         record = example.SerializeToString()
         length = struct.pack("<Q", len(record))
-        crc = struct.pack("<I", records.masked_crc32c(length))
+        crc = struct.pack("<I", tfrecord.masked_crc32c(length))
         opened[number % shards].write(length + crc + record + b"\0\0\0\0")  # the crc of the data is not looked at
         count += bad
     for file in opened:
@@ -122,7 +127,7 @@ def write_records(
 
 
 def run(config: Config, out: Path) -> list[dict[str, object]]:
-    """Writes the files, trains three times, and returns what was counted beside what was written."""
+    """Writes the files and trains three times; returns, for each run, what was counted beside what was written."""
     data = arrays.fashion_mnist()
     assert isinstance(data.train, arrays.ArrayExamples)
     assert isinstance(data.test, arrays.ArrayExamples)
@@ -153,7 +158,7 @@ def run(config: Config, out: Path) -> list[dict[str, object]]:
     rows = []
     for number, (label, changes) in enumerate(tries.items()):
         options = images.Options(**{**preset, **changes, "out": out / f"run-{number}"})
-        summary, curve = images.train(options)
+        summary, curve = training.train(images.WORKLOAD, options)
         losses = [row["loss"] for row in curve if "loss" in row]
         rows.append(
             {
@@ -171,13 +176,13 @@ def run(config: Config, out: Path) -> list[dict[str, object]]:
 
 
 def main(config: Config) -> None:
-    """Runs in a folder that is left, or in a temporary one."""
+    """Runs in the folder that was named, or in a temporary one."""
     with tempfile.TemporaryDirectory() as temporary:
         out = config.out or Path(temporary)
         rows = run(config, out)
         lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
         lines += ["| " + " | ".join(map(str, row.values())) + " |" for row in rows]
-        report.console.print("\n".join(lines), markup=False, highlight=False)
+        console.print("\n".join(lines), markup=False, highlight=False)
         (out / "result.json").write_text(json.dumps(rows, indent=2) + "\n")
 
 

@@ -11,7 +11,7 @@ import re
 import griffe
 
 import wagma_jax
-from wagma_jax import cli
+from wagma_jax.commands.main import main
 
 OPTIONS = "<!-- options of wagma -->"
 """Is replaced by what `wagma --help` and the help of every command print."""
@@ -20,7 +20,7 @@ OPTIONS = "<!-- options of wagma -->"
 def _help(*words: str) -> str:
     output = io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
-        cli.main([*words, "--help"])
+        main([*words, "--help"])
     return output.getvalue().rstrip()
 
 

@@ -4,10 +4,14 @@ import os
 import shutil
 import tempfile
 
-# Before jax is imported. A cache of its own for each test process: jax writes entries in place, so that a process
-# could read what another has half written.
-_CACHE = tempfile.mkdtemp(prefix="wagma-test-compilations-")
+# Before jax is imported. One cache of compilations for a run of the tests: workers of xdist and processes that tests
+# start get it from the environment. With a limit of its size JAX locks it, for it writes entries in place.
+_OURS = "WAGMA_TEST_COMPILATIONS" not in os.environ
+_CACHE = os.environ.setdefault(
+    "WAGMA_TEST_COMPILATIONS", tempfile.mkdtemp(prefix="wagma-compilations-") if _OURS else ""
+)
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
+os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(10 << 30)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 # Most of the tests' time goes into compiling what runs for milliseconds: LLVM need not optimize it.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
@@ -28,4 +32,5 @@ def optimized():
 
 
 def pytest_unconfigure():
-    shutil.rmtree(_CACHE, ignore_errors=True)
+    if _OURS:
+        shutil.rmtree(_CACHE, ignore_errors=True)

@@ -17,22 +17,19 @@ def run_all(
 ) -> list[tuple[int, str]]:
     """Runs commands at the same time, from the project's folder; (exit status, output) of each.
 
-    Each gets a process group of its own, and what is left of all groups is killed in the end, whatever happens. Only
-    the first uses the cache of compilations, see conftest.py.
+    Each gets a process group of its own, and what is left of all groups is killed in the end, whatever happens.
     """
-    first = os.environ | (environment or {})
-    others = first | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
     processes = [
         subprocess.Popen(
             [str(word) for word in command],
             cwd=ROOT,
-            env=others if i else first,
+            env=os.environ | (environment or {}),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
         )
-        for i, command in enumerate(commands)
+        for command in commands
     ]
     try:
         outputs = [process.communicate(timeout=timeout)[0] for process in processes]
@@ -47,13 +44,10 @@ def run_all(
 def run_ranks(
     num_ranks: int, *program: object, timeout: float, environment: dict[str, str] | None = None
 ) -> tuple[int, str]:
-    """Runs a Python program (its path or ``-c`` and text, and its arguments) under `wagma launch`; see ``run_all``.
-
-    Without the cache of compilations, which all ranks would write.
-    """
+    """Runs a Python program (its path or ``-c`` and text, and its arguments) under `wagma launch`; see ``run_all``."""
     wagma = Path(sys.executable).parent / "wagma"
     command = [wagma, "launch", "-n", num_ranks, "--", sys.executable, *program]
-    ours = {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    ours = {"JAX_PLATFORMS": "cpu"}
     (result,) = run_all([command], timeout=timeout, environment=ours | (environment or {}))
     return result
 

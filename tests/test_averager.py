@@ -35,7 +35,7 @@ def check_against_reference(context, schedule, lateness, *, every=1, lowering="a
     rng = np.random.default_rng(seed)
     averager = wagma.GroupAverager(
         schedule,
-        average=lambda path, leaf: policies[path[0].key],
+        policy=lambda path, leaf: policies[path[0].key],
         every=every,
         simulate_lateness=True,
         lowering=lowering,
@@ -569,11 +569,11 @@ def test_policies_are_checked():
     x = {"a": {"b": jnp.ones(3)}, "n": jnp.ones(3, jnp.int32)}
     schedule = wagma.GroupSchedule(4, 2)
     with pytest.raises(ValueError, match=r"got 'average' for \['a'\]\['b'\]"):
-        wagma.GroupAverager(schedule, average=lambda path, leaf: "average").init(x)
+        wagma.GroupAverager(schedule, policy=lambda path, leaf: "average").init(x)
     with pytest.raises(TypeError, match=r"\['n'\], which is int32"):
-        wagma.GroupAverager(schedule, average=lambda path, leaf: "mean").init(x)
-    with pytest.raises(TypeError, match="average must be a function"):
-        wagma.GroupAverager(schedule, average="mean")
+        wagma.GroupAverager(schedule, policy=lambda path, leaf: "mean").init(x)
+    with pytest.raises(TypeError, match="policy must be a function"):
+        wagma.GroupAverager(schedule, policy="mean")
 
 
 @pytest.mark.parametrize("every", [0, -1, 1.5, True, "2"])

@@ -157,9 +157,9 @@ def test_every_explained_message_exists(page):
 
 
 def test_every_row_of_the_doctor_is_explained():
-    tree = ast.parse((ROOT / "wagma_jax/doctor.py").read_text())
+    trees = [ast.parse(path.read_text()) for path in (ROOT / "wagma_jax/commands/doctor").glob("*.py")]
     named = set()
-    for node in ast.walk(tree):
+    for node in itertools.chain.from_iterable(map(ast.walk, trees)):
         if isinstance(node, ast.Call) and called(node) == "Row":
             first = node.args[0]
         elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "name":
@@ -238,7 +238,8 @@ def test_every_public_name_is_in_the_reference():
 def test_every_command_is_in_the_reference():
     script = "import hooks; print(sorted(hooks.commands()), hooks._sections())"
     result = subprocess.run([sys.executable, "-c", script], cwd=DOCS, capture_output=True, text=True, check=True)
-    added = re.findall(r"add_parser\(\s*\"(\w+)\"", (ROOT / "wagma_jax/cli.py").read_text())
+    sources = [path.read_text() for path in (ROOT / "wagma_jax/commands").rglob("*.py")]
+    added = re.findall(r"add_parser\(\s*\"(\w+)\"", "\n".join(sources))
     assert str(sorted(added)) in result.stdout
     assert "--hosts NAME:SLOTS,..." in result.stdout
     assert "<!-- options of wagma -->" in PAGES["api"]

@@ -212,9 +212,7 @@ def test_masked_leaves_are_not_averaged(context):
 def test_policies_reach_the_chain(context):
     params, targets, _ = start()
     targets = targets[:, :4]
-    optimizer = wagma.wagma(
-        optax.sgd(0.1), SCHEDULE, average=lambda path, leaf: {"w": "sync", "b": "keep"}[path[0].key]
-    )
+    optimizer = wagma.wagma(optax.sgd(0.1), SCHEDULE, policy=lambda path, leaf: {"w": "sync", "b": "keep"}[path[0].key])
     history, _ = run_chain(context, optimizer, params, targets)
     syncs_only = wagma.GroupSchedule(P, 1, SCHEDULE.sync_period)
     never = wagma.GroupSchedule(P, 1, None)

@@ -1,26 +1,28 @@
-"""Checkpoints of a run, by orbax: all that it needs to go on exactly; and the consensus model alone, for others.
+"""Checkpoints of a run: a folder per step, in it ``position.json`` and one orbax checkpoint, a *part*, per process.
 
-A checkpoint is a folder named after its step. orbax writes it under another name and renames it when it is whole, so
-that what an interruption leaves half written is never taken for a checkpoint.
+Every process writes its own part in the background, and what is equal on all is in one of them only. Where the workers
+are in one JAX program, its processes write one part together. A checkpoint is whole when all parts that its position
+names are there; orbax writes a part under another name and renames it at the end, so that a run which is killed at any
+moment leaves whole checkpoints and such as are not counted.
 """
 
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 
-from train import distributed
+from train.files import write_whole
+from train.pytrees import layout, plain, restored
+from train.transports.group import Group, in_a_line
 
-_POSITION = "position"
-_LAYOUT = "layout"
-_TREE = "tree"  # an item may be a single array, or nothing at all, which orbax does not save as it is
+POSITION = "position.json"
+FORMAT = 2
+_TREE = "tree"  # a piece may be a single array, or nothing at all, which orbax does not save as it is
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,22 +32,25 @@ class Position:
     No random state is among it: every draw is made from (seed, step, worker), whatever was drawn before.
 
     Attributes:
-        step: Steps done.
-        examples: Examples seen by all workers.
+        step: Rounds done.
+        examples: Units seen by all workers.
         seconds: Spent in the training loop, without compilation, evaluation and checkpoints.
         data_wait_seconds: Part of them in which no step was running as its batch was not there yet, at most.
         late: Late contributions.
         contributions: All contributions.
         max_staleness: The oldest contribution, in rounds.
-        unreadable: Indices of training examples that could not be read.
+        notes: What batches had to say: sorted integers by name.
         total_steps: Where the run is to end.
         setup: The options that it cannot change without starting again from its consensus model.
-        num_examples: In the training set.
+        fingerprint: What must be the same whenever the run goes on, by name.
         workers: P.
+        stacked: Whether the arrays of its checkpoints have a leading axis of the workers.
         first_step: The step at which the run began with this number of workers; 0 if it has always had it.
         first_example: ``examples`` at that step.
         first_share: The share of the training that was done at that step.
+        local_steps: Steps of every worker since ``first_step``.
         wait_seconds: What every worker has waited in exchanges over MPI; empty otherwise.
+        distance: The distance of the workers' parameters to their consensus, when it was last measured.
     """
 
     step: int = 0
@@ -55,15 +60,30 @@ class Position:
     late: int = 0
     contributions: int = 0
     max_staleness: int = 0
-    unreadable: tuple[int, ...] = ()
+    notes: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
     total_steps: int = 0
     setup: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    num_examples: int = 0
+    fingerprint: Mapping[str, str] = dataclasses.field(default_factory=dict)
     workers: int = 0
+    stacked: bool = True
     first_step: int = 0
     first_example: int = 0
     first_share: float = 0.0
-    wait_seconds: tuple[float, ...] = ()
+    local_steps: Sequence[int] = ()
+    wait_seconds: Sequence[float] = ()
+    distance: float | None = None
+
+
+class Saved(NamedTuple):
+    """What a checkpoint says of itself.
+
+    Attributes:
+        position: Where the run was.
+        parts: By the name of the part and that of a piece in it, shape and dtype of every leaf by its path.
+    """
+
+    position: Position
+    parts: Mapping[str, Mapping[str, Mapping[str, list[Any]]]]
 
 
 class Checkpoints:
@@ -71,67 +91,191 @@ class Checkpoints:
 
     Args:
         folder: Where they are; made if missing.
+        group: The processes; all construct this and call its methods at the same time.
         keep: How many of the newest stay.
+        together: Whether all processes are one JAX program, and write one part; otherwise each writes its own.
     """
 
-    def __init__(self, folder: Path, keep: int = 2):
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=keep))
+    def __init__(self, folder: Path, group: Group, keep: int = 2, together: bool = False):
+        self._folder = folder.absolute()
+        self._group = group
+        self._keep = keep
+        self._together = together
+        self._writer: Any = None
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self._manager.close()
+    def __exit__(self, kind: object, *exception: object) -> None:
+        if self._writer is not None:
+            self._writer.close()  # which waits
+        if kind is None:
+            self._group.everyone(None)
+            self._prune()
 
-    def save(self, position: Position, items: Mapping[str, Any]) -> None:
+    def save(self, position: Position, pieces: Mapping[str, Any]) -> None:
         """Saves a checkpoint of this step; written in the background, from a copy. Does nothing if it is there.
 
         Args:
-            position: Goes into the checkpoint; its step is the checkpoint's name.
-            items: Trees of arrays by name, which may be restored apart from each other.
+            position: The same on all processes; its step is the checkpoint's name.
+            pieces: What this process has to write: trees of arrays by name.
         """
-        if position.step in self._manager.all_steps():
-            return
-        self._manager.save(
-            position.step,
-            args=ocp.args.Composite(
-                **{name: ocp.args.StandardSave({_TREE: tree}) for name, tree in items.items()},
-                **{
-                    _POSITION: ocp.args.JsonSave(dataclasses.asdict(position)),
-                    _LAYOUT: ocp.args.JsonSave({name: layout(tree) for name, tree in items.items()}),
-                },
-            ),
-        )
+        self._finish()
+        plains = {name: plain(tree) for name, tree in pieces.items()}
+        part = part_of(None if self._together else self._group.rank)
+        parts = self._group.everyone((part, {name: layout(tree) for name, tree in plains.items()}))
+        here = self._folder / str(position.step)
+        # only now is the former checkpoint known to be whole on all processes
+        exists = self._group.from_first(is_whole(here))
+        if not exists and self._group.is_first:
+            self._prune()
+            shutil.rmtree(here, ignore_errors=True)
+            here.mkdir(parents=True)
+            written = {"format": FORMAT, "position": dataclasses.asdict(position), "parts": dict(parts)}
+            write_whole(here / POSITION, json.dumps(written) + "\n")
+        self._group.everyone(None)
+        if not exists:
+            self._write(here / part, plains)
 
     def wait(self) -> None:
-        """Waits until what was saved is on disk."""
-        self._manager.wait_until_finished()
+        """Waits until what was saved is on disk, everywhere."""
+        self._finish()
+        self._group.everyone(None)
+
+    def _write(self, path: Path, pieces: Mapping[str, Any]) -> None:
+        import orbax.checkpoint as ocp
+
+        self._writer = self._writer or ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+        trees = {name: ocp.args.StandardSave({_TREE: tree}) for name, tree in pieces.items()}
+        self._writer.save(path, args=ocp.args.Composite(**trees))
+
+    def _finish(self) -> None:
+        if self._writer is not None:
+            self._writer.wait_until_finished()
+
+    def _prune(self) -> None:
+        if self._group.is_first:
+            for step in steps(self._folder)[self._keep :]:
+                shutil.rmtree(self._folder / str(step), ignore_errors=True)
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether all parts of a checkpoint are there, or something that calls itself one but cannot be read."""
+    path = checkpoint / POSITION
+    if not path.is_file():
+        return False
+    try:
+        return all((checkpoint / name).is_dir() for name in json.loads(path.read_text())["parts"])
+    except (ValueError, KeyError, TypeError, OSError):  # damaged, which whoever reads it is to be told
+        return True
+
+
+def steps(folder: Path) -> list[int]:
+    """The steps of the checkpoints in a folder that are whole, the newest first.
+
+    Raises:
+        ValueError: They were written by a version before this format.
+    """
+    if not folder.is_dir():
+        return []
+    numbered = sorted((int(path.name) for path in folder.iterdir() if path.name.isdigit()), reverse=True)
+    for step in numbered:
+        if (folder / str(step) / "position").is_dir():
+            raise ValueError(
+                f"{folder / str(step)} was written by an earlier version of this project, whose checkpoints cannot be "
+                "read: go on with that version, or start a new run"
+            )
+    return [step for step in numbered if is_whole(folder / str(step))]
+
+
+def look(checkpoint: Path) -> Saved:
+    """What a checkpoint says of itself.
+
+    Raises:
+        ValueError: It cannot be read.
+    """
+    try:
+        found = json.loads((checkpoint / POSITION).read_text())
+        if found["format"] != FORMAT:
+            raise DifferentModelError(
+                f"checkpoint {checkpoint} has format {found['format']}, expected {FORMAT}: go on with the version of "
+                "this project that wrote it, or start a new run"
+            )
+        return Saved(Position(**found["position"]), found["parts"])
+    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{POSITION} of {checkpoint} cannot be read: {in_a_line(error)}") from None
+
+
+def part_of(worker: int | None) -> str:
+    """The name of the part that a worker's process writes; None: of the part that all processes write together."""
+    return "all" if worker is None else f"worker-{worker}"
+
+
+def read(checkpoint: Path, saved: Saved, part: str, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Reads pieces of one part of a checkpoint.
+
+    Args:
+        checkpoint: Its folder.
+        saved: What :func:`look` said.
+        part: Which part.
+        wanted: By name of a piece, a tree with the shapes, dtypes and shardings that are expected; without a sharding,
+            NumPy arrays are returned.
+
+    Raises:
+        DifferentModelError: A piece holds another tree.
+        Exception: It cannot be read; what orbax raises.
+    """
+    pieces = saved.parts.get(part, {})
+    expected = {name: plain(like) for name, like in wanted.items()}
+    for name, like in expected.items():
+        check_layout(pieces.get(name, {}), layout(like), f"checkpoint {checkpoint}, {name}")
+    like = jax.tree.map(lambda x: x if getattr(x, "sharding", None) else np.empty(x.shape, x.dtype), expected)
+    found = _restore(checkpoint / part, like)
+    return {name: restored(found[name], wanted[name]) for name in wanted}
+
+
+def read_as_saved(checkpoint: Path, part: str, name: str) -> Any:
+    """Reads a piece that is made of dicts, lists and arrays alone, whatever it holds; NumPy arrays."""
+    return jax.tree.map(np.asarray, _restore(checkpoint / part, {name: None})[name])
+
+
+def _restore(part: Path, like: Mapping[str, Any]) -> dict[str, Any]:
+    import orbax.checkpoint as ocp
+
+    if not like:
+        return {}
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+        arguments = {
+            name: ocp.args.StandardRestore(None if tree is None else {_TREE: tree}) for name, tree in like.items()
+        }
+        found = reader.restore(part.absolute(), args=ocp.args.Composite(**arguments))
+    return {name: found[name][_TREE] for name in like}
 
 
 class Restored(NamedTuple):
     """What was read from a checkpoint.
 
     Attributes:
-        position: Where the run was.
-        items: The trees by name.
+        saved: What it says of itself.
+        found: What ``reader`` returned.
         unreadable: Steps of newer checkpoints that could not be read.
     """
 
-    position: Position
-    items: dict[str, Any]
+    saved: Saved
+    found: Any
     unreadable: tuple[int, ...] = ()
 
 
-def restore_newest(
-    folder: Path, like: Callable[[Position], Mapping[str, Any]], warn: Callable[[str], None]
+def read_newest(
+    folder: Path, reader: Callable[[Path, Saved], Any], warn: Callable[[str], None], group: Group
 ) -> Restored | None:
-    """Reads the newest checkpoint that can be read; nothing is changed on disk.
+    """Reads the newest checkpoint that all processes can read; nothing is changed on disk.
 
     Args:
         folder: Of the checkpoints.
-        like: From the position of a checkpoint to what is expected in it: trees by item name, leaves with shape, dtype
-            and sharding, or NumPy arrays to get such.
+        reader: Reads this process's share of one.
         warn: Told about checkpoints that cannot be read.
+        group: The processes, which all call this.
 
     Returns:
         What was read, or None if there is no checkpoint.
@@ -140,15 +284,26 @@ def restore_newest(
         ValueError: A checkpoint holds other trees (names the first leaf that differs), or none can be read.
     """
     unreadable: list[int] = []
-    for step in distributed.agreed(lambda: steps(folder)):
+    for step in group.from_first(group.agreed(lambda: steps(folder))):
+
+        def attempt(path=folder / str(step)) -> Restored | DifferentModelError:
+            saved = look(path)
+            try:
+                return Restored(saved, reader(path, saved), tuple(unreadable))
+            except DifferentModelError as error:
+                return error
+
         try:
-            found = distributed.agreed(lambda step=step: restore(folder / str(step), like))
-            return found._replace(unreadable=tuple(unreadable))
-        except DifferentModelError:
-            raise
+            found = group.agreed(attempt)
         except Exception as error:  # whatever orbax and its storage make of missing or damaged files
-            warn(f"checkpoint {folder / str(step)} cannot be read: {distributed.in_a_line(error)}")
+            warn(f"checkpoint {folder / str(step)} cannot be read: {in_a_line(error)}")
             unreadable.append(step)
+            continue
+        different = next((one for one in group.everyone(_error(found)) if one is not None), None)
+        if different is not None:
+            raise DifferentModelError(different)
+        assert isinstance(found, Restored)
+        return found
     if unreadable:
         raise ValueError(
             f"none of the checkpoints in {folder} can be read (steps {', '.join(map(str, unreadable))}): see that the "
@@ -157,55 +312,22 @@ def restore_newest(
     return None
 
 
-def set_aside(folder: Path, unreadable: Iterable[int]) -> None:
+def _error(found: Any) -> str | None:
+    return str(found) if isinstance(found, DifferentModelError) else None
+
+
+def set_aside(folder: Path, unreadable: Iterable[int], group: Group) -> None:
     """Renames checkpoints that cannot be read, so that their steps can be saved again; for all processes to call."""
-    if jax.process_index() == 0:
+    if group.is_first:
         for step in unreadable:
             aside = folder / f"damaged-{step}"
             shutil.rmtree(aside, ignore_errors=True)
             (folder / str(step)).rename(aside)
-    distributed.barrier("set checkpoints aside")
-
-
-def restore(checkpoint: Path, like: Callable[[Position], Mapping[str, Any]]) -> Restored:
-    """Reads one checkpoint; ``like`` as for :func:`restore_newest`.
-
-    Raises:
-        DifferentModelError: It holds other trees.
-        Exception: It cannot be read; what orbax raises.
-    """
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        found = checkpointer.restore(
-            checkpoint.absolute(),
-            args=ocp.args.Composite(**{_POSITION: ocp.args.JsonRestore(), _LAYOUT: ocp.args.JsonRestore()}),
-        )
-        lists = {name: tuple(value) for name, value in found[_POSITION].items() if isinstance(value, list)}
-        position = Position(**found[_POSITION] | lists)
-        wanted = like(position)
-        for name, tree in wanted.items():
-            check_layout(found[_LAYOUT].get(name, {}), layout(tree), f"checkpoint {checkpoint}, {name}")
-        items = checkpointer.restore(
-            checkpoint.absolute(),
-            args=ocp.args.Composite(**{name: ocp.args.StandardRestore({_TREE: tree}) for name, tree in wanted.items()}),
-        )
-    return Restored(position, {name: items[name][_TREE] for name in wanted})
-
-
-def steps(folder: Path) -> list[int]:
-    """The steps of the checkpoints in a folder that are whole, the newest first."""
-    if not folder.is_dir():
-        return []
-    return sorted(ocp.utils.checkpoint_steps(folder), reverse=True)
+    group.everyone(None)
 
 
 class DifferentModelError(ValueError):
     """A checkpoint holds another model or optimizer than is expected."""
-
-
-def layout(tree: Any) -> dict[str, list[Any]]:
-    """Shape and dtype of every leaf, by its path."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path): [list(leaf.shape), str(leaf.dtype)] for path, leaf in leaves}
 
 
 def check_layout(saved: Mapping[str, list[Any]], expected: Mapping[str, list[Any]], what: str) -> None:
@@ -220,45 +342,29 @@ def check_layout(saved: Mapping[str, list[Any]], expected: Mapping[str, list[Any
             )
 
 
-def as_numpy(like: Any, num_workers: int | None = None) -> Any:
-    """NumPy arrays of the shapes and dtypes of a tree, with a leading worker axis if a number of workers is given."""
-    leading = () if num_workers is None else (num_workers,)
-    return jax.tree.map(lambda x: np.empty((*leading, *x.shape), x.dtype), like)
-
-
-def mean_of_workers(tree: Any) -> Any:
-    """The consensus of a tree of NumPy arrays [num_workers, ...]: means, summed in float32 or wider, of inexact leaves.
-
-    Other leaves, counters say, are the first worker's.
-    """
-
-    def mean(x):
-        if not jnp.issubdtype(x.dtype, jnp.inexact):
-            return x[0]
-        wide = x.dtype if x.dtype.itemsize >= 4 else np.float32
-        return x.mean(0, dtype=wide).astype(x.dtype)
-
-    return jax.tree.map(mean, tree)
-
-
 def export(folder: Path, model: Any, description: dict[str, Any]) -> None:
     """Writes a model without a worker axis as a plain orbax checkpoint, with description.json inside.
 
-    To be called by all processes; an older one at the same place is replaced, once the new one is whole.
+    To be called by one process; an older one at the same place is replaced, once the new one is whole.
 
     Args:
         folder: The checkpoint.
         model: A pytree of NumPy arrays.
         description: What a reader needs to know to use it; anything that JSON has.
     """
+    import orbax.checkpoint as ocp
+
     folder = folder.absolute()
     fresh = folder.with_name(folder.name + ".new")
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(fresh, model, force=True)
-    if jax.process_index() == 0:
-        (fresh / "description.json").write_text(json.dumps(description, indent=2) + "\n")
-        shutil.rmtree(folder, ignore_errors=True)
-        fresh.rename(folder)
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions()
+    if jax.process_count() > 1:
+        alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
+    with ocp.Checkpointer(ocp.StandardCheckpointHandler(), multiprocessing_options=alone) as writer:
+        writer.save(fresh, args=ocp.args.StandardSave(model), force=True)
+    (fresh / "description.json").write_text(json.dumps(description, indent=2) + "\n")
+    shutil.rmtree(folder, ignore_errors=True)
+    fresh.rename(folder)
 
 
 def load_export(folder: Path, like: Any) -> Any:
@@ -271,10 +377,13 @@ def load_export(folder: Path, like: Any) -> Any:
     Raises:
         ValueError: It holds another model.
     """
+    import orbax.checkpoint as ocp
+
     with ocp.StandardCheckpointer() as checkpointer:
         found = checkpointer.metadata(folder.absolute()).item_metadata.tree
         check_layout(layout(_by_names(found)), layout(_by_names(like)), f"checkpoint {folder}")
-        return checkpointer.restore(folder.absolute(), as_numpy(like))
+        arrays = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
+        return checkpointer.restore(folder.absolute(), arrays)
 
 
 def _by_names(tree: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Which devices the workers run on, and how batches get there."""
+"""Which devices the workers of one program run on, and how arrays get there."""
 
 import contextlib
 from typing import Any
@@ -39,8 +39,14 @@ def worker_mesh(num_workers: int, axis_name: str, num_processes: int = 1) -> Mes
         count = 1
     if count * num_processes == 1 and num_workers > 1:
         return None
-    devices = [device for devices in by_process for device in devices[:count]]
-    return jax.make_mesh((len(devices),), (axis_name,), axis_types=(AxisType.Auto,), devices=devices)
+    return mesh_of([device for devices in by_process for device in devices[:count]], axis_name)
+
+
+def mesh_of(devices: Any, axis_name: str) -> Mesh:
+    """A mesh of devices in the order given; ``jax.make_mesh`` would put those of a TPU into an order of its own."""
+    array = np.empty(len(devices), object)
+    array[:] = devices
+    return Mesh(array, (axis_name,), axis_types=(AxisType.Auto,))
 
 
 def local_rows(total: int, mesh: Mesh | None, axis_name: str) -> range:
@@ -61,6 +67,18 @@ def place(tree: Any, mesh: Mesh | None, axis_name: str) -> Any:
     if sharding is None:
         return jax.tree.map(jax.device_put, tree)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
+
+
+def local(tree: Any) -> Any:
+    """This process's rows of arrays [num_workers, ...] on the devices, as NumPy arrays."""
+
+    def rows(array):
+        if array.is_fully_addressable:
+            return np.asarray(array)
+        shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+        return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
+
+    return jax.tree.map(rows, tree)
 
 
 def sharded(mesh: Mesh | None, axis_name: str) -> NamedSharding | None:

@@ -1,15 +1,21 @@
-"""Ends a run at the next log point, with a checkpoint, when it is asked to stop."""
+"""Ends a run at its next meeting, with a checkpoint, when it is asked to stop."""
 
 import signal
 import threading
 from typing import Any
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""What asks a run to stop. Schedulers send SIGTERM, or the signal that a job asked for, before they kill it."""
+
 
 class Interrupts:
-    """Notices SIGTERM (Slurm and other schedulers send it before they kill) and the first SIGINT.
+    """Notices SIGTERM, SIGUSR1 and the first SIGINT.
 
     A context manager; the signals' former handlers are back after it. A second SIGINT raises KeyboardInterrupt as
     usual. Outside of the main thread, where Python has no signals, it notices nothing.
+
+    Attributes:
+        received: The signal that asked to stop, or None.
     """
 
     def __init__(self):
@@ -18,7 +24,7 @@ class Interrupts:
 
     def __enter__(self) -> "Interrupts":
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in SIGNALS:
                 self._former[number] = signal.signal(number, self._notice)
         return self
 
@@ -30,3 +36,12 @@ class Interrupts:
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
+
+    def tally(self) -> tuple[int, ...]:
+        """For each of ``SIGNALS`` 1 if it has been received, else 0; these add up over workers."""
+        return tuple(int(self.received == number) for number in SIGNALS)
+
+
+def asked(tally: tuple[int, ...]) -> signal.Signals | None:
+    """Which signal some worker has received, from the sums of all tallies."""
+    return next((number for number, count in zip(SIGNALS, tally, strict=True) if count), None)

@@ -1,74 +1,117 @@
-"""The training loop that all scripts share: times, logs, evaluates, saves, and stops when it is asked to."""
+"""The training loop, for every workload and transport: times, logs, evaluates, saves, and stops when it is asked to.
+
+All workers stand still only at *meetings*: at log points where they run in one program, at sync rounds and barriers
+where each is a process. There and nowhere else a run evaluates, saves and stops.
+"""
 
 import dataclasses
 import signal
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-import jax
 import numpy as np
 
-from train import distributed, report
+from train import console, interrupts
+from train.budget import Budget, Pace
 from train.checkpoints import Checkpoints, Position
+from train.counts import Counts, Rows, total
 from train.interrupts import Interrupts
 from train.options import RunOptions
+from train.results import MetricsFile
+from train.task import Batch, Feed, Model, Place, Task
+from train.transports.group import Group, KeepsTogether
 
-WARNINGS = 3  # unreadable examples that are named when they are found; the list of all comes in the end
-_IN_FLIGHT = 2  # steps dispatched and not done; more would only hold batches in memory
+_SAY_SECONDS = 5.0  # between lines of progress where there is no terminal to draw a bar in
 
 
-class Work(NamedTuple):
-    """What a script gives to the loop.
+class Stepped(NamedTuple):
+    """What a step has led to.
 
     Attributes:
-        step: From (state, batch, late) to (state, metrics); compiled. The state is a NamedTuple of trees, and the
-            metrics have at least loss, late and staleness, all [num_workers].
-        batches: From the step at which to begin to an iterator over (batch on the devices, indices of examples that
-            could not be read).
-        lateness: From the step to ``late`` on the devices, or None.
-        evaluate: From the state to metrics of the consensus model, by name.
-        distance: From the state to the distance of the workers' parameters to their consensus.
+        round: Rounds done.
+        sums: If this is a meeting, the sums of all workers' tallies since the last one; else None.
+        is_sync: Whether it is a meeting since all took the global mean.
     """
 
-    step: Callable[[Any, Any, Any], tuple[Any, dict[str, jax.Array]]]
-    batches: Callable[[int], Iterator[tuple[Any, np.ndarray]]]
-    lateness: Callable[[int], Any]
-    evaluate: Callable[[Any], dict[str, float]]
-    distance: Callable[[Any], float]
+    round: int
+    sums: tuple[int, ...] | None = None
+    is_sync: bool = False
 
 
-class _Stopwatch:
-    """Adds up the seconds between ``start`` and ``stop``."""
+class Consensus(NamedTuple):
+    """The mean of all workers' models.
 
-    def __init__(self, seconds: float):
-        self.seconds = seconds
-        self._started = 0.0
+    Attributes:
+        model: NumPy arrays.
+        squares: The squared distances of this process's workers' parameters to it, added up.
+    """
 
-    def start(self) -> None:
-        self._started = time.perf_counter()
+    model: Model
+    squares: float
 
-    def stop(self) -> None:
-        self.seconds += time.perf_counter() - self._started
+
+class Workers(Protocol):
+    """The workers of this process, as the loop drives them."""
+
+    group: Group
+    place: Place
+    round: int  # rounds done
+    steps: int  # that each worker here has taken since the run has had this number of workers
+    model: Model
+    carry: Any
+
+    def step(self, batch: Batch, carry: Any, share: float, tally: Sequence[int]) -> Stepped:
+        """One step of the workers of this process; ``tally`` is handed over if it leads to a meeting."""
+        ...
+
+    def busy(self) -> bool:
+        """Whether a step is still being computed."""
+        ...
+
+    def counted(self) -> Counts:
+        """What has been counted since the last call, times in the loop left out; waits for steps in flight."""
+        ...
+
+    def report(self, step: int, window: Counts) -> None:
+        """Tells the first process what this one has counted up to a log point."""
+        ...
+
+    def reports(self, until: int | None = None) -> list[tuple[int, list[Counts]]]:
+        """On the first process, log points of which all have reported; waits for the one at step ``until``."""
+        ...
+
+    def consensus(self) -> Consensus:
+        """The mean of all models; at meetings, called by all."""
+        ...
+
+    def local_steps(self) -> tuple[int, ...]:
+        """Steps of every worker of all processes since the run has had this number of workers; called by all."""
+        ...
+
+    def pieces(self) -> dict[str, Any]:
+        """What this process writes into a checkpoint; at meetings, called by all."""
+        ...
 
 
 class Outcome(NamedTuple):
     """What the loop leaves.
 
     Attributes:
-        state: The last one.
         position: Where the run is.
+        model: The consensus model at the end, NumPy arrays; None if the run was stopped before.
+        parts: What all processes found in the evaluation of it.
         signal: What asked it to stop before the end, or None.
     """
 
-    state: Any
     position: Position
-    signal: int | None
+    model: Model | None
+    parts: Sequence[Any]
+    signal: signal.Signals | None
 
 
-class Interrupted(distributed.KeepsTogether):
+class Interrupted(KeepsTogether):
     """A signal asked the run to stop, and it stopped.
 
     Attributes:
@@ -80,148 +123,199 @@ class Interrupted(distributed.KeepsTogether):
         assert outcome.signal is not None
         self.signal = outcome.signal
         self.saved = saved
-        step = outcome.position.step
-        super().__init__(f"{signal.Signals(self.signal).name}: stopped at step {step} with results in {out}")
+        super().__init__(f"{self.signal.name}: stopped at step {outcome.position.step} with results in {out}")
 
 
-def run(
-    options: RunOptions,
-    work: Work,
-    state: Any,
-    position: Position,
-    metrics: report.MetricsFile,
-    checkpoints: Checkpoints | None,
-    warn_unreadable: Callable[[int], None] = lambda index: None,
-) -> Outcome:
-    """Trains from ``position`` to its ``total_steps``.
+@dataclasses.dataclass
+class Run:
+    """A run in progress.
 
-    Rows go to ``metrics``: at log points the means since the last one, at evaluations the consensus model's metrics.
-    Times leave out evaluations, checkpoints and the sampling of metrics. With SIGTERM or the first SIGINT the run ends
-    at the next log point, with a checkpoint.
-
-    Args:
+    Attributes:
         options: Those of the run.
-        work: The script's part.
-        state: As it is at ``position``; donated.
-        position: Where to begin.
-        metrics: Open for rows after ``position``.
+        task: The workload.
+        workers: Of this process.
+        position: Where the run is, as of the last meeting at which that was asked for.
+        budget: Its end.
+        metrics: Where rows go, on the first process.
         checkpoints: Where to save, or None.
-        warn_unreadable: Told the indices of the first training examples that cannot be read.
     """
-    total_steps = position.total_steps
-    per_step = options.examples_per_step()
-    watch, waits = _Stopwatch(position.seconds), [position.data_wait_seconds]
-    unreadable = set(position.unreadable)
-    pending: list[dict[str, jax.Array]] = []
-    in_flight: deque[dict[str, jax.Array]] = deque()
-    logged, apart, received = position, 0.0, 0
-    announced = diverged = False
 
-    def next_batch():
+    options: RunOptions
+    task: Task
+    workers: Workers
+    position: Position
+    budget: Budget
+    metrics: MetricsFile
+    checkpoints: Checkpoints | None
+
+    def __post_init__(self):
+        """Begins to count."""
+        start, options = self.position, self.options
+        self._start = start
+        self._rows = Rows(options.workers, start.examples, start.seconds)
+        per_round = options.workers * self.task.units_per_step
+        self._pace = Pace(start.examples - start.first_example, start.step, per_round)
+        self._window = self._whole = Counts()
+        self._data_wait = 0.0
+        self._mark = time.perf_counter()
+        self._logged = start.step // options.log_every
+        self._evaluated = start.step // options.eval_every
+        self._saved = start.step // max(options.checkpoint_every, 1)
+        self._distance = start.distance
+        self._diverged = False
+
+    def __call__(self, feed: Feed) -> Outcome:
+        """Trains to the end of the budget; called by all processes.
+
+        Times leave out evaluations and checkpoints.
+        """
+        workers, budget = self.workers, self.budget
+        stop, outcome = None, None
+        ended = budget.ended(workers.round, self._pace.units)
+        announced, said, tallied = False, time.perf_counter(), 0
+        with Interrupts() as asked, console.progress_bar() as bar:
+            task = bar.add_task(self.options.algorithm, total=budget.total_steps, status="")
+            bar.update(task, completed=budget.shown_steps(workers.round, self._pace.units))
+            batch = None if ended else self._next(feed)
+            self._data_wait = 0.0  # the first batch is part of getting started
+            self._mark = time.perf_counter()
+            while not ended:
+                assert batch is not None
+                share = budget.share(workers.round, self._pace.at(workers.round))
+                tallied += int(batch[0].units.sum())
+                stepped = workers.step(*batch, share, (tallied, *asked.tally()))
+                if asked.received is not None and not announced:
+                    announced = True
+                    console.say(f"{asked.received.name}: stopping at the next meeting; once more to stop now")
+                if stepped.sums is not None:
+                    tallied = 0
+                    self._pace.meet(stepped.round, stepped.sums[0])
+                    stop = interrupts.asked(stepped.sums[1:])
+                    ended = stop is not None or budget.ended(stepped.round, self._pace.units)
+                if stepped.round // self.options.log_every > self._logged or ended:
+                    self._log(stepped.round, ended)
+                    shown = budget.shown_steps(stepped.round, self._pace.at(stepped.round))
+                    bar.update(task, completed=shown, status=self._rows.status)
+                    if not console.console.is_terminal and time.perf_counter() - said > _SAY_SECONDS and not ended:
+                        said = time.perf_counter()
+                        console.say(f"{self.options.algorithm} {shown:.0f}/{budget.total_steps}  {self._rows.status}")
+                if stepped.sums is not None:
+                    finished = ended and budget.ended(stepped.round, self._pace.units)
+                    stop = None if finished else stop
+                    outcome = self._meet(stepped, ended, finished, stop)
+                batch = None if ended else self._next(feed)
+            feed.close()
+            if outcome is None:  # the run was at its end already
+                outcome = self._outcome(None)
+            if self.checkpoints is not None:
+                self.checkpoints.wait()
+        return outcome
+
+    def _next(self, feed: Feed) -> tuple[Batch, Any]:
+        workers = self.workers
         begun = time.perf_counter()
-        batch, lost = next(batches)
+        batch = feed.next(workers.steps, workers.model, workers.carry)
         # While a step is running nobody waits. If it has ended meanwhile, when is not known: all of it counts.
-        if not in_flight or is_ready(in_flight[-1]["loss"]):
-            waits.append(time.perf_counter() - begun)
-        for index in set(lost.tolist()) - unreadable:
-            unreadable.add(index)
-            if len(unreadable) <= WARNINGS:
-                warn_unreadable(index)
+        if not workers.busy():
+            self._data_wait += time.perf_counter() - begun
+        if any(batch[0].notes.values()):
+            self._window += Counts(notes=batch[0].notes)
+            self._whole += Counts(notes=batch[0].notes)
         return batch
 
-    def save(position: Position) -> None:
-        if checkpoints is not None:
-            checkpoints.save(position, state._asdict())
+    def _take(self) -> None:
+        """Adds what has been counted lately to the window and the whole."""
+        counts = self.workers.counted()
+        now = time.perf_counter()
+        counts = dataclasses.replace(counts, seconds=now - self._mark, data_wait=self._data_wait)
+        self._mark, self._data_wait = now, 0.0
+        self._window += counts
+        self._whole += dataclasses.replace(counts, sums={})
 
-    batches = work.batches(position.step)
-    with Interrupts() as interrupts, report.progress_bar() as bar:
-        task = bar.add_task(options.algorithm, total=total_steps, completed=position.step, status="")
-        batch = next_batch() if position.step < total_steps else None
-        del waits[1:]  # the first batch is part of getting started
-        watch.start()
-        for t in range(position.step, total_steps):
-            done = t + 1
-            evaluating = done % options.eval_every == 0 or done == total_steps
-            saving = done == total_steps or (options.checkpoint_every > 0 and done % options.checkpoint_every == 0)
-            logging = done % options.log_every == 0 or evaluating or saving
-            if logging:  # before the round: after it, the distance at every sync round would be 0
-                jax.block_until_ready(state)
-                watch.stop()
-                apart = work.distance(state)
-                watch.start()
-            state, step_metrics = work.step(state, batch, work.lateness(t))
-            pending.append(step_metrics)
-            in_flight.append(step_metrics)
-            if interrupts.received is not None and not announced:
-                announced = True
-                bar.console.print(f"{interrupts.received.name}: stopping at the next log point; once more to stop now")
-            if done < total_steps:
-                batch = next_batch()
-            if len(in_flight) > _IN_FLIGHT:
-                jax.block_until_ready(in_flight.popleft())
-            if not logging:
-                continue
-            jax.block_until_ready(state)
-            watch.stop()
-            window = _window(pending)
-            pending = []
-            received = distributed.highest(interrupts.received or 0)
-            position = dataclasses.replace(
-                position,
-                step=done,
-                examples=position.examples + (done - logged.step) * per_step,
-                seconds=watch.seconds,
-                data_wait_seconds=max(position.data_wait_seconds, distributed.highest(sum(waits))),
-                late=position.late + int(window["late"].sum()),
-                contributions=position.contributions + window["late"].size,
-                max_staleness=max(position.max_staleness, int(window["staleness"].max())),
-                unreadable=tuple(sorted(distributed.union(unreadable))),
-            )
-            rate = (position.examples - logged.examples) / (position.seconds - logged.seconds)
-            waited = (position.data_wait_seconds - logged.data_wait_seconds) / (position.seconds - logged.seconds)
-            metrics.write(
-                step=done,
-                examples=position.examples,
-                seconds=position.seconds,
-                **{name: float(value.mean()) for name, value in window.items() if name not in ("late", "staleness")},
-                consensus_distance=apart,
-                examples_per_second=rate,
-                data_wait_fraction=waited,
-                late_fraction=float(window["late"].mean()),
-            )
-            if not diverged and not np.isfinite([apart, window["loss"].mean()]).all():
-                diverged = True
-                report.warn(f"loss or parameters are not finite at step {done}: a lower --learning-rate may help")
-            if evaluating:
-                metrics.write(
-                    step=done, examples=position.examples, seconds=position.seconds, eval=work.evaluate(state)
-                )
-            if saving or received:
-                save(position)
-            bar.update(task, completed=done, status=f"loss {window['loss'].mean():.4f}  {rate:,.0f} examples/s")
-            logged = position
-            if received and done < total_steps:
-                break
-            watch.start()
-        close(batches)
-        if checkpoints is not None:
-            checkpoints.wait()
-    return Outcome(state, position, received if position.step < total_steps else None)
+    def _log(self, step: int, last: bool) -> None:
+        """Reports all log points up to this step."""
+        self._take()
+        every = self.options.log_every
+        while self._logged < step // every:
+            self._logged += 1
+            self.workers.report(self._logged * every, self._window)
+            self._window = Counts()
+        if last and step % every:
+            self.workers.report(step, self._window)
+            self._window = Counts()
+        self._collect(step if last else None)
+        self._mark = time.perf_counter()
 
+    def _collect(self, until: int | None) -> None:
+        for step, windows in self.workers.reports(until):
+            row = self._rows.row(step, windows, self.task.unit)
+            self.metrics.write(**row)
+            if row["consensus_distance"] is not None:
+                self._distance = row["consensus_distance"]
+            if not self._diverged and not np.isfinite([row["consensus_distance"] or 0.0, row.get("loss", 0.0)]).all():
+                self._diverged = True
+                console.warn(f"loss or parameters are not finite at step {step}: a lower --learning-rate may help")
 
-def _window(pending: Sequence[Mapping[str, jax.Array]]) -> dict[str, np.ndarray]:
-    """The metrics of some steps, each [steps, num_workers]."""
-    fetched = distributed.fetch(pending)
-    return {name: np.array([step[name] for step in fetched]) for name in fetched[0]}
+    def _meet(self, stepped: Stepped, ended: bool, finished: bool, stop: signal.Signals | None) -> Outcome | None:
+        """What is done at a meeting; the outcome if it is the last."""
+        options, step = self.options, stepped.round
+        evaluating = step // options.eval_every > self._evaluated or finished
+        saving = options.checkpoint_every > 0 and (step // options.checkpoint_every > self._saved or ended)
+        if not (evaluating or saving or ended):
+            return None
+        self._take()
+        self._position(step)
+        outcome = None
+        if evaluating:
+            self._evaluated = step // options.eval_every
+            self._collect(self._logged * options.log_every)  # rows stand in the order of their steps
+            outcome = self._outcome(stop, None if stepped.is_sync else step)
+        if saving:
+            assert self.checkpoints is not None
+            self._saved = step // options.checkpoint_every
+            self.checkpoints.save(self.position, self.workers.pieces())
+        if ended and outcome is None:
+            outcome = Outcome(self.position, None, (), stop)
+        self._mark = time.perf_counter()
+        return outcome if ended else None
 
+    def _outcome(self, stop: signal.Signals | None, measured_at: int | None = None) -> Outcome:
+        """Evaluates the consensus model; writes a row of it if it has none yet."""
+        group, place = self.workers.group, self.workers.place
+        consensus = self.workers.consensus()
+        parts = group.everyone(self.task.evaluate(consensus.model, place))
+        row = {"step": self.position.step, "examples": self.position.examples, "seconds": self.position.seconds}
+        row["eval"] = self.task.scores(parts)
+        if measured_at is not None:
+            squares = sum(group.everyone(consensus.squares))
+            self._distance = row["consensus_distance"] = float(np.sqrt(squares / self.options.workers))
+            self.position = dataclasses.replace(self.position, distance=self._distance)
+        if not any("eval" in one and one["step"] == self.position.step for one in self.metrics.rows):
+            self.metrics.write(**row)
+        return Outcome(self.position, consensus.model, parts, stop)
 
-def is_ready(array: Any) -> bool:
-    """Whether an array has been computed; ``jax.Array.is_ready`` is there, but not declared."""
-    return array.is_ready()
-
-
-def close(iterator: Iterator[Any]) -> None:
-    """Ends what loads batches in the background, if anything does."""
-    close = getattr(iterator, "close", None)
-    if close is not None:
-        close()
+    def _position(self, step: int) -> None:
+        """Where all are now; called by all."""
+        start, group = self._start, self.workers.group
+        everyone = group.everyone(self._whole)
+        whole = total(everyone)
+        waits = start.wait_seconds
+        if whole.waited is not None:
+            before = waits or (0.0,) * len(everyone)
+            waits = tuple(w + (c.waited or 0.0) for w, c in zip(before, everyone, strict=True))
+        notes = {name: set(start.notes.get(name, ())) | set(whole.notes.get(name, ()))
+                 for name in {**start.notes, **whole.notes}}  # fmt: skip
+        self.position = dataclasses.replace(
+            start,
+            step=step,
+            examples=start.examples + whole.units,
+            seconds=start.seconds + max(c.seconds for c in everyone),
+            data_wait_seconds=start.data_wait_seconds + max(c.data_wait for c in everyone),
+            late=start.late + whole.late,
+            contributions=start.contributions + whole.steps,
+            max_staleness=max(start.max_staleness, whole.staleness),
+            notes={name: tuple(sorted(numbers)) for name, numbers in sorted(notes.items())},
+            local_steps=self.workers.local_steps(),
+            wait_seconds=waits,
+            distance=group.from_first(self._distance),
+        )

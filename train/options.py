@@ -1,21 +1,19 @@
-"""Options that all training scripts share, spelled the same everywhere, and how a run keeps them."""
+"""Options that all training scripts share, spelled the same everywhere."""
 
-import argparse
 import dataclasses
-import itertools
 import json
 import math
-import os
-import time
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from train import distributed, stragglers
-from train.data import Sampling
+from train import stragglers
+from train.budget import Length
+from train.data.order import Sampling
+from train.fields import flag, option
 from train.files import write_whole
-from wagma_jax.strategies import ALGORITHMS, Settings, Strategy, build
+from wagma_jax.algorithms import ALGORITHMS, DEFAULT, Settings
 
 if TYPE_CHECKING:
     AlgorithmName = str
@@ -23,24 +21,7 @@ else:
     AlgorithmName = Literal[tuple(sorted(ALGORITHMS))]
 
 OPTIONS_FILE = "options.json"
-DEFAULT_STEPS = 300
-
-# What a run may change when it is resumed without becoming another one.
-_FREE = {
-    "steps", "epochs", "out", "resume", "evaluate", "preset", "log_every", "eval_every", "checkpoint_every",
-    "keep_checkpoints", "tensorboard", "loader_threads", "loader_processes", "coordinator", "processes", "process_id",
-    "straggler", "straggler_kind", "timeout_seconds",
-}  # fmt: skip
-# What it may change at the price of starting again from the consensus model.
-_RESTARTING = {
-    "algorithm", "transport", "workers", "group_size", "sync_period", "quorum", "clock", "batch_size", "sampling",
-    "late_probability",
-}  # fmt: skip
-
-# What has a meaning over MPI alone.
-_OVER_MPI = {"quorum", "clock", "straggler", "straggler_kind"}
-
-OptionsType = TypeVar("OptionsType", bound="RunOptions")
+DEFAULT_MEET_EVERY = 50  # where there are no sync rounds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,12 +35,14 @@ class RunOptions:
             if this is left out.
         workers: Number of workers P. Up to 8 get a (virtual) device each, more are simulated by one vmap. Over MPI the
             number of processes.
-        group_size: At most so many workers S in a group (wagma only): there are ceil(P / S) groups of even sizes; None:
-            about the square root of P.
-        sync_period: Rounds between global means (not for allreduce, where every step is one); None: never.
+        group_size: At most so many workers S in a group, where the algorithm has groups: there are ceil(P / S) of even
+            sizes; None: about the square root of P.
+        sync_period: Rounds between global means, unless the algorithm has one in every round; None: never.
         quorum: Over MPI, how many members of a group must arrive before it averages: 1, the first, waits for nobody.
         clock: Over MPI: step: every worker takes a step in every round. round: one that finds newer rounds complete
             jumps to them, so that a worker which is always slow takes fewer steps.
+        meet_every: Over MPI, rounds between meetings: barriers at which all workers can evaluate, save and stop. Sync
+            rounds are meetings, too. None: no others, but every 50 rounds where there are no sync rounds.
         timeout_seconds: Over MPI, how long a worker waits for others before the run is given up.
         straggler: Over MPI, injected delays: none, rotating:SECONDS[:K] (K random workers a step), fixed:RANK:SECONDS,
             or lognormal:SIGMA[:SECONDS] (all workers, of this median). Drawn beforehand from the seed.
@@ -68,66 +51,67 @@ class RunOptions:
             previous model. Drawn beforehand from the seed. Algorithms that wait for everybody ignore it.
         steps: Rounds to train for; 300 if neither this nor --epochs is given.
         epochs: How often to go through the training set, in place of --steps. With --clock round all workers stop at
-            the first sync round at which they have seen so many examples together.
+            the first meeting at which they have seen so many examples together.
         batch_size: Examples per worker and step.
         sampling: whole: every worker draws from the whole training set; shard: from a part of its own.
-        seed: Of the initial model, the data order, its augmentation and the lateness.
+        seed: Of the initial model, the data order, its augmentation, the delays and the lateness.
         out: Folder of the results; None: runs/NAME-ALGORITHM-TIME. It must not hold anything yet.
+        resume_if_exists: For batch scripts that are queued again: start in --out if it is missing or empty, go on with
+            the run that it holds, and end at once if that is complete.
         log_every: Steps between log points.
-        eval_every: Steps between evaluations of the consensus model.
-        checkpoint_every: Steps between checkpoints, beside the one at the end; 0: none at all.
+        eval_every: Steps between evaluations of the consensus model. Over MPI at the next meeting.
+        checkpoint_every: Steps between checkpoints, beside the one at the end; 0: none at all. Over MPI at the next
+            meeting.
         keep_checkpoints: How many of the newest checkpoints stay.
         resume: Folder of a run to go on with, from its newest checkpoint and with its options. Given beside it,
             --steps or --epochs move its end (and stretch the schedule of the rate); another number of workers,
             algorithm, batch size or the like makes it go on from the consensus model.
         evaluate: A run, one of its checkpoints, or an exported model: evaluate its consensus model, and nothing more.
         tensorboard: Write the metrics for TensorBoard, too (needs the extra 'tensorboard').
-        loader_threads: Threads that load data, in each process that does.
-        loader_processes: Processes that load data, for files on a host with many cores; 0: the threads of this one do.
         coordinator: HOST:PORT of process 0, where several processes train together and neither Slurm nor MPI tells.
         processes: Number of processes that train together; with --coordinator.
         process_id: Which of the processes this is, from 0; with --coordinator.
     """
 
-    algorithm: AlgorithmName = "wagma"
-    transport: Literal["xla", "mpi"] = "xla"
-    workers: int = 8
-    group_size: int | None = None
-    sync_period: int | None = 10
-    quorum: int = 1
-    clock: Literal["step", "round"] = "step"
-    timeout_seconds: float = 600.0
-    straggler: str = "none"
-    straggler_kind: Literal["sleep", "compute"] = "sleep"
-    late_probability: float = 0.0
-    steps: int | None = None
-    epochs: float | None = None
-    batch_size: int = 16
-    sampling: Sampling = "whole"
-    seed: int = 0
-    out: Path | None = None
-    log_every: int = 10
-    eval_every: int = 50
-    checkpoint_every: int = 100
-    keep_checkpoints: int = 2
-    resume: Path | None = None
-    evaluate: Path | None = None
-    tensorboard: bool = False
-    loader_threads: int = 8
-    loader_processes: int = 0
-    coordinator: str | None = None
-    processes: int | None = None
-    process_id: int | None = None
+    algorithm: AlgorithmName = option(DEFAULT, resume="restarts")
+    transport: Literal["xla", "mpi"] = option("xla", resume="restarts")
+    workers: int = option(8, resume="restarts")
+    group_size: int | None = option(None, resume="restarts")
+    sync_period: int | None = option(10, resume="restarts")
+    quorum: int = option(1, resume="restarts", mpi_only=True)
+    clock: Literal["step", "round"] = option("step", resume="restarts", mpi_only=True)
+    meet_every: int | None = option(None, resume="free", mpi_only=True)
+    timeout_seconds: float = option(600.0, resume="free")
+    straggler: str = option("none", resume="free", mpi_only=True)
+    straggler_kind: Literal["sleep", "compute"] = option("sleep", resume="free", mpi_only=True)
+    late_probability: float = option(0.0, resume="restarts")
+    steps: int | None = option(None, resume="free")
+    epochs: float | None = option(None, resume="free")
+    batch_size: int = option(16, resume="restarts")
+    sampling: Sampling = option("whole", resume="restarts")
+    seed: int = option(0)
+    out: Path | None = option(None, resume="free")
+    resume_if_exists: bool = option(False, resume="free")
+    log_every: int = option(10, resume="free")
+    eval_every: int = option(50, resume="free")
+    checkpoint_every: int = option(100, resume="free")
+    keep_checkpoints: int = option(2, resume="free")
+    resume: Path | None = option(None, resume="free")
+    evaluate: Path | None = option(None, resume="free")
+    tensorboard: bool = option(False, resume="free")
+    coordinator: str | None = option(None, resume="free")
+    processes: int | None = option(None, resume="free")
+    process_id: int | None = option(None, resume="free")
 
     def check(self) -> None:
         """Raises ValueError for numbers out of range, before anything is loaded or compiled."""
         for name in (
-            "workers", "steps", "batch_size", "quorum", "log_every", "eval_every", "keep_checkpoints", "loader_threads"
+            "workers", "steps", "batch_size", "quorum", "meet_every", "log_every", "eval_every", "keep_checkpoints"
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{flag(name)} must be at least 1, got {value}")
-        for name in ("checkpoint_every", "loader_processes", "seed"):
+        for name in ("checkpoint_every", "seed"):
             if (value := getattr(self, name)) < 0:
                 raise ValueError(f"{flag(name)} must not be negative, got {value}")
         if not 0 <= self.late_probability < 1:
@@ -139,6 +123,8 @@ class RunOptions:
             raise ValueError(f"--steps {self.steps} and --epochs {self.epochs} say the same thing twice: drop one")
         if self.resume is not None and self.evaluate is not None:
             raise ValueError("--resume and --evaluate exclude each other: resume the run first, then evaluate it")
+        if self.resume_if_exists and self.out is None:
+            raise ValueError("--resume-if-exists needs to know which run: give --out, the same at every start")
 
     def _check_transport(self) -> None:
         delays = stragglers.parse(self.straggler)
@@ -156,55 +142,30 @@ class RunOptions:
                     "--clock round lets slow workers take fewer steps, so that examples of their shards would count "
                     "less: use --sampling whole"
                 )
-            if self.clock == "round" and self.epochs is not None and self.sync_period is None:
-                raise ValueError(
-                    "--epochs with --clock round ends at a sync round, where all learn how many examples they have "
-                    "seen, got --sync-period None: set a sync period, or use --steps"
-                )
             if any(value is not None for value in (self.coordinator, self.processes, self.process_id)):
                 raise ValueError("--coordinator, --processes and --process-id are for --transport xla: leave them out")
             return
         for field in dataclasses.fields(self):
-            name = field.name
-            if name in _OVER_MPI and getattr(self, name) != field.default:
+            if field.metadata.get("mpi_only") and getattr(self, field.name) != field.default:
                 raise ValueError(
-                    f"{flag(name)} {getattr(self, name)} needs --transport mpi, since all workers of one program run "
-                    "in step: start with wagma launch, or use --late-probability for simulated lateness"
+                    f"{flag(field.name)} {getattr(self, field.name)} needs --transport mpi, since all workers of one "
+                    "program run in step: start with wagma launch, or use --late-probability for simulated lateness"
                 )
 
-    def examples_per_step(self) -> int:
-        """What all workers see in one step."""
-        return self.workers * self.batch_size
-
-    def total_steps(self, num_examples: int, first_step: int = 0, first_example: int = 0) -> int:
-        """The step at which the run ends.
+    def length(self, units_per_step: int, units_per_epoch: int | None) -> Length:
+        """How long the run is to be.
 
         Args:
-            num_examples: In the training set.
-            first_step: Steps that were done before the run had this many workers.
-            first_example: Examples that were seen in them.
+            units_per_step: Of one worker's step.
+            units_per_epoch: None where there are no epochs.
+
+        Raises:
+            ValueError: ``--epochs`` is given where there are none.
         """
-        if self.epochs is None:
-            return DEFAULT_STEPS if self.steps is None else self.steps
-        left = self.epochs * num_examples - first_example
-        return max(first_step + math.ceil(left / self.examples_per_step()), 1)
-
-    def step_budget(self, num_examples: int, first_example: int = 0) -> int | None:
-        """Local steps of all workers together after which a run ends; None if it ends after a number of rounds.
-
-        Args:
-            num_examples: In the training set.
-            first_example: Examples that were seen before the run had this many workers.
-        """
-        if self.transport != "mpi" or self.clock != "round" or self.epochs is None:
-            return None
-        return math.ceil((self.epochs * num_examples - first_example) / self.batch_size)
-
-    def share_done(self, step: int, examples: int, num_examples: int) -> float:
-        """Which share of the training, as these options have it, so many steps with so many examples are."""
-        if self.epochs is None:
-            return min(step / self.total_steps(num_examples), 1.0)
-        return min(examples / (self.epochs * num_examples), 1.0)
+        if self.epochs is not None and units_per_epoch is None:
+            raise ValueError(f"--epochs {self.epochs} has no meaning here, where data has no end: use --steps")
+        by_units = self.transport == "mpi" and self.clock == "round" and self.epochs is not None
+        return Length(self.steps, self.epochs, self.workers * units_per_step, units_per_epoch, by_units)
 
     def settings(self, **others: Any) -> Settings:
         """What the algorithm is built from."""
@@ -219,23 +180,11 @@ class RunOptions:
             **others,
         )
 
-    def strategy(self, axis_name: str) -> Strategy:
-        """The algorithm, ready for a training step."""
-        return build(self.algorithm, self.settings(axis_name=axis_name))
-
-    def join_processes(self) -> int:
-        """Joins the other processes of the run, if there are any; the number of processes."""
-        return distributed.initialize(self.coordinator, self.processes, self.process_id)
-
-    def make_out(self, name: str) -> Path:
-        """Creates the folder of the results; ValueError if it holds anything already. To be called by all processes."""
-        name = f"{name}-{self.algorithm}-{time.strftime('%Y%m%d-%H%M%S')}"
-        made = distributed.agreed(lambda: _new_folder(Path("runs") / name, self.out) if distributed.is_first() else "")
-        return Path(distributed.from_first(str(made)))
-
     def save(self, out: Path) -> None:
         """Writes the options to a run's folder, for :meth:`load`; without those that are of this start alone."""
-        kept = dataclasses.replace(self, resume=None, coordinator=None, processes=None, process_id=None)
+        kept = dataclasses.replace(
+            self, resume=None, resume_if_exists=False, coordinator=None, processes=None, process_id=None
+        )
         write_whole(out / OPTIONS_FILE, json.dumps(kept.to_json(), indent=2) + "\n")
 
     def to_json(self) -> dict[str, Any]:
@@ -247,15 +196,20 @@ class RunOptions:
         """The options of the run in a folder.
 
         Raises:
-            ValueError: There is none.
+            ValueError: There is none, or it is of another version or script.
         """
         path = folder / OPTIONS_FILE
         try:
             return cls.from_json(json.loads(path.read_text()))
-        except (OSError, json.JSONDecodeError, TypeError) as error:
+        except (OSError, json.JSONDecodeError) as error:
             raise ValueError(
                 f"{folder} is not the folder of a run, {OPTIONS_FILE} cannot be read ({error}): give the folder that "
                 "--out named"
+            ) from None
+        except TypeError as error:
+            raise ValueError(
+                f"the run in {folder} is of another version of this project or of another script ({error}): go on "
+                "with the one that it was begun with, or start a new run"
             ) from None
 
     @classmethod
@@ -266,23 +220,23 @@ class RunOptions:
 
     def setup(self) -> dict[str, Any]:
         """What cannot change within a run without starting again from its consensus model."""
-        return {name: getattr(self, name) for name in sorted(_RESTARTING)}
+        fields = dataclasses.fields(self)
+        return {f.name: getattr(self, f.name) for f in fields if f.metadata.get("resume") == "restarts"}
 
     def setup_changes(self, saved: Mapping[str, Any]) -> list[str]:
         """How the set-up differs from a saved one, for people."""
         return [
             f"{flag(name)} {saved.get(name)} -> {value}"
-            for name, value in self.setup().items()
+            for name, value in sorted(self.setup().items())
             if saved.get(name) != value
         ]
 
     def check_resumes(self, saved: "RunOptions") -> None:
         """Raises ValueError if these options would make another run of a saved one."""
         for field in dataclasses.fields(self):
-            mine, its = getattr(self, field.name), getattr(saved, field.name)
-            if field.name == "dataset":  # the same data may lie elsewhere now
-                mine, its = (str(name).partition(":")[0] for name in (mine, its))
-            if mine != its and field.name not in _FREE | _RESTARTING:
+            same = field.metadata.get("same") or (lambda value: value)
+            mine, its = same(getattr(self, field.name)), same(getattr(saved, field.name))
+            if mine != its and field.metadata.get("resume", "fixed") == "fixed":
                 raise ValueError(
                     f"{flag(field.name)} is {its} in the run that --resume names, got {mine}: leave it "
                     "out, or start a new run"
@@ -291,113 +245,6 @@ class RunOptions:
             raise ValueError(
                 f"the results of --resume {self.resume} go on in its own folder: leave out --out {self.out}"
             )
-
-
-def flag(name: str) -> str:
-    """How the command line spells an option."""
-    return f"--{name.replace('_', '-')}"
-
-
-def _new_folder(default: Path, wanted: Path | None) -> Path:
-    """Makes the folder that is wanted, or else a new one, and claims it."""
-    numbered = (default.with_name(f"{default.name}-{number}") for number in itertools.count(1))
-    for out in itertools.chain([default], numbered) if wanted is None else [wanted]:
-        if _claim(out):
-            return out
-    raise ValueError(
-        f"--out {wanted} exists and is not empty: choose another folder, remove it, or go on with the run in it by "
-        "--resume"
-    )
-
-
-def _claim(out: Path) -> bool:
-    """Makes a folder, with an empty file of options as the sign of its owner; False if it holds anything already."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if any(out.iterdir()):
-            return False
-        (out / OPTIONS_FILE).open("x").close()
-    except OSError as problem:
-        if isinstance(problem, FileExistsError) and out.is_dir():  # another run was faster
-            return False
-        raise ValueError(f"--out {out} cannot be made ({problem}): choose a folder that can") from None
-    return True
-
-
-def parse(
-    cls: type[OptionsType],
-    prog: str,
-    presets: Mapping[str, Mapping[str, Any]],
-    cli: Callable[..., OptionsType],
-    arguments: Sequence[str],
-) -> OptionsType:
-    """Reads a command line whose defaults come from ``--preset``, or from the run of ``--resume`` or ``--evaluate``.
-
-    Args:
-        cls: The script's options.
-        prog: How the script is called.
-        presets: By name, the defaults that differ from the usual ones.
-        cli: ``tyro.cli``.
-        arguments: The words of the command line.
-
-    Raises:
-        ValueError: A preset or run that does not exist, or both.
-    """
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for name in ("--preset", "--resume", "--evaluate", "--transport"):
-        first.add_argument(name, nargs="?")
-    try:
-        found, _ = first.parse_known_args(list(arguments))
-    except argparse.ArgumentError as error:
-        raise ValueError(str(error)) from None
-    given = [name for name, value in vars(found).items() if value is not None and name != "transport"]
-    if len(given) > 1:
-        raise ValueError(f"--{' and --'.join(given)} exclude each other: each says where the options come from")
-    default = cls()
-    if found.preset in presets:  # tyro says what is wrong with the others
-        default = dataclasses.replace(default, **presets[found.preset])
-    elif found.resume:
-        default = dataclasses.replace(cls.load(Path(found.resume)), out=Path(found.resume))
-    elif found.evaluate:
-        try:
-            default = cls.from_json(find_options(Path(found.evaluate)))
-        except TypeError as error:
-            raise ValueError(f"{found.evaluate} is of another script or version ({error})") from None
-    if any(word.split("=")[0] in ("--epochs", "--steps") for word in arguments):  # one takes the other's place
-        default = dataclasses.replace(default, steps=None, epochs=None)
-    default = dataclasses.replace(default, preset=None, resume=None, evaluate=None)
-    if found.transport == "xla":  # what a run over MPI had has no meaning within one program
-        fields = {field.name: field.default for field in dataclasses.fields(cls)}
-        default = dataclasses.replace(default, **{name: fields[name] for name in _OVER_MPI})
-    size = distributed.mpi_processes(os.environ)
-    if found.transport == "mpi" and (launcher := distributed.launched(os.environ)) is not None:
-        size = launcher.processes  # of srun too, which may or may not speak MPI
-    over_mpi = default.transport == "mpi" if found.resume else size > 1 and not found.evaluate
-    if found.transport != "xla" and (over_mpi or found.transport == "mpi"):
-        workers = default.workers if found.resume and size == 1 else size
-        default = dataclasses.replace(default, transport="mpi", workers=workers)
-    return cli(cls, prog=prog, description=str(cls.__doc__).partition("\n")[0], args=list(arguments), default=default)
-
-
-def find_options(path: Path) -> dict[str, Any]:
-    """The options of the run that a path belongs to: its folder, a checkpoint in it, or an exported model.
-
-    Raises:
-        ValueError: There are none.
-    """
-    if not path.is_dir():
-        raise ValueError(f"{path} is not a folder: give a run, one of its checkpoints, or an exported model")
-    for folder in (path, *path.absolute().parents[:2]):
-        for name in (OPTIONS_FILE, "description.json"):
-            try:
-                values = json.loads((folder / name).read_text())
-            except (OSError, json.JSONDecodeError):
-                continue
-            return values if name == OPTIONS_FILE else values["options"]
-    raise ValueError(
-        f"{path} belongs to no run: neither it nor the folders above it have {OPTIONS_FILE} or description.json; give "
-        "a run, one of its checkpoints, or an exported model"
-    )
 
 
 def _from_json(value: Any, hint: Any) -> Any:

@@ -1,44 +1,45 @@
 """Goes on with a run: exactly from its newest checkpoint, or from its consensus model if the set-up has changed."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-import optax
-from jax.sharding import Mesh, SingleDeviceSharding
 
-import wagma_jax as wagma
-from train import checkpoints, report
-from train.checkpoints import Position
-from train.devices import sharded
+from train import checkpoints, console
+from train.budget import Length
+from train.checkpoints import Position, Saved
+from train.learner import Begin, Learner
 from train.options import RunOptions
+from train.pytrees import as_numpy, as_shapes, mean_of_workers
+from train.task import Model
+from train.transports.group import Group
+
+CHECKPOINTS = "checkpoints"
+CONSENSUS = "consensus"
 
 
-class StateParts(NamedTuple):
-    """How the state of one worker is made; its model is restored, or made from a seed.
+class Found(NamedTuple):
+    """Where a run goes on.
 
     Attributes:
-        model: The shapes of the model, a tree.
-        optimizer: From the model to the optimizer's state.
-        strategy: From the model to the algorithm's state; may use the axis of the workers.
+        position: Where it is.
+        state: The state of this process's workers, as its transport restores it, or what all begin with.
+        about: What to tell people.
     """
 
-    model: Any
-    optimizer: Callable[[Any], Any]
-    strategy: Callable[[Any], Any]
-
-    def create(self, model: Any) -> dict[str, Any]:
-        """The state of one worker with this model; traced."""
-        return {"model": model, "optimizer": self.optimizer(model), "strategy": self.strategy(model)}
+    position: Position
+    state: Any
+    about: str
 
 
 def restore(
-    options: RunOptions, folder: Path, parts: StateParts, num_examples: int, mesh: Mesh | None, axis_name: str
-) -> tuple[Position, dict[str, Any]] | None:
-    """Position and state at the newest checkpoint in a folder; nothing of the run's own is compiled.
+    options: RunOptions, learner: Learner, transport: Any, place: Any, group: Group, length: Length
+) -> Found | None:
+    """Position and state at the newest checkpoint of the run that is resumed; nothing of the run is compiled.
 
     If algorithm, workers or batches are not those of the checkpoint, the result is that of a run which begins at that
     step: all workers get the mean of the parameters, statistics and momentum, the algorithm's state is new, and the
@@ -46,46 +47,41 @@ def restore(
 
     Args:
         options: Those of the resumed run.
-        folder: Of the checkpoints.
-        parts: How the state is made.
-        num_examples: In the training set.
-        mesh: Where the workers are.
-        axis_name: Of the workers.
+        learner: One worker's computations.
+        transport: The module of the transport.
+        place: Where the workers are.
+        group: The processes; all call this.
+        length: How long the run is to be.
 
     Returns:
-        The position, and the state of all workers by the names of its parts; None if there is no checkpoint.
+        None if there is no checkpoint.
 
     Raises:
         ValueError: The checkpoint is of another model or data set, or none can be read.
     """
+    assert options.resume is not None
+    folder = options.resume / CHECKPOINTS
+    optimizer = jax.eval_shape(learner.optimizer_state, as_shapes(learner.task.like))
 
-    def like(position: Position) -> dict[str, Any]:
-        model = jax.tree.map(lambda x: jax.ShapeDtypeStruct((position.workers, *x.shape), x.dtype), parts.model)
-        if options.setup_changes(position.setup):
-            opt_state = jax.eval_shape(jax.vmap(parts.optimizer), model)
-            return {"model": checkpoints.as_numpy(model), "optimizer": checkpoints.as_numpy(opt_state)}
-        state = jax.eval_shape(wagma.for_workers(parts.create, axis_name=axis_name), model)
-        sharding = sharded(mesh, axis_name) or SingleDeviceSharding(jax.devices()[0])
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state)
+    def read(path: Path, saved: Saved) -> Any:
+        if options.setup_changes(saved.position.setup):
+            return consensus(path, saved, learner.task.like, optimizer) if group.is_first else None
+        return transport.restore(options, learner, place, path, saved)
 
-    found = checkpoints.restore_newest(folder, like, report.warn)
+    found = checkpoints.read_newest(folder, read, console.warn, group)
     if found is None:
-        report.say(f"there is no checkpoint in {folder}: starting from step 0")
+        console.say(f"there is no checkpoint in {folder}: starting from step 0")
         return None
-    position, items, unreadable = found
-    if position.num_examples != num_examples:
-        raise ValueError(
-            f"the run has trained on {position.num_examples} examples, and the data set has {num_examples} now: give "
-            "the data that it was begun with, or start a new run"
-        )
-    checkpoints.set_aside(folder, unreadable)
+    position, state = found.saved.position, found.found
+    check_fingerprint(position, fingerprint(learner.task.fingerprint))
+    checkpoints.set_aside(folder, found.unreadable, group)
     changes = options.setup_changes(position.setup)
     if not changes:
-        total = options.total_steps(num_examples, position.first_step, position.first_example)
+        total = length.total_steps(position.first_step, position.first_example)
         stretched = f", with a schedule for {total} steps instead of {position.total_steps}"
-        report.say(f"going on from step {position.step}{stretched if total != position.total_steps else ''}")
-        return position, items
-    report.say(
+        about = f"going on from step {position.step}{stretched if total != position.total_steps else ''}"
+        return Found(position, state, about)
+    about = (
         f"{', '.join(changes)}: starting again from the consensus of {position.workers} workers at step {position.step}"
     )
     position = dataclasses.replace(
@@ -94,12 +90,102 @@ def restore(
         workers=options.workers,
         first_step=position.step,
         first_example=position.examples,
-        first_share=options.share_done(position.step, position.examples, num_examples),
+        first_share=length.share_done(position.step, position.examples),
+        local_steps=(0,) * options.workers,
         wait_seconds=(),
     )
-    means = checkpoints.mean_of_workers(items)
-    # by which the rate goes; workers that skipped rounds had another count
-    means["optimizer"] = optax.tree_utils.tree_set(means["optimizer"], count=np.int32(position.step))
-    copies = wagma.replicate(means, options.workers, mesh=mesh, axis_name=axis_name)
-    initial = jax.jit(wagma.for_workers(parts.strategy, axis_name=axis_name, mesh=mesh))
-    return position, {**copies, "strategy": initial(copies["model"])}
+    return Found(position, group.from_first(state), about)
+
+
+def fingerprint(values: Any) -> dict[str, str]:
+    """What must not change, as checkpoints keep it."""
+    return {name: str(value) for name, value in values.items()}
+
+
+def check_fingerprint(position: Position, now: dict[str, str]) -> None:
+    """Raises ValueError if the run was made with something else."""
+    for name in [*now, *position.fingerprint]:
+        before, after = position.fingerprint.get(name), now.get(name)
+        if before != after:
+            raise ValueError(
+                f"the run was made with {name}: {_short(before)}, and there are now {_short(after)}: give the data "
+                "that it was begun with, or start a new run"
+            )
+
+
+def _short(text: str | None) -> str:
+    return "none" if text is None else text if len(text) < 80 else text[:80] + " ..."
+
+
+def consensus(checkpoint: Path, saved: Saved, model: Model, optimizer: Any = None) -> Begin:
+    """The mean of all workers of a checkpoint, read one worker at a time where each has written a part of its own.
+
+    Args:
+        checkpoint: Its folder.
+        saved: What it says of itself.
+        model: Shapes and dtypes of one worker's model.
+        optimizer: Of one worker's optimizer; None: it is not read.
+
+    Returns:
+        NumPy arrays.
+
+    Raises:
+        DifferentModelError: It holds another model.
+    """
+    wanted = {"model": model} if optimizer is None else {"model": model, "optimizer": optimizer}
+    means = {name: like for name, like in wanted.items() if not jax.tree.leaves(like)}
+    wanted = {name: like for name, like in wanted.items() if name not in means}
+    if saved.position.stacked:
+        stacked = as_numpy(wanted, saved.position.workers)
+        means |= mean_of_workers(checkpoints.read(checkpoint, saved, checkpoints.part_of(None), stacked))
+        return Begin(means["model"], means.get("optimizer"))
+    for name, like in as_numpy(wanted).items():
+        parts = [part for part, pieces in saved.parts.items() if name in pieces]
+        means[name] = _mean(checkpoints.read(checkpoint, saved, part, {name: like})[name] for part in parts)
+    return Begin(means["model"], means.get("optimizer"))
+
+
+def _mean(trees: Iterable[Any]) -> Any:
+    """As ``mean_of_workers``, of one tree after the other."""
+    first: Any = None
+    sums, count = None, 0
+    for tree in trees:
+        wide = jax.tree.map(lambda x: x.astype(_wide(x.dtype)), tree)
+        sums = wide if sums is None else jax.tree.map(np.add, sums, wide)
+        first, count = (tree if first is None else first), count + 1
+
+    def mean(total, first):
+        return (total / count).astype(first.dtype) if jnp.issubdtype(first.dtype, jnp.inexact) else first
+
+    return jax.tree.map(mean, sums, first)
+
+
+def _wide(dtype: Any) -> Any:
+    inexact = jnp.issubdtype(dtype, jnp.inexact)
+    return np.float32 if inexact and dtype.itemsize < 4 else dtype
+
+
+def load_consensus(path: Path, like: Model, group: Group) -> Model:
+    """The consensus model of a run, of one of its checkpoints, or an exported one; NumPy arrays.
+
+    Args:
+        path: What it is of.
+        like: Shapes and dtypes of one worker's model.
+        group: The processes; all call this.
+
+    Raises:
+        ValueError: ``path`` is none of these, or holds another model.
+    """
+    if (path / "description.json").is_file():
+        return checkpoints.load_export(path, like)
+    if path.name.isdigit():
+        saved = checkpoints.look(path)
+        return consensus(path, saved, like).model
+    found = checkpoints.read_newest(
+        path / CHECKPOINTS, lambda step, saved: consensus(step, saved, like), console.warn, group
+    )
+    if found is not None:
+        return found.found.model
+    if (path / CONSENSUS).is_dir():
+        return checkpoints.load_export(path / CONSENSUS, like)
+    raise ValueError(f"{path} has neither a checkpoint nor an exported model: train on with --resume {path}")

@@ -1,20 +1,18 @@
 """What a workload gives to training, and what training gives to a workload: interfaces, no logic.
 
 A workload is one class that has the members of :class:`Task`. It never sees other workers, axis names, transports or
-algorithms; training never sees images, text or experience.
+algorithms; training never sees what their data are.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
 
 Model = dict[str, Any]
 """``{"params": floating leaves, "stats": statistics}``, exchanged and exported whole; ``stats`` is {} without any."""
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Mean(NamedTuple):
@@ -26,7 +24,7 @@ class Mean(NamedTuple):
     """
 
     total: jax.Array
-    count: jax.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 class Gradients(NamedTuple):
@@ -80,17 +78,23 @@ class Place(Protocol):
         num_workers: P, of all processes.
         workers: Those of this process.
         part: (which, of how many) of an evaluation is this process's.
+        devices: Of this process, for an evaluation.
     """
 
-    num_workers: int
-    workers: range
-    part: tuple[int, int]
+    @property
+    def num_workers(self) -> int: ...  # noqa: D102
+    @property
+    def workers(self) -> range: ...  # noqa: D102
+    @property
+    def part(self) -> tuple[int, int]: ...  # noqa: D102
+    @property
+    def devices(self) -> Sequence[Any]: ...  # noqa: D102
 
     def put(self, tree: Any) -> Any:
         """Brings host arrays [len(workers), ...] onto the devices, as ``Batch.arrays``."""
         ...
 
-    def map(self, function: F, donate: Sequence[int] = ()) -> F:
+    def map(self, function: Callable[..., Any], donate: Sequence[int] = ()) -> Callable[..., Any]:
         """Compiles a function of one worker's arrays for all workers, of arrays as :meth:`put` returns them."""
         ...
 
@@ -119,7 +123,7 @@ class Task(Protocol):
 
     Attributes:
         name: Of the model and the data, for titles.
-        unit: What is counted, in the plural: "images", "tokens".
+        unit: What is counted, in the plural: "rows", "tokens".
         units_per_step: Of one worker's step; nominal where they vary.
         units_per_epoch: None where there are no epochs.
         like: Shapes and dtypes of one worker's model.
@@ -129,14 +133,22 @@ class Task(Protocol):
         score: What tables and pictures show first.
     """
 
-    name: str
-    unit: str
-    units_per_step: int
-    units_per_epoch: int | None
-    like: Model
-    batch_shapes: Sequence[Any]
-    fingerprint: Mapping[str, Any]
-    score: Score
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def unit(self) -> str: ...  # noqa: D102
+    @property
+    def units_per_step(self) -> int: ...  # noqa: D102
+    @property
+    def units_per_epoch(self) -> int | None: ...  # noqa: D102
+    @property
+    def like(self) -> Model: ...  # noqa: D102
+    @property
+    def batch_shapes(self) -> Sequence[Any]: ...  # noqa: D102
+    @property
+    def fingerprint(self) -> Mapping[str, Any]: ...  # noqa: D102
+    @property
+    def score(self) -> Score: ...  # noqa: D102
 
     def init(self, seed: int) -> Model:
         """The model that all workers start from, NumPy arrays; the same for the same seed."""

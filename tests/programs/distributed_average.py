@@ -1,6 +1,6 @@
 """One process of two, each with two CPU devices, without MPI: the rounds over jax.distributed, checked on each process.
 
-Arguments: coordinator address, number of processes, process id.
+Arguments: coordinator address, process id.
 """
 
 import sys
@@ -8,10 +8,10 @@ import sys
 import jax
 import numpy as np
 
-coordinator, num_processes, process_id = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+coordinator, process_id = sys.argv[1], int(sys.argv[2])
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 2)
-jax.distributed.initialize(coordinator, num_processes, process_id, initialization_timeout=60)
+jax.distributed.initialize(coordinator, 2, process_id, initialization_timeout=60)
 
 from jax.sharding import AxisType, NamedSharding, PartitionSpec  # noqa: E402
 from reference import LateRuleReference  # noqa: E402
@@ -19,7 +19,7 @@ from reference import LateRuleReference  # noqa: E402
 import wagma_jax as wagma  # noqa: E402
 
 P = jax.device_count()
-assert (P, jax.local_device_count()) == (2 * num_processes, 2)
+assert (P, jax.local_device_count()) == (4, 2)
 mesh = jax.make_mesh((P,), ("data",), axis_types=(AxisType.Auto,))
 sharding = NamedSharding(mesh, PartitionSpec("data"))
 

@@ -1,10 +1,10 @@
-"""One of two or more ranks: the doctor's steps over an exchange that tears models, differs after syncs, and waits."""
+"""The doctor's steps over an exchange that tears models, differs after syncs, and waits."""
 
 import sys
 
 import numpy as np
 
-from wagma_jax.exchange import checkup
+from wagma_jax.commands.doctor import checkup
 
 
 class Faulty(checkup.GroupExchange):

@@ -1,9 +1,12 @@
-"""One of several MPI processes: runs of train.images one after the other, their command lines as JSON."""
+"""Several runs of train.images over MPI, one after the other; the command lines come as JSON."""
 
 import json
 import sys
 
-from train import images
+from train import run
+from train.images import WORKLOAD
 
-for arguments in json.loads(sys.argv[1]):
-    images.main(arguments)
+for command in json.loads(sys.argv[1]):
+    prepared = run.prepare(WORKLOAD, run.parse(WORKLOAD, command))
+    run.run(prepared)
+    prepared.group.close()

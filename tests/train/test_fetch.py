@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from train import fetch
-from train.data.arrays import fashion_mnist
+from train.data.images.arrays import fashion_mnist
 
 NAME = "fashion-mnist"
 FILES = {"train": b"images to train on", "test": b"images to test with" * 10_000}

@@ -281,7 +281,7 @@ class GroupExchange:
             self._counter, sums = self._engine.meet(tally, self.timeout_seconds)
             self._stands = self._counter
             if self._recorder is not None:
-                self._recorder.add(entries.Meet(entered, leave=time.perf_counter()))
+                self._recorder.add(entries.Meet(entered, time.perf_counter()))
             return sums
 
     def state(self) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""What the README claims, and how to measure it again: one module or package per question."""

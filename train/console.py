@@ -1,0 +1,41 @@
+"""What people see of a run while it goes on: lines, warnings and a progress bar."""
+
+import sys
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+# Without a terminal nobody's window says how wide tables may be.
+console = Console(width=None if sys.stdout.isatty() else 110)
+
+_speaks = True
+
+
+def set_speaker(flag: bool) -> None:
+    """Says whether this process speaks for the run. Of several processes the first one should, and no other."""
+    global _speaks
+    _speaks = flag
+
+
+def say(text: str) -> None:
+    """Prints a line for people, if this process speaks for the run."""
+    if _speaks:
+        console.print(text, highlight=False, markup=False)
+
+
+def warn(text: str) -> None:
+    """Prints a line that should not be missed, on every process: it may concern that one alone."""
+    console.print(text, style="yellow", highlight=False, markup=False)
+
+
+def progress_bar() -> Progress:
+    """A bar with a field ``status`` for loss and rate; not shown by a process that does not speak for the run."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[status]}"),
+        console=console,
+        disable=not _speaks,
+    )

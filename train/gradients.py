@@ -1,0 +1,88 @@
+"""The loss of a worker's batch and its gradients, in one piece or one micro-batch after the other."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def mean_loss_and_gradients(
+    loss_function: Callable[[Any, Any, Any], tuple[jax.Array, tuple[Any, Any]]],
+    params: Any,
+    carry: Any,
+    batch: Any,
+    accumulate: int = 1,
+) -> tuple[jax.Array, Any, Any, Any]:
+    """Loss and gradients of a batch, computed one micro-batch after the other.
+
+    The means over equal micro-batches are those over the batch if the loss is a mean over independent examples. It is
+    not under normalization by batch statistics, which are then those of a micro-batch; and running statistics that
+    travel in ``carry`` move on ``accumulate`` times.
+
+    Works under ``jit``, ``vmap`` and ``shard_map``; gradients vary over workers where ``params`` do.
+
+    Args:
+        loss_function: Called as ``loss_function(params, carry, micro_batch)``; returns ``(loss, (carry, metrics))``,
+            the loss a floating scalar, the metrics a tree of real arrays whose mean says something.
+        params: Any tree of floating arrays: what to differentiate by.
+        carry: Any tree; every micro-batch gets that of the one before, with unchanged shapes, dtypes and, under
+            ``shard_map``, axes that it varies over (as ``jax.lax.scan`` demands).
+        batch: Any tree of arrays [examples, ...]; consecutive examples form a micro-batch.
+        accumulate: Micro-batches in the batch. 1: exactly ``jax.value_and_grad``.
+
+    Returns:
+        The mean loss, the last carry, the mean metrics, and the mean gradients, a tree like ``params``.
+
+    Raises:
+        ValueError: The batch cannot be split into that many equal parts.
+    """
+    value_and_grad = jax.value_and_grad(loss_function, has_aux=True)
+    if accumulate == 1:
+        (loss, (carry, metrics)), gradients = value_and_grad(params, carry, batch)
+        return loss, carry, metrics, gradients
+
+    def add(state, micro_batch):
+        sums, carry = state
+        (loss, (carry, metrics)), gradients = value_and_grad(params, carry, micro_batch)
+        return (jax.tree.map(jnp.add, sums, gradients), carry), (loss, metrics)
+
+    # zeros like the parameters, not plain ones: they vary over the same axes, and so do gradients
+    start = (jax.tree.map(jnp.zeros_like, params), carry)
+    (sums, carry), (losses, metrics) = jax.lax.scan(add, start, _split(batch, accumulate))
+    loss, metrics = jax.tree.map(lambda each: jnp.mean(each, axis=0), (losses, metrics))
+    return loss, carry, metrics, jax.tree.map(lambda total: total / accumulate, sums)
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -> jax.Array:
+    """Softmax cross-entropy of each example, with smoothed labels.
+
+    Label smoothing is that of Szegedy et al., "Rethinking the Inception Architecture", 2015 (arXiv:1512.00567).
+
+    Args:
+        logits: Floating [batch, classes].
+        labels: Integers [batch] in [0, classes).
+        smoothing: Share of every label that is spread evenly over all classes, in [0, 1).
+
+    Returns:
+        [batch], of the logits' dtype, in nats.
+    """
+    if smoothing == 0:
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype), smoothing)
+    return optax.softmax_cross_entropy(logits, targets)
+
+
+def _split(batch: Any, parts: int) -> Any:
+    """Maps [examples, ...] to [parts, examples / parts, ...]."""
+
+    def split(leaf):
+        if not jnp.ndim(leaf) or len(leaf) % parts:
+            raise ValueError(
+                f"--accumulate must divide the examples of a worker's batch, got {parts} and an array of shape "
+                f"{list(jnp.shape(leaf))}: change it or --batch-size"
+            )
+        return leaf.reshape(parts, len(leaf) // parts, *leaf.shape[1:])
+
+    return jax.tree.map(split, batch)

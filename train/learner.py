@@ -1,0 +1,117 @@
+"""One worker's state, and the two halves of a step: before and after workers combine what they have learned."""
+
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from train.task import Mean, Model, Task
+
+
+class State(NamedTuple):
+    """One worker's state.
+
+    Attributes:
+        model: Parameters and statistics.
+        optimizer: State of the local optimizer.
+        carry: The workload's local state.
+        algorithm: State of the algorithm, where the algorithm runs inside XLA; () otherwise.
+    """
+
+    model: Model
+    optimizer: Any
+    carry: Any
+    algorithm: Any
+
+
+class Begin(NamedTuple):
+    """What all workers begin with, where they do not go on from a state of their own.
+
+    Attributes:
+        model: NumPy arrays.
+        optimizer: State of the local optimizer, NumPy arrays; None: a new one.
+    """
+
+    model: Model
+    optimizer: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Learner:
+    """One worker's computations; all methods are traced and pure.
+
+    Attributes:
+        task: The workload.
+        optimizer: The local optimizer; its ``update`` takes ``share``.
+        exchanges: What workers combine: "models" after the local step, or "gradients" before it.
+        seed: Of what a step draws.
+    """
+
+    task: Task
+    optimizer: optax.GradientTransformationExtraArgs
+    exchanges: Literal["models", "gradients"]
+    seed: int
+
+    def optimizer_state(self, model: Model) -> Any:
+        """The optimizer's state before the first step."""
+        return self.optimizer.init(model["params"])
+
+    def carry(self, worker: jax.Array, first_step: int) -> Any:
+        """The workload's local state of a worker (int32 []) that begins at this step."""
+        return self.task.carry(self._key(jnp.asarray(-1 - first_step, jnp.int32), worker))
+
+    def exchanged(self, model: Model) -> Any:
+        """A tree like those that are exchanged."""
+        if self.exchanges == "models":
+            return model
+        return {"params": jax.tree.map(jnp.zeros_like, model["params"]), "stats": model["stats"]}
+
+    def before(
+        self, model: Model, optimizer: Any, carry: Any, batch: Any, step: jax.Array, worker: jax.Array, share: jax.Array
+    ) -> tuple[Any, Any, Any, dict[str, Mean]]:
+        """The first half of a step.
+
+        Args:
+            model: The model at which the step begins.
+            optimizer: State of the local optimizer.
+            carry: The workload's local state.
+            batch: One worker's batch.
+            step: int32 []: steps that this worker has taken in the whole run.
+            worker: int32 []: its index.
+            share: float32 [] in [0, 1]: the share of the training that is done.
+
+        Returns:
+            (what is to be exchanged, optimizer's state, carry, metrics).
+        """
+        made = self.task.gradients(model, carry, batch, self._key(step, worker))
+        if self.exchanges == "gradients":
+            return {"params": made.grads, "stats": made.stats}, optimizer, made.carry, made.metrics
+        model, optimizer = self._apply(made.grads, made.stats, model, optimizer, share)
+        return model, optimizer, made.carry, made.metrics
+
+    def after(self, model: Model, optimizer: Any, combined: Any, share: jax.Array) -> tuple[Model, Any]:
+        """The second half: (model, optimizer's state) from what came back of the exchange."""
+        if self.exchanges == "gradients":
+            return self._apply(combined["params"], combined["stats"], model, optimizer, share)
+        return combined, optimizer
+
+    def square_distance(self, sent: Any, combined: Any) -> jax.Array:
+        """float32 []: how far the exchange has moved the parameters, squared; at a global mean, to the consensus."""
+        if self.exchanges == "gradients":  # parameters are equal all the time
+            return jnp.zeros((), jnp.float32)
+        return square_distance(sent["params"], combined["params"])
+
+    def _apply(self, grads: Any, stats: Any, model: Model, optimizer: Any, share: jax.Array) -> tuple[Model, Any]:
+        updates, optimizer = self.optimizer.update(grads, optimizer, model["params"], share=share)
+        return {"params": optax.apply_updates(model["params"], updates), "stats": stats}, optimizer
+
+    def _key(self, step: jax.Array, worker: jax.Array) -> jax.Array:
+        return jax.random.fold_in(jax.random.fold_in(jax.random.key(self.seed), step), worker)
+
+
+def square_distance(a: Any, b: Any) -> jax.Array:
+    """float32 []: the squared distance of two trees of floating leaves."""
+    squares = jax.tree.map(lambda x, y: jnp.sum(jnp.square(x.astype(jnp.float32) - y.astype(jnp.float32))), a, b)
+    return jnp.asarray(sum(jax.tree.leaves(squares)), jnp.float32)

@@ -1,0 +1,83 @@
+"""Trees of arrays on the host: their layout, means over workers, and random keys as plain numbers."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def layout(tree: Any) -> dict[str, list[Any]]:
+    """Shape and dtype of every leaf, by its path."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): [list(leaf.shape), str(leaf.dtype)] for path, leaf in leaves}
+
+
+def as_numpy(like: Any, num_workers: int | None = None) -> Any:
+    """NumPy arrays of the shapes and dtypes of a tree, with a leading worker axis if a number of workers is given.
+
+    Random keys become the numbers that they are made of.
+    """
+    leading = () if num_workers is None else (num_workers,)
+
+    def empty(leaf):
+        if is_key(leaf):
+            leaf = jax.eval_shape(jax.random.key_data, leaf)
+        return np.empty((*leading, *leaf.shape), leaf.dtype)
+
+    return jax.tree.map(empty, like)
+
+
+def as_shapes(tree: Any) -> Any:
+    """The shapes and dtypes of a tree."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+
+
+def is_key(leaf: Any) -> bool:
+    """Whether a leaf is made of typed random keys."""
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def plain(tree: Any) -> Any:
+    """The tree with random keys as the numbers that they are made of; of arrays, or of their shapes."""
+
+    def numbers(leaf):
+        if not is_key(leaf):
+            return leaf
+        if not isinstance(leaf, jax.ShapeDtypeStruct):
+            return jax.random.key_data(leaf)
+        data = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
+        return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=leaf.sharding)
+
+    return jax.tree.map(numbers, tree)
+
+
+def restored(tree: Any, like: Any) -> Any:
+    """Undoes :func:`plain`: numbers become keys where ``like`` has such."""
+
+    def keys(leaf, like):
+        return jax.random.wrap_key_data(leaf, impl=_implementation(like)) if is_key(like) else leaf
+
+    return jax.tree.map(keys, tree, like)
+
+
+def _implementation(like: Any) -> Any:
+    """Of random keys, or of their shapes, about which JAX tells while tracing."""
+    found = []
+    jax.eval_shape(lambda keys: found.append(jax.random.key_impl(keys)), like)
+    return found[0]
+
+
+def mean_of_workers(tree: Any) -> Any:
+    """The consensus of a tree of NumPy arrays [num_workers, ...]: means, summed in float32 or wider, of inexact leaves.
+
+    Other leaves, counters say, are the first worker's.
+    """
+
+    def mean(x):
+        if not jnp.issubdtype(x.dtype, jnp.inexact):
+            return x[0]
+        wide = x.dtype if x.dtype.itemsize >= 4 else np.float32
+        return x.mean(0, dtype=wide).astype(x.dtype)
+
+    return jax.tree.map(mean, tree)

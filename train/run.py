@@ -1,0 +1,403 @@
+"""Runs any workload: prepares, trains, evaluates and exports it. The only module that knows all the others."""
+
+import dataclasses
+import itertools
+import logging
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Generic, TypeVar
+
+import jax
+import optax
+
+from train import checkpoints, console, loop, results, resume
+from train.budget import Budget, Length
+from train.checkpoints import Checkpoints, Position
+from train.errors import GaveUpError
+from train.fields import flag
+from train.learner import Begin, Learner
+from train.options import OPTIONS_FILE, RunOptions
+from train.parsing import parse as parse_options
+from train.pytrees import as_shapes
+from train.task import Task
+from train.transports import local, mpi, program
+from train.transports.group import Group
+from wagma_jax import algorithms
+
+SUMMARY = "summary.json"
+TRANSPORTS: Mapping[str, ModuleType] = {"xla": program, "mpi": mpi}
+
+O = TypeVar("O", bound=RunOptions)  # noqa: E741
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload(Generic[O]):
+    """A workload as the command line has it.
+
+    Attributes:
+        name: Of its module: ``python -m train.NAME``.
+        options: Its options.
+        create: Makes the task; ValueError for whatever is wrong with options or data. It compiles nothing.
+        optimizer: Makes the local optimizer, whose ``update`` takes ``share``.
+        presets: Defaults by name of a preset.
+        module: How it is called; None: ``train.NAME``.
+    """
+
+    name: str
+    options: type[O]
+    create: Callable[[O], Task]
+    optimizer: Callable[[O], optax.GradientTransformationExtraArgs]
+    presets: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    module: str | None = None
+
+    @property
+    def command(self) -> str:
+        """How it is called."""
+        return f"python -m {self.module or f'train.{self.name}'}"
+
+
+class AlreadyCompleteError(Exception):
+    """The run in ``--out`` is complete, and nothing is left to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A run that has been checked, and of which nothing has been compiled.
+
+    Attributes:
+        workload: What is trained.
+        options: Its options.
+        task: The task.
+        transport: The module of its transport.
+        group: The processes.
+        place: Where the workers are.
+        learner: One worker's computations.
+        position: Where to begin.
+        budget: Where it ends.
+        state: What the workers go on with; None for a new run.
+        out: The folder of the results.
+    """
+
+    workload: Workload[Any]
+    options: RunOptions
+    task: Task
+    transport: Any
+    group: Group
+    place: Any
+    learner: Learner
+    position: Position
+    budget: Budget
+    state: Any
+    out: Path
+
+
+def prepare(workload: Workload[O], options: O, group: Group | None = None) -> Prepared:
+    """Checks everything that can be checked before anything is compiled or overwritten, and makes the results' folder.
+
+    Args:
+        workload: What is to be trained.
+        options: Its options.
+        group: The processes, if they have joined already.
+
+    Raises:
+        ValueError: On all processes: options out of range, something wrong with the data, a checkpoint of another
+            model, or ``--out`` holds something already.
+        AlreadyCompleteError: With ``--resume-if-exists``: nothing is left to do.
+    """
+    transport: Any = TRANSPORTS[options.transport]
+    if group is None:
+        options.check()
+        group = transport.join(options)
+    assert group is not None
+    place = transport.place(options, group)  # before anything else makes JAX's devices
+    console.set_speaker(group.is_first)
+    group.agreed(options.check)
+    task = group.agreed(lambda: _check_alone(workload, options, transport))
+    marks = resume.fingerprint(task.fingerprint)
+    shared = {flag(name): value for name, value in options.to_json().items() if name != "process_id"}
+    group.check_same(shared | marks)
+    length = group.agreed(lambda: options.length(task.units_per_step, task.units_per_epoch))
+    exchanges = algorithms.find(options.algorithm).exchanges
+    learner = Learner(task, workload.optimizer(options), exchanges, options.seed)
+    found = None
+    if options.resume is not None:
+        found = resume.restore(options, learner, transport, place, group, length)
+    position = group.agreed(lambda: _planned(options, length, marks, None if found is None else found.position))
+    if found is not None:
+        console.say(found.about)
+    if found is not None and found.position.first_step == found.position.step:
+        group.agreed(lambda: _set_aside_ledgers(options, found.position.step) if group.is_first else None)
+    out = options.resume
+    if out is None:
+        made = group.agreed(lambda: new_folder(workload.name, options) if group.is_first else None)
+        out = group.from_first(made)
+    assert out is not None
+    group.agreed(lambda: options.save(out) if group.is_first else None)
+    position = dataclasses.replace(position, stacked=transport.TOGETHER)
+    units = length.units() - position.first_example if length.by_units else None
+    budget = Budget(position.total_steps, position.first_step, position.first_share, units)
+    state = None if found is None else found.state
+    return Prepared(workload, options, task, transport, group, place, learner, position, budget, state, out)
+
+
+def _check_alone(workload: Workload[O], options: O, transport: Any) -> Task:
+    """What one process can check by itself."""
+    transport.strategy(options)
+    if options.tensorboard:
+        results.check_tensorboard()
+    if options.resume is not None:
+        saved = workload.options.load(options.resume)
+        options.check_resumes(saved)
+        if saved.checkpoint_every == 0:
+            raise ValueError(f"the run in {options.resume} was made with --checkpoint-every 0: start a new run")
+    return workload.create(options)
+
+
+def _planned(options: RunOptions, length: Length, marks: Mapping[str, str], found: Position | None) -> Position:
+    """Where a run begins and ends.
+
+    Raises:
+        ValueError: It is at its end already.
+        AlreadyCompleteError: Likewise, with ``--resume-if-exists``.
+    """
+    position = Position(setup=options.setup(), workers=options.workers, fingerprint=marks)
+    position = position if found is None else found
+    total = length.total_steps(position.first_step, position.first_example)
+    # what was interrupted after its last step may still be evaluated, exported and summarized
+    ended = options.resume is None or (options.resume / SUMMARY).exists() or position.first_step == position.step
+    if length.by_units:
+        reached = position.examples >= length.units()
+        what = f"has seen {position.examples} examples, which is its end: raise --epochs to train on"
+    else:
+        reached = position.step >= total
+        what = f"is at step {position.step} of {total}, which is its end: raise --steps or --epochs to train on"
+    if reached and ended:
+        if options.resume_if_exists:
+            raise AlreadyCompleteError(f"the run in {options.resume} is complete: there is nothing left to do")
+        raise ValueError(f"the run in {options.resume} {what}")
+    return dataclasses.replace(position, total_steps=max(total, position.step))
+
+
+def _set_aside_ledgers(options: RunOptions, step: int) -> None:
+    """Moves the ledgers of a run that goes on with other workers or another algorithm: they do not continue."""
+    assert options.resume is not None
+    folder = options.resume / f"ledger-before-{step}"
+    for path in sorted(options.resume.glob("ledger-*.jsonl")):
+        folder.mkdir(exist_ok=True)
+        path.rename(folder / path.name)
+
+
+def train(workload: Workload[O], options: O) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A whole run: trains, evaluates, and writes to ``--out``; see the docs for what.
+
+    Returns:
+        The summary, and the rows of the metrics file (those of the first process).
+
+    Raises:
+        ValueError: As :func:`prepare`.
+    """
+    return run(prepare(workload, options))
+
+
+def run(prepared: Prepared) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """As :func:`train`, with what :func:`prepare` returned.
+
+    Raises:
+        loop.Interrupted: On all processes: a signal asked the run to stop; it can be resumed.
+    """
+    options, task, group, position = prepared.options, prepared.task, prepared.group, prepared.position
+    schedule = prepared.transport.strategy(options).schedule
+    console.say(schedule.describe().splitlines()[0])
+    console.say("compiling ...")
+    state = prepared.state
+    if state is None:
+        # made once, as compiling its initialization takes seconds
+        state = Begin(group.from_first(task.init(options.seed) if group.is_first else {}))
+    with ExitStack() as stack:
+        workers = prepared.transport.WORKERS(
+            options, prepared.learner, group, prepared.place, position, state, prepared.out
+        )
+        stack.enter_context(workers)
+        prepared = dataclasses.replace(prepared, state=None)
+        del state
+        rows = prepared.out / "metrics.jsonl"
+        metrics = stack.enter_context(results.MetricsFile(rows, position.step, group.is_first))
+        if options.tensorboard and group.is_first:
+            board = results.TensorBoard(prepared.out / "tensorboard", position.step)
+            metrics.sinks.append(stack.enter_context(board))
+        saver = None
+        if options.checkpoint_every:
+            folder = prepared.out / resume.CHECKPOINTS
+            together = prepared.transport.TOGETHER
+            saver = stack.enter_context(Checkpoints(folder, group, options.keep_checkpoints, together))
+        training = loop.Run(options, task, workers, position, prepared.budget, metrics, saver)
+        outcome = training(task.feed(prepared.place, options.seed, position.first_example))
+        devices = workers.describe()
+    if outcome.signal is not None:
+        raise loop.Interrupted(outcome, prepared.out, saved=saver is not None)
+    summary: dict[str, Any] = {}
+    if group.is_first:
+        assert outcome.model is not None
+        description = {**task.export(), "options": options.to_json()}
+        checkpoints.export(prepared.out / resume.CONSENSUS, outcome.model, description)
+        summary = _finish(prepared, outcome, metrics.rows, schedule, devices)
+    return group.from_first(summary), metrics.rows
+
+
+def _finish(
+    prepared: Prepared, outcome: loop.Outcome, rows: list[dict[str, Any]], schedule: Any, devices: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Writes the summary of a run and its picture; on the first process."""
+    from train import pictures  # matplotlib takes long to import, and other processes do not need it
+
+    options, task, out, position = prepared.options, prepared.task, prepared.out, outcome.position
+    notes = {name: frozenset(numbers) for name, numbers in position.notes.items()}
+    extra = task.finish(out, notes, outcome.parts)
+    evaluated = [row["eval"] for row in rows if "eval" in row and row["step"] == position.step]
+    # the workers of one program wait inside of its collectives, where nothing tells their waits apart
+    waited = list(position.wait_seconds) or [None] * options.workers
+    seconds = position.seconds or float("nan")
+    summary = {
+        "algorithm": options.algorithm,
+        "transport": options.transport,
+        "workers": options.workers,
+        "group_size": schedule.group_size,
+        "group_sizes": sorted({len(group) for group in schedule.groups(0)}),
+        "sync_period": schedule.sync_period,
+        "clock": options.clock,
+        "quorum": options.quorum,
+        "straggler": options.straggler,
+        "straggler_kind": options.straggler_kind,
+        "seed": options.seed,
+        "steps": position.step,
+        "unit": task.unit,
+        "examples": position.examples,
+        "examples_per_second": position.examples / seconds,
+        "wall_seconds": position.seconds,
+        "data_wait_fraction": position.data_wait_seconds / seconds,
+        "wait_seconds": waited,
+        "late_fraction": position.late / max(position.contributions, 1),
+        "max_staleness": position.max_staleness,
+        "eval": evaluated[-1],
+        "consensus_distance": position.distance,
+        **extra,
+        **devices,
+        "jax_version": jax.__version__,
+        "options": options.to_json(),
+    }
+    title = f"{task.name}, {options.workers} workers, seed {options.seed}"
+    pictures.plot_runs(out / "training.png", {options.algorithm: rows}, title, task.score, task.unit)
+    results.write_summary(out / SUMMARY, summary)  # the last: it says that all else is there
+    return summary | {"out": str(out)}
+
+
+def new_folder(name: str, options: RunOptions) -> Path:
+    """Makes the folder of the results, ``--out`` or a new one, and claims it.
+
+    Raises:
+        ValueError: ``--out`` holds anything already, or cannot be made.
+    """
+    default = Path("runs") / f"{name}-{options.algorithm}-{time.strftime('%Y%m%d-%H%M%S')}"
+    numbered = (default.with_name(f"{default.name}-{number}") for number in itertools.count(1))
+    candidates = itertools.chain([default], numbered) if options.out is None else [options.out]
+    for out in candidates:
+        if _claim(out, options.resume_if_exists):
+            return out
+    raise ValueError(
+        f"--out {options.out} exists and is not empty: choose another folder, remove it, or go on with the run in it "
+        "by --resume"
+    )
+
+
+def _claim(out: Path, again: bool) -> bool:
+    """Makes a folder, with an empty file of options as the sign of its owner; False if it holds anything already.
+
+    Args:
+        out: The folder.
+        again: Whether a folder that holds this sign alone is taken: of a start that was killed at once.
+    """
+    sign = out / OPTIONS_FILE
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        found = list(out.iterdir())
+        if again and found == [sign] and sign.stat().st_size == 0:
+            return True
+        if found:
+            return False
+        sign.open("x").close()
+    except OSError as problem:
+        if isinstance(problem, FileExistsError) and out.is_dir():  # another run was faster
+            return False
+        raise ValueError(f"--out {out} cannot be made ({problem}): choose a folder that can") from None
+    return True
+
+
+def evaluate(workload: Workload[O], options: O) -> tuple[dict[str, float], Task]:
+    """Scores of the consensus model of a run, of one of its checkpoints, or of an exported model.
+
+    Returns:
+        The scores by name, and the task.
+
+    Raises:
+        ValueError: ``options.evaluate`` is none of these, or its model does not fit the data.
+    """
+    assert options.evaluate is not None
+    options.check()
+    task = workload.create(options)
+    model = resume.load_consensus(options.evaluate, as_shapes(task.like), Group())
+    return task.scores([task.evaluate(model, local.LocalPlace())]), task
+
+
+def parse(workload: Workload[O], arguments: Sequence[str]) -> O:
+    """The options of a command line; tyro exits with its own messages, ValueError for what it cannot know."""
+    import tyro
+
+    return parse_options(workload.options, workload.command, workload.presets, tyro.cli, arguments)
+
+
+def main(workload: Workload[Any], arguments: Sequence[str] | None = None) -> None:
+    """The command line of a workload."""
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns of what it then puts right itself
+    name = workload.command.removeprefix("python -m ")
+    group = Group()
+    try:
+        options = parse(workload, sys.argv[1:] if arguments is None else arguments)
+        if options.evaluate is not None:
+            scores, task = evaluate(workload, options)
+            console.say(f"consensus model of {options.evaluate}, {task.name}")
+            console.console.print(results.evaluation_table(scores, task.score))
+            return
+        options.check()
+        group = TRANSPORTS[options.transport].join(options)
+        with group.ending_together(ValueError, AlreadyCompleteError):
+            prepared = prepare(workload, options, group)
+    except AlreadyCompleteError as complete:
+        console.say(str(complete))
+        return
+    except ValueError as error:
+        # all processes raise the same, and over MPI the first speaks for all
+        sys.exit(f"{name}: {error}" if group.is_first or jax.process_count() > 1 else 1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    launcher = f"wagma launch -n {group.size} -- " if prepared.options.transport == "mpi" else ""
+    again = f"go on with: {launcher}{workload.command} --resume {prepared.out}"
+    try:
+        with group.ending_together():
+            summary, _ = run(prepared)
+    except loop.Interrupted as interrupted:
+        console.say(f"{interrupted}{f'; {again}' if interrupted.saved else ', without a checkpoint'}")
+        sys.exit(128 + interrupted.signal)
+    except GaveUpError as error:
+        sys.exit(f"{name}: {error}; then {again}")
+    except KeyboardInterrupt:
+        console.warn(f"stopped without saving; {again}")
+        sys.exit(130)
+    if group.is_first:
+        table = results.summary_table([summary], prepared.task.name, prepared.task.score)
+        console.console.print(table)
+        console.console.print(f"results: {summary['out']}")
+    group.close()

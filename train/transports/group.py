@@ -1,0 +1,188 @@
+"""The processes of a run: agreeing, gathering, and which one is the first."""
+
+import contextlib
+import functools
+import os
+import pickle
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+T = TypeVar("T")
+
+
+class ProcessError(RuntimeError):
+    """What was to be done by all processes failed on some; the message is the first one's."""
+
+
+class KeepsTogether(Exception):
+    """What all processes raise at the same time."""
+
+
+class Group:
+    """One process alone; the base of groups of several.
+
+    All methods but ``is_first`` are to be called by all processes, in the same order.
+
+    Attributes:
+        rank: Of this process.
+        size: How many there are.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that writes and prints."""
+        return self.rank == 0
+
+    def everyone(self, value: T) -> list[T]:
+        """The values (picklable) of all processes, on all."""
+        return [value]
+
+    def from_first(self, value: T) -> T:
+        """The first process's value (picklable)."""
+        return self.everyone(value if self.is_first else None)[0]  # type: ignore[return-value]
+
+    def abort(self) -> None:
+        """Ends all processes at once; returns where there is no other."""
+
+    def close(self) -> None:
+        """Ends the group, when all have come here."""
+
+    def agreed(self, function: Callable[[], T]) -> T:
+        """Calls a function on all processes, and returns its result only if it worked on all.
+
+        Raises:
+            ValueError: What the function raised, or another process's.
+            ProcessError: For errors of other kinds, where there are several processes.
+        """
+        if self.size == 1:
+            return function()
+        result, error = attempt(function)
+        found = self.everyone(None if error is None else (isinstance(error, ValueError), str(error) or repr(error)))
+        if error is not None:
+            raise error
+        for rank, failure in enumerate(found):
+            if failure is not None:
+                raise (ValueError if failure[0] else ProcessError)(f"process {rank}: {failure[1]}")
+        return result  # type: ignore[return-value]
+
+    def check_same(self, what: Mapping[str, Any]) -> None:
+        """Raises ValueError on all processes if any value, by its name, differs from the first process's."""
+        mine = {name: str(value) for name, value in what.items()}
+        everyone = self.everyone(mine)
+        for rank, other in enumerate(everyone):
+            different = [name for name in mine if other.get(name) != everyone[0].get(name)]
+            if different:
+                listed = ", ".join(f"{name}: {other.get(name, '')[:60]}" for name in different)
+                raise ValueError(
+                    f"process {rank} differs from process 0: {listed}; start all processes with the same options and "
+                    "data"
+                )
+
+    @contextlib.contextmanager
+    def ending_together(self, *expected: type[Exception]) -> Iterator[None]:
+        """With several processes, an unexpected exception ends this one at once: the others learn of it and end too.
+
+        Without it they would wait, inside of a collective, for a process that waits for them to shut down.
+
+        Args:
+            expected: Kinds of exceptions that all processes raise at the same time.
+        """
+        try:
+            yield
+        except Exception as problem:
+            if self.size == 1 or isinstance(problem, (KeepsTogether, *expected)):
+                raise
+            traceback.print_exc()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            self.abort()
+            os._exit(1)
+
+
+class JaxGroup(Group):
+    """The processes that ``jax.distributed`` has joined.
+
+    Args:
+        size: How many there are.
+    """
+
+    def __init__(self, size: int):
+        self.size = size
+
+    @functools.cached_property
+    def rank(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Of this process; asking JAX makes its devices, for which some options must be set before."""
+        return jax.process_index()
+
+    def everyone(self, value: T) -> list[T]:
+        """The values (picklable) of all processes, on all."""
+        from jax.experimental import multihost_utils
+
+        data = np.frombuffer(pickle.dumps(value), np.uint8)
+        sizes = np.ravel(multihost_utils.process_allgather(np.asarray(data.size, np.int32)))
+        padded = np.zeros(int(sizes.max()), np.uint8)
+        padded[: data.size] = data
+        rows = np.asarray(multihost_utils.process_allgather(padded)).reshape(self.size, -1)
+        return [pickle.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+
+
+class MpiGroup(Group):
+    """The processes of an MPI communicator.
+
+    Args:
+        comm: An mpi4py communicator; a duplicate is used.
+    """
+
+    def __init__(self, comm: Any):
+        self.world = comm
+        self.comm = comm.Dup()
+        self.rank = comm.rank
+        self.size = comm.size
+
+    def everyone(self, value: T) -> list[T]:
+        """The values (picklable) of all processes, on all."""
+        return self._met().allgather(value)
+
+    def from_first(self, value: T) -> T:
+        """The first process's value (picklable)."""
+        return self._met().bcast(value)
+
+    def abort(self) -> None:
+        """Ends all processes at once."""
+        self.world.Abort(1)
+
+    def close(self) -> None:
+        """Frees the communicator."""
+        self.comm.Free()
+
+    def _met(self) -> Any:
+        """The communicator, when all have come to the same place: they sleep until then."""
+        from wagma_jax.exchange.barrier import barrier
+
+        barrier(self.comm)
+        return self.comm
+
+
+def attempt(function: Callable[[], T]) -> tuple[T | None, Exception | None]:
+    """What a function returns, or its error to tell others: whatever it is, they must not wait for this process."""
+    try:
+        return function(), None
+    except ValueError as problem:
+        return None, problem
+    except Exception as problem:
+        error = ProcessError(in_a_line(problem))
+        error.__cause__ = problem
+        return None, error
+
+
+def in_a_line(error: Exception) -> str:
+    """The kind of an error and the first line of its message, which libraries make long."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"

@@ -1,0 +1,351 @@
+"""Every process is a worker, and workers exchange over MPI without waiting for late ones."""
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from train import checkpoints, stragglers
+from train.checkpoints import Position, Saved
+from train.counts import Counts, Distance
+from train.learner import Begin, Learner, State, square_distance
+from train.loop import Consensus, Stepped
+from train.options import DEFAULT_MEET_EVERY, RunOptions
+from train.pytrees import as_shapes
+from train.task import Batch, Mean
+from train.transports import launchers
+from train.transports.group import Group, MpiGroup
+from train.transports.reports import Reports
+from wagma_jax import algorithms
+from wagma_jax.algorithms import Strategy
+
+TOGETHER = False  # every process writes its own pieces of a checkpoint
+AXIS = "data"  # no collective ever sees it; a schedule is checked as in one program
+
+
+def join(options: RunOptions) -> Group:
+    """The processes that MPI has started.
+
+    Raises:
+        ValueError: They are not as many as the options say, or the extra 'mpi' is missing.
+    """
+    size = 1
+    if launchers.launched(os.environ) is not None:
+        try:
+            from wagma_jax.exchange import MPI
+        except ImportError as error:
+            raise ValueError(str(error)) from None
+        size = MPI.COMM_WORLD.size
+    if size < 2 or size != options.workers:
+        raise ValueError(
+            f"--transport mpi makes every process a worker, got --workers {options.workers} and {size} "
+            f"process{'es' * (size > 1)}: start with wagma launch -n {max(options.workers, 2)}, or use --transport xla"
+        )
+    from wagma_jax.exchange import MPI
+
+    return MpiGroup(MPI.COMM_WORLD)
+
+
+@dataclasses.dataclass(frozen=True)
+class MpiPlace:
+    """Where the worker of this process is; see ``train.task.Place``."""
+
+    num_workers: int
+    rank: int
+
+    @property
+    def workers(self) -> range:
+        """The worker of this process."""
+        return range(self.rank, self.rank + 1)
+
+    @property
+    def part(self) -> tuple[int, int]:
+        """(which, of how many) of an evaluation is this process's."""
+        return self.rank, self.num_workers
+
+    @property
+    def devices(self) -> Sequence[Any]:
+        """The devices of this process that its worker uses."""
+        return jax.local_devices()[:1]
+
+    def put(self, tree: Any) -> Any:
+        """Brings host arrays [1, ...] onto the device, without their leading axis."""
+        return jax.device_put(jax.tree.map(lambda x: x[0], tree))
+
+    def map(self, function: Callable[..., Any], donate: Sequence[int] = ()) -> Callable[..., Any]:
+        """Compiles a function of one worker's arrays."""
+        return jax.jit(function, donate_argnums=tuple(donate))
+
+
+def place(options: RunOptions, group: Group) -> MpiPlace:
+    """Where the worker of this process is."""
+    return MpiPlace(options.workers, group.rank)
+
+
+def strategy(options: RunOptions) -> Strategy:
+    """The algorithm; ValueError for settings that it cannot have."""
+    return algorithms.build(options.algorithm, options.settings(axis_name=AXIS))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """One worker's state in a checkpoint.
+
+    Attributes:
+        state: Model, optimizer and carry.
+        steps: Steps that this worker has taken since the run has had this number of workers.
+        exchange: What ``exchange.state()`` returned; None where the exchange begins anew.
+        equal: Whether all workers have the same model.
+    """
+
+    state: State
+    steps: int
+    exchange: Any
+    equal: bool
+
+
+class MpiWorkers:
+    """See ``train.loop.Workers``.
+
+    Args:
+        options: Those of the run.
+        learner: One worker's computations.
+        group: The processes.
+        place: Where this one's worker is.
+        position: Where the run begins.
+        found: What :func:`restore` returned, or what all begin with.
+        out: Folder of the ledgers.
+    """
+
+    def __init__(
+        self,
+        options: RunOptions,
+        learner: Learner,
+        group: MpiGroup,
+        place: MpiPlace,
+        position: Position,
+        found: "_Found | Begin",
+        out: Path,
+    ):
+        self.group, self.place = group, place
+        self._options, self._learner, self._position = options, learner, position
+        self._delays = stragglers.parse(options.straggler)
+        self._pause = stragglers.delay(options.straggler_kind)
+        self._worker, self._exchange_state = np.int32(place.rank), None
+        if isinstance(found, _Found):
+            self._state, self.steps, self._exchange_state = found.state, found.steps, found.exchange
+        else:
+            self._state, self.steps = self._start(found), 0
+        self._by_units = options.clock == "round" and options.epochs is not None
+        self._reports = Reports(group)
+        self._compile()
+        algorithm = algorithms.find(options.algorithm)
+        settings = options.settings(
+            ledger=out,
+            **({"first_round": position.step} if self._exchange_state is None else {"state": self._exchange_state}),
+        )
+        self.exchange = algorithm.mpi(settings, group.world, learner.exchanged(self._state.model))
+        self._next_meeting = self._after(position.step)
+        self._pending: list[dict[str, Mean]] = []
+        self._counts = Counts(waited=0.0)
+        self._equal = not isinstance(found, _Found) or found.equal  # whether all models are
+
+    @property
+    def round(self) -> int:
+        """Rounds done."""
+        return self.exchange.round + 1
+
+    @property
+    def model(self) -> Any:
+        """The worker's model."""
+        return self._state.model
+
+    @property
+    def carry(self) -> Any:
+        """The worker's carry."""
+        return self._state.carry
+
+    def step(self, batch: Batch, carry: Any, share: float, tally: Sequence[int]) -> Stepped:
+        """One step of this process's worker and one round of the exchange."""
+        model, optimizer, _, _ = self._state
+        step = np.int32(self._position.first_step + self.steps)
+        scalars = step, self._worker, np.float32(share)
+        sent, optimizer, carry, metrics = self._before(model, optimizer, carry, batch.arrays, *scalars)
+        jax.block_until_ready(sent)
+        if seconds := self._delays.delays(self._options.seed, self.steps, self.place.num_workers)[self.place.rank]:
+            self._pause(seconds)
+        self.steps += 1
+        combined, info = self.exchange.average(sent, tally=tally)
+        model, optimizer = self._after_exchange(model, optimizer, combined, np.float32(share))
+        self._state = State(model, optimizer, carry, ())
+        self._pending.append(metrics)
+        distance = None
+        if info.is_sync:
+            distance = Distance(info.round, float(self._distance(sent, combined)), 1)
+        self._counts += Counts(
+            steps=1,
+            units=int(batch.units.sum()),
+            late=int(info.late),
+            staleness=info.staleness,
+            waited=info.waited_seconds,
+            distance=distance,
+        )
+        total = self._position.total_steps
+        # a sync round after the end meets those who have ended
+        at_sync = info.is_sync and (self._by_units or info.round < total)
+        done = info.round + 1 if at_sync else self.round
+        done = done if self._by_units else min(done, total)
+        self._equal = at_sync
+        if at_sync:
+            self._next_meeting = self._after(done)
+            return Stepped(done, info.tally, True)
+        if done >= self._next_meeting or (done >= total and not self._by_units):
+            begun = time.perf_counter()
+            sums = self.exchange.meet(tally)  # after it all stand at the same round
+            self._counts += Counts(waited=time.perf_counter() - begun)
+            done = self.round if self._by_units else min(self.round, total)
+            self._next_meeting = self._after(done)
+            return Stepped(done, sums)
+        return Stepped(done)
+
+    def busy(self) -> bool:
+        """Nothing is computed between two calls of :meth:`step`."""
+        return False
+
+    def counted(self) -> Counts:
+        """What has been counted since the last call."""
+        counts, self._counts = self._counts, Counts(waited=0.0)
+        pending, self._pending = self._pending, []
+        sums: dict[str, tuple[float, float]] = {}
+        for step in jax.device_get(pending):
+            for name, mean in step.items():
+                total, count = sums.get(name, (0.0, 0.0))
+                sums[name] = total + float(mean.total), count + float(mean.count)
+        return dataclasses.replace(counts, sums=sums)
+
+    def report(self, step: int, window: Counts) -> None:
+        """Tells the first process what this one has counted up to a log point, without waiting for it."""
+        self._reports.tell(step, window)
+
+    def reports(self, until: int | None = None) -> list[tuple[int, list[Counts]]]:
+        """On the first process, log points of which all have reported; waits for the one at step ``until``."""
+        return self._reports.heard(until)
+
+    def consensus(self) -> Consensus:
+        """The mean of all models; at meetings, called by all."""
+        model = self._state.model
+        if self._equal:
+            return Consensus(jax.tree.map(np.asarray, model), 0.0)
+        # with gradients, parameters are equal, and so are the statistics that travel with them
+        mean = self.exchange.consensus(model) if self._learner.exchanges == "models" else model
+        squares = float(self._distance_of_models(model, mean))
+        return Consensus(jax.tree.map(np.asarray, mean), squares)
+
+    def pieces(self) -> dict[str, Any]:
+        """This worker's state; the model on the first only, where all are equal."""
+        state = self._state
+        exchange = jax.tree.map(np.asarray, self.exchange.state())
+        pieces: dict[str, Any] = {"optimizer": state.optimizer, "carry": state.carry, "exchange": exchange}
+        if not self._equal or self.group.is_first:
+            pieces["model"] = state.model
+        return {name: tree for name, tree in pieces.items() if jax.tree.leaves(tree)}
+
+    def local_steps(self) -> tuple[int, ...]:
+        """Steps of every worker; called by all."""
+        return tuple(self.group.everyone(self.steps))
+
+    def describe(self) -> dict[str, Any]:
+        """What a summary says of the devices."""
+        return {"processes": self.group.size, "devices": 1}
+
+    def __enter__(self) -> "MpiWorkers":
+        self.exchange.__enter__()
+        return self
+
+    def __exit__(self, kind: Any, *exception: Any) -> None:
+        """Ends the exchange: when all have come here, or at once after an exception."""
+        self.exchange.__exit__(kind, *exception)
+        if kind is None:
+            self._reports.close()
+
+    def _after(self, done: int) -> float:
+        """The next meeting that is no sync round, in rounds done."""
+        every = self._options.meet_every
+        if every is None and self.exchange.schedule.sync_period is not None:
+            return float("inf")
+        every = every or DEFAULT_MEET_EVERY
+        return (done // every + 1) * every
+
+    def _start(self, begin: Begin) -> State:
+        model, optimizer = jax.tree.map(jnp.asarray, begin)
+        make = jax.jit(lambda model, worker: (
+            self._learner.optimizer_state(model), self._learner.carry(worker, self._position.first_step)
+        ))  # fmt: skip
+        fresh, carry = make(model, self._worker)
+        return State(model, fresh if optimizer is None else optimizer, carry, ())
+
+    def _compile(self) -> None:
+        """Compiles the halves of a step for every shape of a batch, before times count."""
+        learner, (model, optimizer, carry, _) = self._learner, self._state
+        scalars = np.int32(0), self._worker, np.float32(0)
+        before = jax.jit(learner.before, donate_argnums=1)
+        compiled = {
+            _key(shape): before.lower(model, optimizer, carry, shape, *scalars).compile()
+            for shape in learner.task.batch_shapes
+        }
+
+        def first_half(model, optimizer, carry, batch, *scalars):
+            return compiled[_key(batch)](model, optimizer, carry, batch, *scalars)
+
+        self._before = first_half
+        like = jax.eval_shape(learner.exchanged, model)
+        if learner.exchanges == "models":
+            self._after_exchange: Any = learner.after
+        else:
+            after = jax.jit(learner.after)
+            self._after_exchange = after.lower(model, optimizer, like, np.float32(0)).compile()
+        self._distance = jax.jit(learner.square_distance).lower(like, like).compile()
+        self._distance_of_models = jax.jit(lambda a, b: square_distance(a["params"], b["params"]))
+
+
+def _key(batch: Any) -> Any:
+    leaves, structure = jax.tree.flatten(batch)
+    return structure, tuple(leaf.shape for leaf in leaves)
+
+
+def restore(options: RunOptions, learner: Learner, place: MpiPlace, checkpoint: Path, saved: Saved) -> _Found:
+    """This worker's state from a checkpoint of the same set-up; nothing is compiled.
+
+    Raises:
+        DifferentModelError: It holds another model.
+        Exception: It cannot be read.
+    """
+    del options
+    part, first = checkpoints.part_of(place.rank), checkpoints.part_of(0)
+    model = as_shapes(learner.task.like)
+    state = State(
+        model,
+        jax.eval_shape(learner.optimizer_state, model),
+        jax.eval_shape(lambda worker: learner.carry(worker, 0), jnp.zeros((), jnp.int32)),
+        (),
+    )
+    wanted = {name: tree for name, tree in state._asdict().items() if jax.tree.leaves(tree)}
+    equal = sum("model" in pieces for pieces in saved.parts.values()) == 1
+    found = {}
+    if equal:
+        found = checkpoints.read(checkpoint, saved, first, {"model": wanted.pop("model")})
+    found |= checkpoints.read(checkpoint, saved, part, wanted)
+    state = state._replace(**jax.tree.map(jnp.asarray, found))
+    kept = None
+    if "exchange" in saved.parts[part]:
+        kept = checkpoints.read_as_saved(checkpoint, part, "exchange")
+    return _Found(state, saved.position.local_steps[place.rank], kept, equal)
+
+
+WORKERS = MpiWorkers

@@ -1,0 +1,130 @@
+"""What an algorithm is: an entry of the table, built from settings into a strategy or an exchange."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from wagma_jax.averaging import AverageInfo
+from wagma_jax.collectives import AxisName
+from wagma_jax.schedule import GroupSchedule
+
+if TYPE_CHECKING:
+    from wagma_jax.exchange import GroupExchange
+    from wagma_jax.protocol.rounds import Clock
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What algorithms are built from; each takes what concerns it.
+
+    Attributes:
+        num_workers: P.
+        group_size: S; None: about the square root of P (a power of two where P is one), as in the paper.
+        sync_period: tau, rounds between global means; None: never.
+        axis_name: The mapped axis of the workers.
+        simulate_lateness: Whether ``Strategy.combine`` is given ``late``.
+        quorum: Across processes, how many members of a group start its exchange.
+        clock: Across processes, what a worker's call counts: "step" or "round".
+        timeout_seconds: Across processes, how long a call waits for others.
+        first_round: Across processes, the round to begin with.
+        ledger: Across processes, the folder of the ledgers, or None.
+        state: Across processes, what ``exchange.state()`` returned, to go on from; None for a new run.
+    """
+
+    num_workers: int
+    group_size: int | None = None
+    sync_period: int | None = 10
+    axis_name: AxisName = "data"
+    simulate_lateness: bool = False
+    quorum: int = 1
+    clock: "Clock" = "step"
+    timeout_seconds: float = 600.0
+    first_round: int = 0
+    ledger: Path | None = None
+    state: Any = None
+
+    def schedule(self) -> GroupSchedule:
+        """The schedule of rotating groups with these settings; ValueError for bad ones."""
+        size = default_group_size(self.num_workers) if self.group_size is None else self.group_size
+        if not 1 <= self.quorum <= size:
+            raise ValueError(f"quorum must be between 1 and the group size {size}, got {self.quorum}: pass 1 to {size}")
+        return GroupSchedule(self.num_workers, size, self.sync_period)
+
+    def exchange(self, comm: Any, tree: Any, schedule: GroupSchedule, quorum: int = 1) -> "GroupExchange":
+        """An exchange by this schedule with these settings; see ``GroupExchange`` for what it raises.
+
+        Args:
+            comm: The communicator.
+            tree: A tree like those that are exchanged.
+            schedule: Whose groups and sync rounds.
+            quorum: How many members of a group start its exchange. It is not taken from the settings, since it means
+                nothing in groups of one, nor at sync rounds.
+        """
+        from wagma_jax.exchange import GroupExchange
+
+        resumed = {} if self.state is None else {"state": self.state}
+        return GroupExchange(
+            comm,
+            tree,
+            group_size=schedule.group_size,
+            sync_period=schedule.sync_period,
+            quorum=quorum,
+            clock=self.clock,
+            timeout_seconds=self.timeout_seconds,
+            first_round=self.first_round,
+            ledger=self.ledger,
+            **resumed,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Strategy:
+    """An algorithm inside one XLA program; its functions run per worker and are traced.
+
+    Attributes:
+        schedule: The groups and sync rounds that it amounts to.
+        init: Maps a tree like those that ``combine`` takes to the strategy's first state.
+        combine: Maps (tree, before, state, late) to (tree, state, info). Where the algorithm exchanges models, ``tree``
+            is this worker's model after its local step, and comes back as the model to go on with. Where it exchanges
+            gradients, ``tree`` holds this worker's gradients and the model's statistics, such as
+            ``{"params": gradients, "stats": statistics}``, and both come back averaged, for the local optimizer.
+            ``before`` is the model at which the step began. ``late`` is a boolean scalar, or None for nobody.
+    """
+
+    schedule: GroupSchedule
+    init: Callable[[Any], Any]
+    combine: Callable[[Any, Any, Any, Any], tuple[Any, Any, AverageInfo]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Algorithm:
+    """An algorithm's entry in the table.
+
+    Attributes:
+        name: As on the command line.
+        summary: One line for people.
+        exchanges: What workers exchange: "models" after the local step, or "gradients" before it, together with the
+            model's statistics.
+        xla: Builds the strategy that runs inside one XLA program; ValueError for settings that it cannot have.
+        mpi: Builds the exchange over a communicator, one process per worker, from (settings, communicator, a tree like
+            those that are exchanged).
+        options: The dataclass of the options that this algorithm alone has, or None.
+    """
+
+    name: str
+    summary: str
+    exchanges: Literal["models", "gradients"]
+    xla: Callable[[Settings], Strategy]
+    mpi: "Callable[[Settings, Any, Any], GroupExchange]"
+    options: type | None = None
+
+
+def default_group_size(num_workers: int) -> int:
+    """About sqrt(num_workers); a power of two where num_workers is one. ValueError below 1."""
+    if num_workers < 1:
+        raise ValueError(f"num_workers must be at least 1, got {num_workers}: pass the number of workers")
+    if num_workers & (num_workers - 1) == 0:
+        return 1 << num_workers.bit_length() // 2
+    return round(math.sqrt(num_workers))

@@ -1,0 +1,40 @@
+"""The entry point of the `wagma` command."""
+
+import sys
+from collections.abc import Sequence
+
+from wagma_jax.commands import ledger
+from wagma_jax.commands.doctor import command as doctor
+from wagma_jax.commands.launch import command as launch
+from wagma_jax.commands.parsing import Parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the `wagma` command.
+
+    Args:
+        arguments: Those of the command line if left out.
+
+    Returns:
+        The exit code.
+    """
+    words, command = _split(list(sys.argv[1:] if arguments is None else arguments))
+    parser = Parser(prog="wagma", description="Wait-avoiding group model averaging for JAX.")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for module in (launch, ledger, doctor):
+        module.add(commands)
+    options, unknown = parser.parse_known_args(words)
+    if unknown:
+        options.parser.error(
+            f"expected options of wagma before --, got {unknown[0]!r}: put the command to run and its options "
+            "after --; wagma launch --help lists the others"
+        )
+    return options.run(options, command, options.parser)
+
+
+def _split(words: list[str]) -> tuple[list[str], list[str]]:
+    """Our words, and those of the command to run."""
+    if "--" not in words:
+        return words, []
+    place = words.index("--")
+    return words[:place], words[place + 1 :]
