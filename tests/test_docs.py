@@ -32,7 +32,7 @@ EXPLAINED = {"troubleshooting": ("wagma_jax",), "troubleshooting-training": ("tr
 SHOWING = {"warn", "error", "Fail", "Abort", "_abort"}
 # Variables, and functions by what they return or append, that hold parts of messages.
 VARIABLES = {"problem", "text", "what"}
-FUNCTIONS = {"_diagnosis", "_difference", "_unlike", "_wrong_files"}
+FUNCTIONS = {"diagnosis", "_diagnosis", "_difference", "_unlike", "_wrong_files"}
 # Our own invariants, the protocol of module attributes, and an exception that carries an exit code only.
 EXEMPT = {"AssertionError", "AttributeError", "SystemExit", "StopIteration"}
 SHORTEST = 10  # characters of a constant part that must be found

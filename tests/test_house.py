@@ -30,34 +30,63 @@ ALLOWED = {
         "wagma_jax.averager", "wagma_jax.averaging", "wagma_jax.collectives", "wagma_jax.schedule"
     },
     "wagma_jax/algorithms/base.py": {
-        "wagma_jax.averaging", "wagma_jax.collectives", "wagma_jax.exchange", "wagma_jax.schedule"
+        "wagma_jax.averaging", "wagma_jax.collectives", "wagma_jax.exchange", "wagma_jax.protocol",
+        "wagma_jax.schedule",
     },
     "wagma_jax/algorithms/__init__.py": {"wagma_jax.algorithms"},
     "wagma_jax/algorithms": {"wagma_jax.algorithms.base", "wagma_jax.averager", "wagma_jax.schedule"},
-    "wagma_jax/exchange/buffers.py": set(),
-    "wagma_jax/exchange/protocol.py": {"wagma_jax.schedule"},
-    "wagma_jax/exchange/carriers.py": {"wagma_jax.averaging"},
-    "wagma_jax/exchange/wire.py": {
-        "wagma_jax.averaging", "wagma_jax.exchange.buffers", "wagma_jax.exchange.carriers", "wagma_jax.exchange.meeting"
+    "wagma_jax/protocol/__init__.py": set(),
+    "wagma_jax/protocol/messages.py": set(),
+    "wagma_jax/protocol/rules.py": set(),
+    "wagma_jax/protocol/lifecycle.py": {"wagma_jax.protocol.messages"},
+    "wagma_jax/protocol/rounds.py": {
+        "wagma_jax.protocol.lifecycle", "wagma_jax.protocol.messages", "wagma_jax.schedule",
     },
+    "wagma_jax/exchange/barrier.py": set(),
+    "wagma_jax/exchange/ending.py": set(),
+    "wagma_jax/exchange/mailbox.py": set(),
     "wagma_jax/exchange/standing.py": {"wagma_jax.schedule"},
-    "wagma_jax/exchange/staging.py": {
-        "wagma_jax.averaging", "wagma_jax.exchange.buffers", "wagma_jax.exchange.carriers"
-    },
+    "wagma_jax/exchange/storage.py": {"wagma_jax.averaging"},
+    "wagma_jax/exchange/staging.py": {"wagma_jax.averaging", "wagma_jax.exchange.storage"},
     "wagma_jax/exchange/offsets.py": {"wagma_jax.ledger.entries"},
     "wagma_jax/exchange/recorder.py": {"wagma_jax.ledger.codec", "wagma_jax.ledger.entries"},
-    "wagma_jax/exchange/meeting.py": set(),
-    "wagma_jax/exchange/replay.py": {
-        "wagma_jax.averaging", "wagma_jax.exchange.buffers", "wagma_jax.exchange.carriers",
-        "wagma_jax.exchange.staging", "wagma_jax.exchange.wire", "wagma_jax.ledger",
+    "wagma_jax/exchange/wire/sums.py": set(),
+    "wagma_jax/exchange/wire/members.py": set(),
+    "wagma_jax/exchange/wire": {
+        "wagma_jax.averaging", "wagma_jax.exchange.barrier", "wagma_jax.exchange.storage", "wagma_jax.exchange.wire",
     },
+    "wagma_jax/exchange/pool.py": {"wagma_jax.exchange.storage"},
+    "wagma_jax/exchange/models.py": {
+        "wagma_jax.exchange.pool", "wagma_jax.exchange.staging", "wagma_jax.exchange.storage", "wagma_jax.protocol",
+        "wagma_jax.schedule",
+    },
+    "wagma_jax/exchange/events.py": {"wagma_jax.exchange.mailbox", "wagma_jax.protocol.messages"},
+    "wagma_jax/exchange/waiting.py": {"wagma_jax.exchange.mailbox"},
     "wagma_jax/exchange/engine.py": {
-        "wagma_jax.exchange.buffers", "wagma_jax.exchange.protocol", "wagma_jax.exchange.recorder",
-        "wagma_jax.exchange.wire", "wagma_jax.ledger.entries",
+        "wagma_jax.exchange.events", "wagma_jax.exchange.mailbox", "wagma_jax.exchange.models",
+        "wagma_jax.exchange.recorder", "wagma_jax.exchange.storage", "wagma_jax.exchange.waiting",
+        "wagma_jax.exchange.wire", "wagma_jax.ledger.entries", "wagma_jax.protocol",
     },
-    "wagma_jax/exchange": {
-        "wagma_jax.averaging", "wagma_jax.exchange", "wagma_jax.ledger", "wagma_jax.schedule",
-        "wagma_jax.transformations",
+    "wagma_jax/exchange/info.py": {"wagma_jax.exchange.models", "wagma_jax.protocol.messages", "wagma_jax.schedule"},
+    "wagma_jax/exchange/startup.py": {
+        "wagma_jax.averaging", "wagma_jax.exchange.barrier", "wagma_jax.exchange.recorder",
+        "wagma_jax.exchange.staging", "wagma_jax.exchange.standing", "wagma_jax.exchange.storage",
+        "wagma_jax.exchange.wire", "wagma_jax.ledger.entries", "wagma_jax.protocol", "wagma_jax.schedule",
+    },
+    "wagma_jax/exchange/transformation.py": {"wagma_jax.averaging", "wagma_jax.transformations"},
+    "wagma_jax/exchange/exchange.py": {
+        "wagma_jax.averaging", "wagma_jax.exchange.barrier", "wagma_jax.exchange.ending", "wagma_jax.exchange.engine",
+        "wagma_jax.exchange.info", "wagma_jax.exchange.models", "wagma_jax.exchange.offsets",
+        "wagma_jax.exchange.standing", "wagma_jax.exchange.startup", "wagma_jax.exchange.storage",
+        "wagma_jax.exchange.transformation", "wagma_jax.exchange.wire", "wagma_jax.ledger.entries",
+        "wagma_jax.protocol",
+    },
+    "wagma_jax/exchange/replay.py": {
+        "wagma_jax.averaging", "wagma_jax.exchange.staging", "wagma_jax.exchange.storage", "wagma_jax.exchange.wire",
+        "wagma_jax.ledger",
+    },
+    "wagma_jax/exchange/__init__.py": {
+        "wagma_jax.exchange.engine", "wagma_jax.exchange.exchange", "wagma_jax.exchange.info",
     },
     "wagma_jax/__init__.py": {
         "wagma_jax.averager", "wagma_jax.averaging", "wagma_jax.collectives", "wagma_jax.exchange",
@@ -109,7 +138,7 @@ ALLOWED = {
     },
     "wagma_jax/commands/launch/command.py": {"wagma_jax.commands.launch", "wagma_jax.commands.parsing"},
     "wagma_jax/commands/doctor/checkup.py": {
-        "wagma_jax.commands.launch.gpus", "wagma_jax.exchange.group_exchange", "wagma_jax.exchange.meeting",
+        "wagma_jax.commands.launch.gpus", "wagma_jax.exchange",
         "wagma_jax.schedule",
     },
     "wagma_jax/commands/doctor/rows.py": set(),

@@ -73,7 +73,7 @@ def test_a_rank_that_is_stuck_is_named_and_ended():
     assert status == 1, output
     assert re.fullmatch(
         r"TimeoutError: round 2 has waited for \d+\.\d s: rank 1 does not answer: it is gone, or stuck in code that "
-        r"holds Python's lock",
+        r"holds Python's GIL",
         raised(0, output),
     ), output
 

@@ -247,13 +247,13 @@ def another_tree_later():
     ]
     with open_small() as exchange:
         params = train(exchange, exchange.params, 1)
-        sent = exchange._engine.messages_sent
+        sent = exchange._engine.mailbox.sent
         WORLD.barrier()
         for tree, words in wrong if RANK == 1 else []:
             for call in (exchange.average, exchange.consensus):
                 with expect(ValueError, words):
                     call(tree)
-        assert exchange._engine.messages_sent == sent
+        assert exchange._engine.mailbox.sent == sent
         assert exchange.round == 0
         WORLD.barrier()
         mean, info = exchange.average(step(params))
@@ -273,7 +273,7 @@ def use_after_close():
         with expect(RuntimeError, f"{name}() was called after the exchange was closed"):
             getattr(exchange, name)(*arguments)
     exchange.close()
-    assert exchange._control == exchange._models == MPI.COMM_NULL
+    assert exchange._control == exchange._data == MPI.COMM_NULL
     say("use after close")
 
 
@@ -461,7 +461,7 @@ def computing():
 def holding_the_lock():
     hold = ctypes.PyDLL(None).usleep  # keeps Python's lock, unlike CDLL
     stops(
-        2, "rank 1 does not answer: it is gone, or stuck in code that holds Python's lock", busy=lambda: hold(6_000_000)
+        2, "rank 1 does not answer: it is gone, or stuck in code that holds Python's GIL", busy=lambda: hold(6_000_000)
     )
     say("holding the lock")
 
@@ -517,7 +517,7 @@ def leaks():
         assert sys.getswitchinterval() < interval
         exchange.consensus(train(exchange, exchange.params, 2))
         exchange.close()
-        assert exchange._control == exchange._models == MPI.COMM_NULL
+        assert exchange._control == exchange._data == MPI.COMM_NULL
         assert sys.getswitchinterval() == interval
         gc.collect()
         assert len(jax.live_arrays()) <= arrays + 1, "close() frees all models"

@@ -14,7 +14,7 @@ from mpi4py import MPI
 from reference import LateRuleReference
 
 import wagma_jax as wagma
-from wagma_jax.exchange.meeting import meet
+from wagma_jax.exchange.barrier import barrier
 
 WORLD = MPI.COMM_WORLD
 SIZES = {2: 2, 3: 2, 4: 2, 5: 3, 6: 3, 8: 4}  # workers: group size
@@ -80,7 +80,7 @@ def nobody_late(comm, chained):
                 close(other, params, 1e-5)
         mean = exchange.consensus(params)
         assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(mean)[:-1])
-    meet(comm)
+    barrier(comm)
     everyone = comm.gather((mine, mean))
     if comm.rank:
         return
@@ -136,7 +136,7 @@ def forced_lateness(comm, dtype):
             assert info.late == late[t, comm.rank], (t, info)
             assert info.contributed_rounds == tuple(t - 1 if late[t, w] else t for w in info.group), (t, info)
             mine.append((moved, params))
-            meet(comm)
+            barrier(comm)
     everyone = comm.gather(mine)
     if comm.rank:
         return
@@ -210,7 +210,7 @@ def stragglers(comm, floats, rounds, clock, quorum=1, seconds=0.003):
                 at_syncs[info.round] = float(result[0])
                 published[info.round] = float(result[0])
             models.append((info, value, float(result[0])))
-        records = dict(exchange._engine._records)
+        records = dict(exchange._engine.models.exchanged())
         final = exchange.consensus(params)
     everyone = comm.allgather(
         (published, at_syncs, float(final["w"][0]), {r: v.contributed for r, v in records.items()})
@@ -298,7 +298,7 @@ def meetings(comm, sync_period, clock):
             came[-1] = came[-1], time.time()
             assert number == (comm.size,)
             assert len(set(comm.allgather(rounds))) == 1, rounds
-            assert exchange._engine.inbox.newest is None or exchange._engine.inbox.newest.round <= rounds
+            assert exchange._engine.models.inbox.newest is None or exchange._engine.models.inbox.newest.round <= rounds
     everyone = comm.allgather(came)
     for times in zip(*everyone, strict=True):
         assert max(entered for entered, _ in times) <= min(left for _, left in times) + 1e-3, times
@@ -418,7 +418,7 @@ def check(comm, rounds, floats):
     times = []
     for run in checks:
         run()
-        meet(comm)
+        barrier(comm)
         times.append(round(time.perf_counter() - began - sum(times), 1))
     if comm.rank == 0:
         print(f"{size} workers ok: {lateness}, {times} s", flush=True)
@@ -437,7 +437,7 @@ def main():
         if comm.size in sizes and (first != WORLD.size - first or WORLD.rank < first):
             check(comm, options.rounds, options.floats)
         done |= sizes
-        meet(WORLD)
+        barrier(WORLD)
         comm.Free()
 
 

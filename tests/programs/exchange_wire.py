@@ -7,7 +7,7 @@ from mpi4py import MPI
 
 from wagma_jax.averaging import accumulation_dtype, merge
 from wagma_jax.exchange import wire as wire_module
-from wagma_jax.exchange.carriers import carried
+from wagma_jax.exchange.storage import stored
 
 SMALL_FIRST = (5, "float32"), (3, "float32"), (70_001, "float32"), (550_003, "float32"), (140_003, "float16")
 LARGE_FIRST = (1_100_001, "bfloat16"), (99, "float32"), (550_003, "float32"), (40_001, "complex64")
@@ -28,7 +28,7 @@ def contributions(rank, shapes):
 
 def check(wire, group, shapes):
     rank = wire.comm.rank
-    buffers = tuple(map(carried, contributions(rank, shapes)))
+    buffers = tuple(map(stored, contributions(rank, shapes)))
     before = [np.asarray(buffer).copy() for buffer in buffers]
     wire.prepare(group, buffers)
     results = {}

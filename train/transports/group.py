@@ -165,9 +165,9 @@ class MpiGroup(Group):
 
     def _met(self) -> Any:
         """The communicator, when all have come to the same place: they sleep until then."""
-        from wagma_jax.exchange.meeting import meet
+        from wagma_jax.exchange.barrier import barrier
 
-        meet(self.comm)
+        barrier(self.comm)
         return self.comm
 
 

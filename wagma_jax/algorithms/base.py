@@ -12,7 +12,7 @@ from wagma_jax.schedule import GroupSchedule
 
 if TYPE_CHECKING:
     from wagma_jax.exchange import GroupExchange
-    from wagma_jax.exchange.protocol import Clock
+    from wagma_jax.protocol.rounds import Clock
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ except ImportError as error:
     ) from error
 
 from wagma_jax.exchange.engine import ExchangeError
-from wagma_jax.exchange.group_exchange import ExchangeInfo, GroupExchange
+from wagma_jax.exchange.exchange import GroupExchange
+from wagma_jax.exchange.info import ExchangeInfo
 
 __all__ = ["MPI", "ExchangeError", "ExchangeInfo", "GroupExchange"]

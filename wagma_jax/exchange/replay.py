@@ -15,9 +15,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from wagma_jax.averaging import PolicyFunction
-from wagma_jax.exchange.buffers import Buffers
-from wagma_jax.exchange.carriers import sum_dtype, widened
 from wagma_jax.exchange.staging import Staging
+from wagma_jax.exchange.storage import Buffers, sum_dtype, widened
 from wagma_jax.exchange.wire import sum_in_order
 from wagma_jax.ledger import RankLedger, Segment, read
 from wagma_jax.ledger.entries import Call, ConsensusCall, GlobalMean, Round

@@ -15,8 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wagma_jax.averaging import PolicyFunction, accumulation_dtype, leaf_name, leaf_policies, merge
-from wagma_jax.exchange.buffers import Buffers
-from wagma_jax.exchange.carriers import carried, carrier, sum_dtype, values
+from wagma_jax.exchange.storage import Buffers, storage_dtype, stored, sum_dtype, values
 
 ALIGNMENT = 64  # bytes; XLA takes a view as it is only where it begins at a multiple
 SMALL_LEAF_BYTES = 1 << 18  # models of smaller leaves (their mean) are copied out: views cost 20 us for each leaf
@@ -238,9 +237,9 @@ def _concatenated(layouts: tuple[Layout, ...], wanted: list[list[Any]]) -> Buffe
         pieces = []
         ends = [*(part.offset for part in layout.parts[1:]), layout.size]
         for part, end, leaf in zip(layout.parts, ends, leaves, strict=True):
-            pieces.append(carried(jnp.asarray(leaf, layout.dtype).ravel()))
+            pieces.append(stored(jnp.asarray(leaf, layout.dtype).ravel()))
             if padding := end - part.offset - pieces[-1].size:
-                pieces.append(jnp.zeros(padding, carrier(layout.dtype)))
+                pieces.append(jnp.zeros(padding, storage_dtype(layout.dtype)))
         # explicitly a copy: JAX may hand an argument that is returned unchanged straight through
         buffers.append(jnp.concatenate(pieces) if len(pieces) > 1 else jnp.copy(pieces[0]))
     return tuple(buffers)
@@ -260,12 +259,12 @@ def _slices(layouts: tuple[Layout, ...], buffers: tuple[Any, ...]) -> list[Any]:
 
 
 def _divided(totals: Buffers, like: Buffers, size: jax.Array) -> Buffers:
-    return tuple(carried(merge(total, values(own), size)) for total, own in zip(totals, like, strict=True))
+    return tuple(stored(merge(total, values(own), size)) for total, own in zip(totals, like, strict=True))
 
 
 def _merged_late(totals: Buffers, own: Buffers, size: jax.Array) -> Buffers:
     return tuple(
-        carried(merge(total, values(buffer), size, late=True)) for total, buffer in zip(totals, own, strict=True)
+        stored(merge(total, values(buffer), size, late=True)) for total, buffer in zip(totals, own, strict=True)
     )
 
 

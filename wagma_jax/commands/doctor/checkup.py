@@ -21,8 +21,8 @@ import numpy as np
 from mpi4py import MPI
 
 from wagma_jax.commands.launch import gpus
-from wagma_jax.exchange.group_exchange import ExchangeInfo, GroupExchange
-from wagma_jax.exchange.meeting import meet
+from wagma_jax.exchange import ExchangeInfo, GroupExchange
+from wagma_jax.exchange.barrier import barrier
 from wagma_jax.schedule import GroupSchedule
 
 ROUNDS = 32  # of the exchange that is checked; a power of two, so that the numbers below are exact
@@ -77,7 +77,7 @@ def links(comm: MPI.Intracomm) -> dict[str, Any]:
                     "bytes_per_second": MESSAGE_BYTES / seconds,
                 }
             )
-        meet(comm)
+        barrier(comm)
     everyone = comm.gather([one for one in measured if one["ranks"][0] == comm.rank]) or []
     return {"links": [one for rank in everyone for one in rank]}
 
@@ -199,7 +199,7 @@ def straggler(comm: MPI.Intracomm, seconds: float) -> dict[str, Any]:
     model = {"w": np.zeros(1 << 16, np.float32)}
     waits, met = [], 0
     with GroupExchange(comm, model, group_size=2, sync_period=None, timeout_seconds=TIMEOUT_SECONDS) as group_exchange:
-        meet(comm)
+        barrier(comm)
         # The others' steps go on for half as long again as the straggler's, so that they meet it again.
         for t in range(STEPS_PER_STRAGGLE * 3 // 2):
             time.sleep(seconds if comm.rank == last and t == 2 else step)

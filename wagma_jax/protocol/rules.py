@@ -1,14 +1,11 @@
 """What a worker has published, and what its group has averaged: immutable records and the rules that replace them.
 
-Models are opaque here (arrays in a run, symbols in a model checker) and never changed in place, so that a publication
-or a sum cannot be torn: the engine and the trainer swap whole records under a lock that lives elsewhere.
+Models are opaque here: arrays in a run, symbols in a model checker. They are never changed in place. The engine and the
+trainer swap whole records, under a lock that lives elsewhere, so that no publication and no sum is ever torn.
 """
 
 import enum
 from typing import Any, NamedTuple
-
-Buffers = tuple[Any, ...]
-"""A model as it is exchanged: flat arrays on the CPU, one for each dtype and policy."""
 
 
 class Merge(enum.Enum):

@@ -1,15 +1,17 @@
-"""The protocol's invariants: every interleaving of small cases, random ones of larger, and what each rule is for."""
+"""The protocol's invariants: all interleavings of small cases, random ones of larger, and what each rule is for."""
 
 import random
 
 import pytest
-from exchange.simulation import Cluster, Violation, explore, walk
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from protocol.simulation import Cluster, Violation, explore, walk
 
-from wagma_jax.exchange import protocol
-from wagma_jax.exchange.buffers import GroupSum, Inbox, Merge, Outbox, global_mean
-from wagma_jax.exchange.protocol import Kind, Message, Rest, Rounds, State
+from wagma_jax.protocol import messages
+from wagma_jax.protocol.lifecycle import Lifecycle
+from wagma_jax.protocol.messages import Rest
+from wagma_jax.protocol.rounds import Rounds
+from wagma_jax.protocol.rules import Inbox
 from wagma_jax.schedule import GroupSchedule
 
 SMALL = [  # workers, group size, sync period, each trainer's plan (of "acm", see simulation.py; then close), quorum
@@ -131,8 +133,8 @@ class NoForce(Rounds):
 
 class EndsAtOnce(Rounds):
     def _wind_up(self, state, actions):
-        actions.append(protocol.Shutdown())
-        return state._replace(over=True)
+        actions.append(messages.Shutdown())
+        return state._replace(life=state.life._replace(over=True))
 
 
 class NoCall(Rounds):
@@ -149,13 +151,28 @@ class WindsUpAtOnce(Rounds):
     """Who fails does not go through with what it has been woken to."""
 
     def _settle(self, state, actions):
-        ends = state.aborted and not state.over and not state.exchanging
+        ends = state.life.aborted and not state.life.over and not state.exchanging
         return self._wind_up(state, actions) if ends else super()._settle(state, actions)
 
 
 class NoCatchingUp(Rounds):
-    def _woken(self, state, woken):
-        return super()._woken(state, woken._replace(newest=state.round - 1))
+    def _is_gathered(self, state):
+        return state.life.woken is not None
+
+
+class Impatient(Lifecycle):
+    """Worker 0 wakes all as soon as its own trainer rests."""
+
+    def gather(self, life, arrived, actions):
+        life = super().gather(life, arrived, actions)
+        wakes = self.worker == 0 and life.resting != Rest.NONE and life.woken is None
+        return self._wake(life, actions) if wakes else life
+
+
+class WakesEarly(Rounds):
+    @property
+    def lifecycle(self):
+        return Impatient(self.worker, self.schedule.num_workers)
 
 
 class RestsWithATally(Rounds):
@@ -206,6 +223,7 @@ MUTANTS = {
         {"machine": WindsUpAtOnce, "dies_resting": (1, 1)},
     ),
     "barrier of a meeting": ((2, 2, 2), ("ma", "ma"), 1, "step", {"barrier": False}),
+    "all rest": ((2, 2, None), ("am", "m"), 1, "step", {"machine": WakesEarly}),
     "catching up": ((4, 2, None), ("am", "am", "m", "m"), 1, "step", {"machine": NoCatchingUp}),
     "promises kept": ((3, 2, 2), ("ac", "a", "aa"), 1, "step", {"machine": EndsAtOnce, "abort_at": (2, 1)}),
 }
@@ -218,107 +236,3 @@ def test_without_a_rule_an_invariant_breaks(rule):
         explore(Cluster(GroupSchedule(*shape), plans, quorum, clock, **mutation))
     intact = Cluster(GroupSchedule(*shape), plans, quorum, clock, abort_at=mutation.get("abort_at"))
     walk(intact, choose(0, shape[0]))
-
-
-# single rules, by hand
-
-
-def machine(worker=0, num_workers=4, group_size=2, sync_period=3, **options):
-    return Rounds(GroupSchedule(num_workers, group_size, sync_period), worker, **options)
-
-
-def sends(actions):
-    return [(action.dest, action.message.kind.name, action.message.round) for action in actions]
-
-
-def test_an_arrival_tells_the_group_and_the_first_answer_starts_the_exchange():
-    m = machine()
-    state, actions = m.step(State(), protocol.Arrive(0))
-    assert sends(actions) == [(1, "ARRIVED", 0)]
-    state, actions = m.step(state, protocol.Receive(1, Message(Kind.READY, 0)))
-    assert actions == [protocol.Exchange(0, (0, 1))]
-    state, actions = m.step(state, protocol.Completed())
-    assert (state.round, state.facts, actions) == (1, frozenset(), [])
-
-
-def test_a_peers_arrival_is_answered_without_the_trainer():
-    _, actions = machine(worker=1).step(State(), protocol.Receive(0, Message(Kind.ARRIVED, 0)))
-    assert sends(actions[:-1]) == [(0, "READY", 0)]
-    assert actions[-1] == protocol.Exchange(0, (0, 1))
-
-
-def test_a_quorum_waits_for_the_second():
-    state, actions = machine(worker=1, quorum=2).step(State(), protocol.Receive(0, Message(Kind.ARRIVED, 0)))
-    assert actions == []
-    state, actions = machine(worker=1, quorum=2).step(state, protocol.Arrive(0))
-    assert sends(actions[:-1]) == [(0, "ARRIVED", 0)]
-    assert actions[-1] == protocol.Exchange(0, (0, 1))
-
-
-def test_a_quorum_larger_than_the_group_is_all_of_it():
-    lonely = Rounds(GroupSchedule(3, 2, None), 2, quorum=2)
-    assert lonely.schedule.group_of(2, 0) == (2,)
-    assert lonely.step(State(), protocol.Arrive(0))[1] == [protocol.Exchange(0, (2,))]
-
-
-def test_a_later_round_forces_the_current_one():
-    state, actions = machine(worker=1).step(State(), protocol.Receive(3, Message(Kind.ARRIVED, 1)))
-    assert sends(actions) == [(0, "FORCE", 0)]
-    state, actions = machine(worker=1).step(state, protocol.Receive(0, Message(Kind.READY, 0)))
-    assert actions == [protocol.Exchange(0, (0, 1))]
-
-
-def test_a_sync_round_goes_by_worker_0():
-    m = machine(worker=3)
-    state, actions = m.step(State(round=2), protocol.Arrive(2))
-    assert sends(actions) == [(2, "SYNC", 2), (1, "SYNC", 2), (0, "READY", 2)]
-    state, actions = m.step(state, protocol.Receive(0, Message(Kind.GO, 2)))
-    assert actions == [protocol.Exchange(2, (0, 1, 2, 3))]
-
-
-def test_targets_of_the_two_clocks():
-    step, rounds = machine(), machine(clock="round")
-    ahead = State(round=7)  # rounds up to 6 are complete
-    assert step.target(ahead, 2) == 3
-    assert rounds.target(ahead, 2) == 6
-    assert rounds.target(ahead, 6) == 7
-    assert rounds.target(State(round=8), 3) == 8, "to the sync round that is next, called or not"
-    assert rounds.target(State(round=7, called=8), 3) == 6
-
-
-def test_who_is_waited_for():
-    m = machine()
-    assert m.waits_for(m.step(State(), protocol.Arrive(0))[0]) == (1,)
-    ready = m.step(State(round=2), protocol.Receive(2, Message(Kind.READY, 2)))[0]
-    assert m.waits_for(ready) == (0,)
-    assert m.waits_for(m.step(ready, protocol.Arrive(2))[0]) == (1, 3)
-    assert machine(worker=1).waits_for(machine(worker=1).step(State(round=2), protocol.Arrive(2))[0]) == (0,)
-    resting = m.step(State(), protocol.Retire(Rest.MEET))[0]
-    assert m.waits_for(resting) == (1, 2, 3)
-
-
-def test_unlike_rests_fail_everywhere():
-    m = machine(num_workers=2)
-    state, _ = m.step(State(), protocol.Retire(Rest.CONSENSUS))
-    state, actions = m.step(state, protocol.Receive(1, Message(Kind.REST, -1, Rest.CLOSE)))
-    failure, abort, end = actions
-    assert "rank 0 called consensus(); rank 1 called close()" in failure.text
-    assert abort == protocol.Send(1, Message(Kind.ABORT, 0, text=failure.text))
-    assert end == protocol.Shutdown()
-
-
-def test_the_newest_sum_is_taken_once_and_tells_whether_it_holds_the_own_model():
-    inbox = Inbox().put(GroupSum(3, own=2, size=2, total="sum of round 3"))
-    after, merge, taken = inbox.collect(version=3)
-    assert (merge, taken.total) == (Merge.LATE, "sum of round 3")
-    assert after.collect(version=4) == (after, Merge.OWN, None)
-    assert inbox.collect(version=2)[1] == Merge.SUM
-    newer = inbox.put(GroupSum(4, own=3, size=2, total="sum of round 4"))
-    assert newer.collect(version=3)[1:] == (Merge.SUM, newer.newest)
-
-
-def test_versions_never_decrease():
-    outbox = Outbox(-1, "W_0").publish(3, "W'")
-    with pytest.raises(AssertionError):
-        outbox.publish(2, "older")
-    assert global_mean(outbox, Inbox(), 4, "mean") == (Outbox(4, "mean"), Inbox())

@@ -1,4 +1,4 @@
-"""A barrier that sleeps: MPI's own spins, and takes the time from those who still compile or load."""
+"""A barrier that sleeps: MPI's own spins, and takes CPU time from ranks that still compile or load."""
 
 import time
 
@@ -7,7 +7,7 @@ from mpi4py import MPI
 _LONGEST_SLEEP = 5e-3  # seconds
 
 
-def meet(comm: MPI.Intracomm) -> None:
+def barrier(comm: MPI.Intracomm) -> None:
     """Waits until all processes of a communicator have called it."""
     request = comm.Ibarrier()
     delay = 2e-5

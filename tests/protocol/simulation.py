@@ -7,9 +7,10 @@ can be seen in one step; `check_end` checks a state in which nothing can happen 
 
 from typing import NamedTuple
 
-from wagma_jax.exchange import protocol
-from wagma_jax.exchange.buffers import GroupSum, Inbox, Merge, Outbox, global_mean
-from wagma_jax.exchange.protocol import Kind, Message, Rest, Rounds, State
+from wagma_jax.protocol import messages
+from wagma_jax.protocol.messages import Kind, Message, Rest
+from wagma_jax.protocol.rounds import Rounds, State
+from wagma_jax.protocol.rules import GroupSum, Inbox, Merge, Outbox, global_mean
 
 
 class Violation(AssertionError):
@@ -92,10 +93,10 @@ class Cluster:
         moves = []
         for worker in range(self.size):
             trainer, engine = world.trainers[worker], world.engines[worker]
-            if not trainer.closed and not engine.over and not engine.aborted:
+            if not trainer.closed and not engine.life.over and not engine.life.aborted:
                 ready = trainer.waits is None or (trainer.waits != "rest" and engine.round > trainer.waits)
                 if trainer.waits == "rest":
-                    ready = engine.resting == Rest.NONE and not self._pending(world, worker)
+                    ready = engine.life.resting == Rest.NONE and not self._pending(world, worker)
                 if ready:
                     moves.append(("trainer", worker))
                 elif trainer.waits == "rest" and self.dies_resting == (worker, trainer.rests):
@@ -111,7 +112,7 @@ class Cluster:
         """A trainer's events come in order; of messages only an ABORT must not overtake what its sender said before."""
         if source == dest:
             return any(entry[:2] == (source, dest) and _place(entry[2]) < _place(event) for entry in world.network)
-        if not isinstance(event, protocol.Receive) or event.message.kind != Kind.ABORT:
+        if not isinstance(event, messages.Receive) or event.message.kind != Kind.ABORT:
             return False
         return any(entry[:2] == (source, dest) and entry[2] != event for entry in world.network)
 
@@ -132,7 +133,7 @@ class Cluster:
             return
         for worker, (trainer, engine) in enumerate(zip(world.trainers, world.engines, strict=True)):
             t = trainer.waits
-            waits = isinstance(t, int) and engine.round <= t and not engine.over and not self.schedule.is_sync(t)
+            waits = isinstance(t, int) and engine.round <= t and not engine.life.over and not self.schedule.is_sync(t)
             require(not waits, f"worker {worker} waits at round {t} for another's trainer")
 
     # the trainer
@@ -148,7 +149,7 @@ class Cluster:
             trainer = trainer._replace(plan=trainer.plan[1:], waits="rest", rests=trainer.rests + 1)
             world = self._set(world, "trainers", worker, trainer)
             tally = self._tally(worker, trainer.rests) if rest == Rest.MEET else ()
-            return self._post(world, worker, protocol.Retire(rest, tally))
+            return self._post(world, worker, messages.Retire(rest, tally))
         target = self.machines[worker].target(engine, trainer.counter)
         require(target > trainer.counter, "a trainer's rounds grow")
         if self.clock == "round":
@@ -160,11 +161,11 @@ class Cluster:
         world = self._set(world, "outboxes", worker, outbox.publish(target, model))
         trainer = trainer._replace(plan=trainer.plan[1:], counter=target, waits=target, model=model)
         world = self._set(world, "trainers", worker, trainer)
-        return self._post(world, worker, protocol.Arrive(target, self._tally(worker, target + 1)))
+        return self._post(world, worker, messages.Arrive(target, self._tally(worker, target + 1)))
 
     def _dies(self, world, worker):
         world = self._set(world, "trainers", worker, world.trainers[worker]._replace(closed=True))
-        return self._post(world._replace(died=True), worker, protocol.Abort("failed"))
+        return self._post(world._replace(died=True), worker, messages.Abort("failed"))
 
     def _tally(self, worker, number):
         """In sums of these it can be seen whose are in them, and that each is there once and of the right call."""
@@ -217,31 +218,31 @@ class Cluster:
         require(after.round >= before.round, "rounds grow")
         world = self._set(world, "engines", worker, after)
         for position, action in enumerate(actions):
-            if isinstance(action, protocol.Send):
+            if isinstance(action, messages.Send):
                 world = self._send(world, worker, action)
                 continue
-            if isinstance(action, protocol.Fail):
+            if isinstance(action, messages.Fail):
                 world = world._replace(failed=True)
                 continue
             require(position == len(actions) - 1, "an exchange or an end is the last action")
-            if isinstance(action, protocol.Exchange):
+            if isinstance(action, messages.Exchange):
                 world = self._enter(world, worker, action)
-            elif isinstance(action, protocol.GlobalMean | protocol.Barrier):
+            elif isinstance(action, messages.GlobalMean | messages.Barrier):
                 world = self._gather(world, worker, action)
             else:
-                require(action == protocol.Shutdown(), f"unknown action {action}")
+                require(action == messages.Shutdown(), f"unknown action {action}")
                 alone = any(t.waits != "rest" and not t.closed for t in world.trainers)
-                require(after.aborted or not alone, "an engine leaves while one trains")
+                require(after.life.aborted or not alone, "an engine leaves while one trains")
                 trainer = world.trainers[worker]._replace(closed=True)
                 world = self._set(world, "trainers", worker, trainer)
         return world
 
     def _gather(self, world, worker, action):
-        rest = Rest.CONSENSUS if isinstance(action, protocol.GlobalMean) else Rest.MEET
+        rest = Rest.CONSENSUS if isinstance(action, messages.GlobalMean) else Rest.MEET
         engine = world.engines[worker]
         left = [kind for kind, r, _ in engine.facts if r >= engine.round and kind in (Kind.ARRIVED, Kind.FORCE)]
         require(not left, f"worker {worker} is woken while a round is activated")
-        require(all(engine.resting in (rest, Rest.NONE) for engine in world.engines), "all rest alike")
+        require(all(engine.life.resting in (rest, Rest.NONE) for engine in world.engines), "all rest alike")
         rests = world.trainers[worker].rests
         require(all(trainer.rests >= rests for trainer in world.trainers), "all trainers rest")
         if rest == Rest.MEET:
@@ -264,7 +265,7 @@ class Cluster:
         require(sync or not tally, "tallies are those of sync rounds")
         if sync:
             self._check_tally(tally, [r + 1 if other.arrived == r else 0 for other in world.engines])
-            rests = engine.resting != Rest.NONE
+            rests = engine.life.resting != Rest.NONE
             require(version == r or rests, f"worker {worker} takes part in sync round {r} with {version}")
         elif self.schedule.sync_period is not None:
             require(r - version <= self.schedule.sync_period - 1, f"staleness {r - version} at round {r}")
@@ -273,10 +274,10 @@ class Cluster:
             require(
                 at.round == r or (at.round > r and peer in self._members(world, (r, group))), f"{peer} is not at {r}"
             )
-            after_failure = bool(at.aborted)
+            after_failure = bool(at.life.aborted)
             activated = sync or self.machines[peer]._activated(at, r) or world.running[peer] is not None or at.round > r
             coming = any(
-                dest == peer and isinstance(event, protocol.Receive) and event.message.round == r
+                dest == peer and isinstance(event, messages.Receive) and event.message.round == r
                 for _, dest, event in world.network
             )
             require(
@@ -323,7 +324,7 @@ class Cluster:
         if all(world.running[peer] is None or world.running[peer][:2] != (r, group) for peer in group):
             remaining = frozenset(c for c in world.contributions if c[0] != (r, group))
             world = world._replace(contributions=remaining)
-        return self._step(self._forget(world, worker, r), worker, protocol.Completed())
+        return self._step(self._forget(world, worker, r), worker, messages.Completed())
 
     def _forget(self, world, worker, r):
         about = {
@@ -344,7 +345,7 @@ class Cluster:
         require(dest != source, "no message to oneself")
         require((source, dest, message) not in world.sent, f"{message} is sent to {dest} again")
         world = world._replace(sent=world.sent | {(source, dest, message)})
-        return world._replace(network=world.network | {(source, dest, protocol.Receive(source, message))})
+        return world._replace(network=world.network | {(source, dest, messages.Receive(source, message))})
 
     def _post(self, world, worker, event):
         return world._replace(network=world.network | {(worker, worker, event)})
@@ -360,7 +361,7 @@ class Cluster:
 
     def check_end(self, world):
         failed = world.died and self.size > 1
-        require(all(engine.over for engine in world.engines), f"not all are at their end: {self._stuck(world)}")
+        require(all(engine.life.over for engine in world.engines), f"not all are at their end: {self._stuck(world)}")
         # all may have closed before the engine hears that its trainer has failed inside of close()
         unseen = failed and self.dies_resting is not None and not world.trainers[self.dies_resting[0]].plan
         require(world.failed == failed or unseen, "a failure is seen, and only where there is one")
@@ -371,14 +372,15 @@ class Cluster:
 
     def _stuck(self, world):
         return [
-            (e.round, e.resting.name, e.exchanging, t.waits) for e, t in zip(world.engines, world.trainers, strict=True)
+            (e.round, e.life.resting.name, e.exchanging, t.waits)
+            for e, t in zip(world.engines, world.trainers, strict=True)
         ]
 
 
 def _place(event):
     """The place of a trainer's event among those that it may have posted and its engine not seen."""
-    kinds = (protocol.Arrive, protocol.Retire, protocol.Abort)
-    return kinds.index(type(event)), event.round if isinstance(event, protocol.Arrive) else 0
+    kinds = (messages.Arrive, messages.Retire, messages.Abort)
+    return kinds.index(type(event)), event.round if isinstance(event, messages.Arrive) else 0
 
 
 def explore(cluster, limit=2_000_000):

@@ -1,0 +1,114 @@
+"""Single rules of the machine of rounds, by hand."""
+
+from wagma_jax.protocol import messages
+from wagma_jax.protocol.messages import Kind, Message, Rest
+from wagma_jax.protocol.rounds import Rounds, State
+from wagma_jax.schedule import GroupSchedule
+
+
+def machine(worker=0, num_workers=4, group_size=2, sync_period=3, **options):
+    return Rounds(GroupSchedule(num_workers, group_size, sync_period), worker, **options)
+
+
+def sends(actions):
+    return [(action.dest, action.message.kind.name, action.message.round) for action in actions]
+
+
+def test_an_arrival_tells_the_group_and_the_first_answer_starts_the_exchange():
+    m = machine()
+    state, actions = m.step(State(), messages.Arrive(0))
+    assert sends(actions) == [(1, "ARRIVED", 0)]
+    state, actions = m.step(state, messages.Receive(1, Message(Kind.READY, 0)))
+    assert actions == [messages.Exchange(0, (0, 1))]
+    state, actions = m.step(state, messages.Completed())
+    assert (state.round, state.facts, actions) == (1, frozenset(), [])
+
+
+def test_a_peers_arrival_is_answered_without_the_trainer():
+    _, actions = machine(worker=1).step(State(), messages.Receive(0, Message(Kind.ARRIVED, 0)))
+    assert sends(actions[:-1]) == [(0, "READY", 0)]
+    assert actions[-1] == messages.Exchange(0, (0, 1))
+
+
+def test_a_quorum_waits_for_the_second():
+    state, actions = machine(worker=1, quorum=2).step(State(), messages.Receive(0, Message(Kind.ARRIVED, 0)))
+    assert actions == []
+    state, actions = machine(worker=1, quorum=2).step(state, messages.Arrive(0))
+    assert sends(actions[:-1]) == [(0, "ARRIVED", 0)]
+    assert actions[-1] == messages.Exchange(0, (0, 1))
+
+
+def test_a_quorum_larger_than_the_group_is_all_of_it():
+    lonely = Rounds(GroupSchedule(3, 2, None), 2, quorum=2)
+    assert lonely.schedule.group_of(2, 0) == (2,)
+    assert lonely.step(State(), messages.Arrive(0))[1] == [messages.Exchange(0, (2,))]
+
+
+def test_a_later_round_forces_the_current_one():
+    state, actions = machine(worker=1).step(State(), messages.Receive(3, Message(Kind.ARRIVED, 1)))
+    assert sends(actions) == [(0, "FORCE", 0)]
+    state, actions = machine(worker=1).step(state, messages.Receive(0, Message(Kind.READY, 0)))
+    assert actions == [messages.Exchange(0, (0, 1))]
+
+
+def test_a_sync_round_goes_by_worker_0():
+    m = machine(worker=3)
+    state, actions = m.step(State(round=2), messages.Arrive(2))
+    assert sends(actions) == [(2, "SYNC", 2), (1, "SYNC", 2), (0, "READY", 2)]
+    state, actions = m.step(state, messages.Receive(0, Message(Kind.GO, 2)))
+    assert actions == [messages.Exchange(2, (0, 1, 2, 3))]
+
+
+def test_targets_of_the_two_clocks():
+    step, rounds = machine(), machine(clock="round")
+    ahead = State(round=7)  # rounds up to 6 are complete
+    assert step.target(ahead, 2) == 3
+    assert rounds.target(ahead, 2) == 6
+    assert rounds.target(ahead, 6) == 7
+    assert rounds.target(State(round=8), 3) == 8, "to the sync round that is next, called or not"
+    assert rounds.target(State(round=7, called=8), 3) == 6
+
+
+def test_who_is_waited_for():
+    m = machine()
+    assert m.waits_for(m.step(State(), messages.Arrive(0))[0]) == (1,)
+    ready = m.step(State(round=2), messages.Receive(2, Message(Kind.READY, 2)))[0]
+    assert m.waits_for(ready) == (0,)
+    assert m.waits_for(m.step(ready, messages.Arrive(2))[0]) == (1, 3)
+    assert machine(worker=1).waits_for(machine(worker=1).step(State(round=2), messages.Arrive(2))[0]) == (0,)
+    resting = m.step(State(), messages.Retire(Rest.MEET))[0]
+    assert m.waits_for(resting) == (1, 2, 3)
+
+
+def test_tallies_go_to_worker_0_and_their_sums_back():
+    m, first = machine(worker=3), machine()
+    state, actions = m.step(State(round=2), messages.Arrive(2, (1, 5)))
+    assert actions[-1] == messages.Send(0, Message(Kind.READY, 2, tally=(1, 5)))
+    (exchange,) = m.step(state, messages.Receive(0, Message(Kind.GO, 2, tally=(7, 5))))[1]
+    assert exchange == messages.Exchange(2, (0, 1, 2, 3), (7, 5))
+
+    state, _ = first.step(State(round=2), messages.Arrive(2, (4,)))
+    for source, tally in ((1, ()), (2, (2,)), (3, (1, 5))):
+        state, actions = first.step(state, messages.Receive(source, Message(Kind.READY, 2, tally=tally)))
+    assert actions[:-1] == [messages.Send(dest, Message(Kind.GO, 2, tally=(7, 5))) for dest in (1, 2, 3)]
+    assert actions[-1] == messages.Exchange(2, (0, 1, 2, 3), (7, 5))
+    state, _ = first.step(state, messages.Completed())
+    assert state.tallies == frozenset()
+
+
+def test_tallies_of_ordinary_rounds_are_dropped():
+    assert machine().step(State(), messages.Arrive(0, (1,)))[0].tallies == frozenset()
+
+
+def test_whoever_is_woken_first_executes_what_others_have_arrived_at():
+    m = machine(worker=3, sync_period=None)
+    state, actions = m.step(State(), messages.Retire(Rest.MEET, (2,)))
+    assert actions == [messages.Send(0, Message(Kind.REST, -1, Rest.MEET, (2,)))]
+    state, actions = m.step(state, messages.Receive(0, Message(Kind.WAKE, 0, Rest.MEET, (9,))))
+    assert sends(actions) == [(2, "ARRIVED", 0)]
+    state, actions = m.step(state, messages.Receive(2, Message(Kind.ARRIVED, 0)))
+    assert actions == [messages.Exchange(0, (2, 3))]
+    state, actions = m.step(state, messages.Completed())
+    assert actions == [messages.Barrier((9,))]
+    state, actions = m.step(state, messages.Completed())
+    assert (state.round, state.life.resting, actions) == (1, Rest.NONE, [])

@@ -1,0 +1,76 @@
+"""What open exchanges ask of their process: that threads take turns more often, and a good end.
+
+A process that fails must not wait in MPI_Finalize for others that compute on. One that has handled
+its failure has time.
+"""
+
+import atexit
+import sys
+import time
+from collections.abc import Callable, Hashable
+from typing import Any
+
+from mpi4py import MPI
+
+SWITCH_INTERVAL = 2e-4  # seconds for which a thread may hold Python's GIL while an exchange is open
+GOODBYE_SECONDS = 3.0  # after a failure: how long a process waits for the others to end, before it ends them
+_TAG = 12
+
+_open: dict[Hashable, Callable[[], None]] = {}  # what to call for those that are open at the end; keeps them alive
+_switch_interval: list[float] = []
+_failed = False
+_exit_code = 0  # of a SystemExit that has left an exchange
+
+
+def opened(exchange: Hashable, abort: Callable[[], None]) -> None:
+    """An exchange is open; ``abort`` is called if it still is at the end of the process."""
+    if not _open:
+        _switch_interval[:] = [sys.getswitchinterval()]
+        sys.setswitchinterval(min(_switch_interval[0], SWITCH_INTERVAL))
+    _open[exchange] = abort
+    atexit.unregister(_at_exit)
+    atexit.register(_at_exit)
+
+
+def closed(exchange: Hashable, failed: bool) -> None:
+    """An exchange is no longer open."""
+    global _failed
+    _failed = _failed or failed
+    _open.pop(exchange, None)
+    if not _open:
+        sys.setswitchinterval(_switch_interval[0])
+
+
+def exits(code: Any) -> None:
+    """A SystemExit with this code has left an exchange."""
+    global _exit_code
+    _exit_code = 0 if code is None else code & 255 if isinstance(code, int) else 1
+
+
+def _at_exit() -> None:
+    code = _exit_code or int(bool(_open) or hasattr(sys, "last_value"))  # the latter by an uncaught exception
+    for abort in list(_open.values()):
+        abort()
+    if not _failed or MPI.Is_finalized():
+        return
+    world = MPI.COMM_WORLD
+    end = time.perf_counter() + GOODBYE_SECONDS
+    others = set(range(world.size)) - {world.rank}
+    requests = [world.isend(code, rank, _TAG) for rank in others]
+    if not code:
+        return
+    codes = {code}
+    status = MPI.Status()
+    while others and time.perf_counter() < end:
+        message = world.improbe(MPI.ANY_SOURCE, _TAG, status)
+        if message is None:
+            time.sleep(0.01)
+            continue
+        codes.add(message.recv())
+        others.discard(status.Get_source())
+    del requests
+    # mpirun takes the code of the first process to end: this one's, if those who wait in MPI_Finalize have lower ones
+    if others or (code > 1 and min(codes) < max(codes) == code):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        world.Abort(max(codes))

@@ -1,0 +1,403 @@
+"""Wait-avoiding group model averaging for training scripts: one object per process."""
+
+import contextlib
+import threading
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+from mpi4py import MPI
+
+from wagma_jax.averaging import PolicyFunction
+from wagma_jax.exchange import ending, offsets, startup, transformation
+from wagma_jax.exchange.barrier import barrier
+from wagma_jax.exchange.engine import Engine, ExchangeError
+from wagma_jax.exchange.info import ExchangeInfo, describe
+from wagma_jax.exchange.models import Models, Taken
+from wagma_jax.exchange.standing import Standing
+from wagma_jax.exchange.storage import Buffers
+from wagma_jax.exchange.wire import Wire
+from wagma_jax.ledger import entries
+from wagma_jax.protocol.messages import Tally
+from wagma_jax.protocol.rounds import Clock, Rounds
+from wagma_jax.protocol.rules import Merge, Outbox
+
+_MERGES: dict[Merge | None, entries.MergeName] = {
+    Merge.OWN: "own", Merge.SUM: "sum", Merge.LATE: "late", None: "mean"
+}  # fmt: skip
+
+
+class GroupExchange:
+    """Averages this process's model with rotating groups of other processes, without waiting for late ones (WAGMA-SGD).
+
+    After each local step call ``average``. The first member of a group to arrive starts the group's exchange. For those
+    that are still computing, a background thread contributes the model that they published last. Whoever was late
+    merges its own model with the sum, ``(sum + W') / (S + 1)``. Every ``sync_period`` rounds all take the global mean.
+    Reference: Li et al., TPDS 2021, algorithm 2.
+
+    Use it as a context manager: an exception inside of it ends the whole run within seconds, and a normal end waits (at
+    no cost to the others) until all workers have ended. All processes construct it at the same time with the same
+    arguments. At most three buffers of the model's size exist beside the user's own at a time. (Groups of more than two
+    and sync rounds need another n-th of it, for n members.)
+
+    Args:
+        comm: An ``mpi4py`` communicator; None: ``MPI.COMM_WORLD``. It is duplicated, so it may be used for anything.
+        params: A pytree of arrays to be averaged, on the CPU or on accelerators. All workers start from rank 0's: see
+            ``params``.
+        group_size: S, the largest number of workers in a group. The paper takes S = sqrt(P).
+        sync_period: Rounds between global means, which bounds staleness; None: never.
+        rotate: Whether groups change from round to round.
+        quorum: How many members of a group must arrive before an exchange starts: from 1, for the first, to
+            ``group_size``, for all. With all of them no worker is ever late.
+        clock: "step": every worker takes part in every round with a step of its own (the paper). "round": a worker that
+            finds newer rounds complete jumps to them, so that one that is always slow takes fewer steps.
+        policy: The per-leaf policy, from a leaf's key path and value to "mean", "keep" or "sync" (mean at sync rounds
+            only). None averages floating and complex leaves and keeps all others.
+        timeout_seconds: How long a call waits for others before it raises TimeoutError. ``consensus``, ``meet`` and
+            ``close`` count from when they last heard of another's progress.
+        first_round: The round to begin with, for a run that goes on with equal models and without ``state``.
+        state: What ``state()`` returned on this rank, for a run that goes on exactly. ``params`` are then this rank's
+            own, as its last call returned them, and no rank's are sent to others. All ranks give a state of the same
+            round, or none does. None: a new run.
+        ledger: A folder in which each rank writes ``ledger-RANK.jsonl``: who waited for whom, how long, and how stale
+            contributions were, for ``wagma ledger`` and ``replay``. Some 400 bytes a round. None: nothing is written.
+
+    Attributes:
+        schedule: Who averages with whom.
+        rank: Of this process.
+        info: What the last call of ``average`` did.
+
+    Raises:
+        ValueError: An argument is out of range, or differs between ranks; the trees differ between ranks (on all
+            ranks, naming the first leaf).
+        TypeError: ``comm`` is no communicator.
+        RuntimeError: MPI was initialized without MPI_THREAD_MULTIPLE.
+    """
+
+    def __init__(
+        self,
+        comm: MPI.Intracomm | None,
+        params: Any,
+        *,
+        group_size: int,
+        sync_period: int | None = 10,
+        rotate: bool = True,
+        quorum: int = 1,
+        clock: Clock = "step",
+        policy: PolicyFunction | None = None,
+        timeout_seconds: float = 600.0,
+        first_round: int = 0,
+        state: Mapping[str, Any] | None = None,
+        ledger: Path | str | None = None,
+    ):
+        self._closed = True  # until everything is there
+        comm = startup.check_process(comm)
+        barrier(comm)
+        self._control = comm.Dup()  # of control messages
+        arguments, error = None, None
+        try:
+            arguments = startup.check_arguments(
+                comm,
+                params,
+                group_size=group_size,
+                sync_period=sync_period,
+                rotate=rotate,
+                quorum=quorum,
+                clock=clock,
+                policy=policy,
+                timeout_seconds=timeout_seconds,
+                first_round=first_round,
+                state=state,
+                ledger=ledger,
+            )
+        except Exception as caught:
+            error = caught
+        try:
+            startup.agree(self._control, arguments, state is not None, error)
+        except Exception:
+            self._control.Free()
+            raise
+        assert arguments is not None
+        self.schedule, self.rank = arguments.schedule, comm.rank
+        self.timeout_seconds = arguments.timeout_seconds
+        self._staging, self._leaves, standing = arguments.staging, arguments.leaves, arguments.standing
+        self._data = comm.Dup()  # of models
+        wire = Wire(self._data, self._staging.device)
+        model, self._differs = self._staging.pack(self._leaves), False
+        if state is None:
+            model, self._differs = startup.broadcast(self._control, self._staging, model)
+        startup.warm_up(wire, self._staging, self.schedule, model)
+        self._start: Buffers | None = model
+        self._counter = standing.round
+        self._base = standing.base
+        # all stood still after this round, and this trainer has not gone on since
+        self._stands: int | None = standing.round
+        # the version of the publication if that is what the last call returned
+        self._returned: int | None = standing.version if arguments.published is None else None
+        self.info = ExchangeInfo(standing.round, False, False, 0, 0.0, (), (), standing.base)
+        self._in_steps = False  # whether a jitted step calls average()
+        self._recorder = arguments.recorder
+        if self._recorder is not None:
+            self._recorder.add(startup.start_entry(arguments, self.rank, offsets.measure(self._control)))
+            self._recorder.write(everything=True)  # without it what follows could not be read after a crash
+        published = Outbox(standing.version, model if arguments.published is None else arguments.published)
+        self._engine = Engine(
+            Rounds(self.schedule, self.rank, arguments.quorum, arguments.clock),
+            wire,
+            self._control,
+            Models(self.schedule, self._staging, published),
+            self._staging.narrow,
+            standing.round + 1,
+            self._recorder,
+        )
+        self._lock = threading.Lock()
+        ending.opened(self, lambda: self._abort(f"rank {self.rank} ended without close()"))
+        self._closed = False
+        self._engine.start()
+
+    @property
+    def round(self) -> int:
+        """The newest round that this worker has arrived at (or been carried past, while resting); -1 at the start."""
+        return self._counter
+
+    @property
+    def params(self) -> Any:
+        """The parameters to start from, before the first call of ``average``: rank 0's; with ``state`` the own ones."""
+        if self._start is None:
+            raise RuntimeError("params are those at the start, and are gone after the first call of average()")
+        self._differs = False
+        return self._staging.unpack(self._leaves, self._start)
+
+    def average(self, params: Any, tally: Sequence[int] = ()) -> tuple[Any, ExchangeInfo]:
+        """One round: publishes W' and takes the group's mean, or merges the newest sum if this worker is late.
+
+        Args:
+            params: W', the pytree after the local step; built like the constructor's ``params``. It may be donated or
+                changed afterwards: what is returned, and what is published, are copies.
+            tally: A few integers of at most 64 bits, which do not take part in the averaging: if this call arrives at a
+                sync round, their sums over all workers, by position, are in ``info.tally``, the same on all workers
+                (shorter ones go on with zeros; a worker that rests adds nothing). At any other round they are dropped:
+                hand in again then what has been counted since the last sync round.
+
+        Returns:
+            The new pytree, its leaves on the devices of ``params``, and what was done.
+
+        Raises:
+            ValueError: ``params`` is built differently, or ``tally`` holds something else.
+            ExchangeError: The run is over, since another worker or this one's exchange has failed.
+            TimeoutError: It took longer than ``timeout_seconds``; says which rank was waited for.
+            RuntimeError: The exchange is closed.
+        """
+        with self._call("average"):
+            entered = time.perf_counter()
+            leaves, tally = self._staging.check(params), startup.check_tally(tally)
+            if self._differs:
+                warnings.warn(
+                    "params of this rank differed from rank 0's, and exchange.params, which are equal on all ranks, "
+                    "were not used: start from them",
+                    stacklevel=2,
+                )
+                self._differs = False
+            model = self._staging.pack(leaves)
+            ready = time.perf_counter()
+            self._stands = self._returned = None
+            t = self._engine.arrive(model, self._counter, tally)
+            self._start, self._leaves = None, leaves
+            del model, params
+            newest, taken, waits = self._engine.take(t, self.timeout_seconds)
+            woken = time.perf_counter()
+            tree = self._merged(taken)
+            if self.schedule.is_sync(t):
+                self._base = self._stands = self._returned = t
+            self._counter = t if self._engine.machine.clock == "step" else max(t, newest)
+            waited, base = woken - ready, self._base
+            self.info = describe(
+                self.schedule, self.rank, t, taken.exchanged, waited_seconds=waited, base=base, tally=taken.tally
+            )
+            self._leaves = []
+            if self._recorder is not None:
+                source = t if self.info.is_sync else None if taken.result is None else taken.result.round
+                leave, merge = time.perf_counter(), _MERGES[taken.merge]
+                self._recorder.add(
+                    entries.Call(t, entered, ready, woken, leave, merge, source, self._base, dict(waits))
+                )
+            return tree, self.info
+
+    def consensus(self, params: Any) -> Any:
+        """The global mean of all workers' ``params``; their engines go on serving workers that still train.
+
+        All ranks call it equally often, though not after equally many rounds. Until the last has come, the others rest
+        in it. When it returns all workers stand at the same ``round``, and the mean is published.
+
+        Args:
+            params: As for ``average``. Leaves whose policy is "keep" come back as they are.
+
+        Returns:
+            The mean, equal on all ranks bit for bit.
+
+        Raises:
+            ExchangeError, TimeoutError, RuntimeError, ValueError: As ``average``.
+        """
+        with self._call("consensus"):
+            entered = time.perf_counter()
+            self._leaves = self._staging.check(params)
+            model = self._staging.pack(self._leaves)
+            ready = time.perf_counter()
+            newest, mean = self._engine.consensus(model, self.timeout_seconds)
+            woken = time.perf_counter()
+            self._counter = self._base = self._stands = self._returned = newest
+            self._start = None
+            tree = self._staging.unpack(self._leaves, mean)
+            if self._recorder is not None:
+                self._recorder.add(entries.ConsensusCall(entered, ready, woken, time.perf_counter(), newest))
+            return tree
+
+    def meet(self, tally: Sequence[int] = ()) -> Tally:
+        """Waits until all workers stand still with nothing on its way: a place to evaluate, save or stop.
+
+        Nothing is averaged by it. All ranks call it equally often, though not after equally many rounds. Until the last
+        has come, the engines of the others go on serving it, and their trainers count as arrived at sync rounds. When
+        it returns all workers stand at the same ``round``.
+
+        Args:
+            tally: Integers of at most 64 bits.
+
+        Returns:
+            The sums over all workers of ``tally``, by position; shorter ones go on with zeros.
+
+        Raises:
+            ValueError: ``tally`` holds something else.
+            ExchangeError, TimeoutError, RuntimeError: As ``average``.
+        """
+        tally = startup.check_tally(tally)
+        self._finish_steps()
+        with self._call("meet"):
+            entered = time.perf_counter()
+            self._stands = None
+            self._counter, sums = self._engine.meet(tally, self.timeout_seconds)
+            self._stands = self._counter
+            if self._recorder is not None:
+                self._recorder.add(entries.Meet(entered, time.perf_counter()))
+            return sums
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint needs, beside ``params``, so that a new exchange goes on exactly: see its ``state``.
+
+        Called on all ranks while all stand still: before the first call of ``average``, or after one at a sync round,
+        ``meet`` or ``consensus``, before the next ``average``. The parameters that belong to it are what the last call
+        of ``average`` or ``consensus`` returned on this rank.
+
+        Returns:
+            Integers by name; ``round`` is the newest complete round, the same on all ranks. If what this worker has
+            published is not those parameters, also ``published``: a list of NumPy arrays, the averaged leaves of the
+            publication in the order of the tree.
+
+        Raises:
+            RuntimeError: Others may have gone on, or the exchange is closed.
+        """
+        self._finish_steps()
+        with self._call("state"):
+            if self._stands is None:
+                raise RuntimeError(
+                    "state() was called while others may be training: call it after a sync round, meet() or "
+                    "consensus(), before the next average()"
+                )
+            version, model = self._engine.models.outbox
+            published = None if version == self._returned else self._staging.to_arrays(model)
+            return Standing(self._stands, self._base, version, published).saved()
+
+    def as_transformation(self) -> optax.GradientTransformationExtraArgs:
+        """``average`` as the last link of an optax chain, for a jitted step: ``optax.chain(inner, this)``.
+
+        ``update`` needs ``params``; W' is what ``optax.apply_updates`` gives. The updates that it returns lead to the
+        average within one unit in the last place (leaves narrower than float32: exactly, by updates in float32). What
+        was done is in ``info`` when the step is over (JAX dispatches steps ahead: ``jax.block_until_ready``).
+        """
+        self._in_steps = True
+        return transformation.as_transformation(lambda target: self.average(target)[0], self._staging.policies)
+
+    def close(self) -> None:
+        """Waits until all ranks have called it, serving those that still train, and frees everything.
+
+        Raises:
+            ExchangeError: Another worker has failed.
+            TimeoutError: The others have not come within ``timeout_seconds``.
+        """
+        if self._closed:
+            return
+        self._finish_steps()
+        with self._call("close"):
+            self._engine.close(self.timeout_seconds)
+            self._closed = True
+            if self._recorder is not None:
+                self._recorder.add(offsets.measure(self._control))
+                self._recorder.add(entries.End())
+                self._recorder.close()
+            self._start, self._leaves = None, []
+            ending.closed(self, failed=False)
+            self._control.Free()
+            self._data.Free()
+
+    def __enter__(self) -> "GroupExchange":
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        if error is None:
+            self.close()
+        else:
+            if isinstance(error, SystemExit):
+                ending.exits(error.code)
+            self._abort(f"rank {self.rank} ended with {kind.__name__}: {error}")
+
+    # helpers
+
+    @contextlib.contextmanager
+    def _call(self, name: str):
+        """One call at a time, while it is open; an error inside is told to all others."""
+        if self._closed:
+            raise RuntimeError(f"{name}() was called after the exchange was closed: build a new GroupExchange")
+        if not self._lock.acquire(blocking=False):
+            raise RuntimeError(f"{name}() was called from two threads at once: call it from one")
+        try:
+            self._engine.enter()
+            self._engine.raise_failure()
+            yield
+        except (ExchangeError, TimeoutError) as error:
+            self._abort(f"rank {self.rank} ended with {type(error).__name__}: {error}")
+            raise
+        finally:
+            self._engine.leave()
+            self._lock.release()
+
+    def _finish_steps(self) -> None:
+        """Waits for jitted steps that were dispatched, but have not called ``average`` yet."""
+        if self._in_steps:
+            jax.effects_barrier()
+
+    def _abort(self, text: str) -> None:
+        if not self._closed:
+            self._closed = True
+            self._engine.abort(text)
+            if self._recorder is not None:
+                self._recorder.close()
+            ending.closed(self, failed=True)
+
+    def _merged(self, taken: Taken) -> Any:
+        """The new tree; notes which round's result is in it."""
+        if taken.result is None:  # the mean, or W' itself
+            return self._staging.unpack(self._leaves, taken.buffers)
+        total, size = taken.result.total, taken.result.size
+        own = self._staging.ordinary(taken.buffers)
+        if taken.merge == Merge.LATE:
+            merged = self._staging.merge_late(total, own, size)
+        else:
+            merged = self._staging.narrow(total, own, 1 if taken.result.is_mean else size)
+        tree = self._staging.unpack(self._leaves, self._staging.completed(merged, taken.buffers), needed=False)
+        self._base = taken.result.round
+        if self._staging.copies:
+            self._engine.recycle(total if self._staging.widens else merged)
+        return tree

@@ -1,0 +1,62 @@
+"""What a call of ``average`` tells."""
+
+from typing import NamedTuple
+
+from wagma_jax.exchange.models import Exchanged
+from wagma_jax.protocol.messages import Tally
+from wagma_jax.schedule import GroupSchedule
+
+
+class ExchangeInfo(NamedTuple):
+    """What one call of ``GroupExchange.average`` did.
+
+    Attributes:
+        round: The round that the call arrived at; -1 before the first.
+        is_sync: Whether it was a sync round (global mean).
+        late: Whether an older model of this worker was contributed to that round.
+        staleness: The age in rounds of this worker's contribution to it; 0 on time.
+        waited_seconds: How long the call waited for the round, exchange included, after W' was ready.
+        group: The ranks that averaged in that round.
+        contributed_rounds: The version of each one's contribution: the round it was published for, -1 for the
+            parameters at the start. Empty where a worker lags so far behind that this is forgotten.
+        base: The newest round whose result the returned model contains; -1 if none.
+        tally: At a sync round the sums over all workers of what they have passed as ``tally``; else empty.
+    """
+
+    round: int
+    is_sync: bool
+    late: bool
+    staleness: int
+    waited_seconds: float
+    group: tuple[int, ...]
+    contributed_rounds: tuple[int, ...]
+    base: int
+    tally: Tally = ()
+
+
+def describe(
+    schedule: GroupSchedule,
+    rank: int,
+    t: int,
+    exchanged: Exchanged | None,
+    *,
+    waited_seconds: float,
+    base: int,
+    tally: Tally,
+) -> ExchangeInfo:
+    """The info of a call that arrived at round t.
+
+    Args:
+        schedule: Who averages with whom.
+        rank: This one.
+        t: The round.
+        exchanged: What was exchanged in it; None if that is forgotten.
+        waited_seconds: As in the info, like the others.
+        base: The newest round in the model.
+        tally: The sums.
+    """
+    is_sync = schedule.is_sync(t)
+    group = tuple(range(schedule.num_workers)) if is_sync else schedule.group_of(rank, t)
+    contributed = () if exchanged is None else exchanged.contributed
+    staleness = 0 if is_sync or not contributed else t - contributed[group.index(rank)]
+    return ExchangeInfo(t, is_sync, staleness > 0, staleness, waited_seconds, group, contributed, base, tally)

@@ -1,0 +1,64 @@
+"""Control messages between engines: small Python objects over MPI. Nothing here waits."""
+
+import time
+from typing import Any
+
+from mpi4py import MPI
+
+LOOKS = 3
+_TAG = 11
+_SHORTEST_SLEEP = 20e-6  # seconds
+
+
+class Mailbox:
+    """The messages of one engine; used by its thread alone.
+
+    Args:
+        comm: A communicator that nobody else uses.
+
+    Attributes:
+        sent: How many messages were sent.
+    """
+
+    def __init__(self, comm: MPI.Intracomm):
+        self._comm = comm
+        self._status = MPI.Status()
+        self._requests: list[MPI.Request] = []
+        self.sent = 0
+
+    @property
+    def others(self) -> list[int]:
+        """All ranks but this one."""
+        return [rank for rank in range(self._comm.size) if rank != self._comm.rank]
+
+    def receive(self) -> tuple[int, Any] | None:
+        """The source and the content of the next message, None if there is none. Also moves sends forward."""
+        # Open MPI looks first and makes progress then: what comes in by that is only seen by a later look
+        for _ in range(LOOKS):
+            message = self._comm.improbe(MPI.ANY_SOURCE, _TAG, self._status)
+            if message is not None:
+                return self._status.Get_source(), message.recv()
+        self._test()
+        return None
+
+    def send(self, dest: int, content: Any) -> None:
+        """Sends a message."""
+        request = self._comm.isend(content, dest, _TAG)
+        if not request.Test():  # which also makes the progress that puts the message on its way
+            self._requests.append(request)
+        self.sent += 1
+
+    def send_all(self, content: Any) -> None:
+        """Sends a message to all others."""
+        for rank in self.others:
+            self.send(rank, content)
+
+    def flush(self, seconds: float) -> None:
+        """Waits until what was sent is on its way, but no longer than ``seconds``."""
+        end = time.perf_counter() + seconds
+        while self._requests and time.perf_counter() < end:
+            self._test()
+            time.sleep(_SHORTEST_SLEEP)
+
+    def _test(self) -> None:
+        self._requests = [request for request in self._requests if not request.Test()]

@@ -1,0 +1,158 @@
+"""The models of one worker: what it has published, what its group has averaged, and whose memory is free."""
+
+import collections
+from typing import NamedTuple
+
+from wagma_jax.exchange.pool import Pool
+from wagma_jax.exchange.staging import Staging
+from wagma_jax.exchange.storage import Buffers
+from wagma_jax.protocol.messages import Tally
+from wagma_jax.protocol.rules import GroupSum, Inbox, Merge, Outbox, global_mean
+from wagma_jax.schedule import GroupSchedule
+
+REMEMBERED = 4096  # rounds
+
+
+class Exchanged(NamedTuple):
+    """What was exchanged in a round: its group, and the version of each member's contribution."""
+
+    round: int
+    group: tuple[int, ...]
+    contributed: tuple[int, ...]
+
+
+class Contribution(NamedTuple):
+    """What this worker brings to an exchange.
+
+    Attributes:
+        version: The round that it was published for.
+        buffers: What is exchanged: all buffers, or those of ordinary rounds.
+        is_mean: Whether the result is wanted as the mean; else as the sum.
+        memory: Where the result goes; None if there is no memory.
+    """
+
+    version: int
+    buffers: Buffers
+    is_mean: bool
+    memory: Buffers | None
+
+
+class Taken(NamedTuple):
+    """What the trainer finds after its round.
+
+    Attributes:
+        exchanged: In the round that it called for; None if that is too long ago.
+        merge: How its next model is made; None for the mean of a sync round.
+        result: The sum to be merged; None for Merge.OWN.
+        buffers: The publication: the mean after a sync round, else the model that was passed in.
+        tally: The sums of the workers' tallies, of a sync round.
+    """
+
+    exchanged: Exchanged | None
+    merge: Merge | None
+    result: GroupSum | None
+    buffers: Buffers
+    tally: Tally
+
+
+class Models:
+    """What the trainer and the engine of a worker hand to each other. They guard it with a lock.
+
+    Args:
+        schedule: Who averages with whom.
+        staging: Knows which buffers ordinary rounds exchange.
+        published: What this worker has published at first.
+
+    Attributes:
+        outbox: What it has published.
+        inbox: What its group has averaged.
+    """
+
+    def __init__(self, schedule: GroupSchedule, staging: Staging, published: Outbox):
+        self.outbox = published
+        self.inbox = Inbox()
+        self._is_sync = schedule.is_sync
+        self._ordinary = staging.ordinary
+        self._pool = Pool(staging.ordinary, reuse=not staging.widens)
+        self._exchanged: collections.OrderedDict[int, Exchanged] = collections.OrderedDict()
+        self._tally: Tally = ()  # the sums of the newest sync round
+
+    def part(self, model: Buffers, t: int) -> Buffers:
+        """Those buffers of a model that round t exchanges."""
+        return model if self._is_sync(t) else self._ordinary(model)
+
+    def has_memory(self, size: int) -> bool:
+        """Whether there is memory for a result of ``size`` buffers, once something new is published."""
+        return self._pool.has(size, self.outbox.model)
+
+    def publish(self, t: int, model: Buffers, memory: Buffers | None) -> None:
+        """Publishes W' for round t; ``memory`` is for its result, None where there is enough."""
+        if memory is None:
+            self._pool.retire(self.outbox.model)
+        else:
+            self._pool.put(memory)
+        self.outbox = self.outbox.publish(t, model)
+
+    def contribute(self, t: int) -> Contribution:
+        """What this worker brings to round t, which begins. The publication is read until ``end_reading``."""
+        version, model = self.outbox
+        self._pool.begin_reading(model)
+        buffers = self.part(model, t)
+        is_mean = self._is_sync(t) or version == t
+        memory = None if is_mean else self._untaken_memory()
+        return Contribution(version, buffers, is_mean, self.memory(len(buffers)) if memory is None else memory)
+
+    def memory(self, size: int) -> Buffers | None:
+        """Memory for a result of ``size`` buffers, None if there is none."""
+        return self._pool.take(size)
+
+    def _untaken_memory(self) -> Buffers | None:
+        """The memory of a sum that the trainer has not come for; it is to be replaced."""
+        newest = self.inbox.newest
+        if newest is None or newest.taken:
+            return None
+        self.inbox = Inbox()
+        return newest.total
+
+    def put(self, exchanged: Exchanged, contribution: Contribution, result: Buffers, tally: Tally) -> None:
+        """The result of a round."""
+        t, group, _ = exchanged
+        self._exchanged[t] = exchanged
+        if len(self._exchanged) > REMEMBERED:
+            self._exchanged.popitem(last=False)
+        if self._is_sync(t):
+            self.put_mean(t, result)
+            self._tally = tally
+        else:
+            self.inbox = self.inbox.put(
+                GroupSum(t, contribution.version, len(group), result, is_mean=contribution.is_mean)
+            )
+
+    def put_mean(self, version: int, mean: Buffers) -> None:
+        """A global mean."""
+        self.outbox, self.inbox = global_mean(self.outbox, self.inbox, version, mean)
+
+    def end_reading(self) -> None:
+        """The exchange is over."""
+        self._pool.end_reading(self.outbox.model)
+
+    def collect(self, t: int) -> Taken:
+        """What the trainer takes after its round t."""
+        exchanged = self._exchanged.get(t)
+        if self._is_sync(t):
+            return Taken(exchanged, None, None, self.outbox.model, self._tally)
+        self.inbox, merge, result = self.inbox.collect(self.outbox.version)
+        return Taken(exchanged, merge, result, self.outbox.model, ())
+
+    def recycle(self, total: Buffers) -> None:
+        """Takes back the memory of a sum that ``collect`` has handed out."""
+        self._pool.put(total)
+
+    def exchanged(self) -> dict[int, Exchanged]:
+        """What was exchanged, by the round, as far back as it is remembered."""
+        return dict(self._exchanged)
+
+    def clear(self) -> None:
+        """Frees everything."""
+        self.outbox, self.inbox = Outbox(self.outbox.version, ()), Inbox()
+        self._pool.clear()

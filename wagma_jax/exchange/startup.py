@@ -1,0 +1,261 @@
+"""How an exchange begins: arguments are checked, ranks agree, models are made equal, and everything is compiled."""
+
+import operator
+import os
+import platform
+import threading
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from mpi4py import MPI
+
+from wagma_jax.averaging import PolicyFunction
+from wagma_jax.exchange.barrier import barrier
+from wagma_jax.exchange.recorder import Recorder
+from wagma_jax.exchange.staging import ALIGNMENT, Staging
+from wagma_jax.exchange.standing import MOST_ROUNDS, Standing, restore
+from wagma_jax.exchange.storage import Buffers
+from wagma_jax.exchange.wire import Wire
+from wagma_jax.ledger.entries import Offset, Start
+from wagma_jax.protocol.messages import Tally
+from wagma_jax.protocol.rounds import Clock
+from wagma_jax.schedule import GroupSchedule, integer
+
+BROADCAST_BYTES = 1 << 24  # at a time
+
+
+class Arguments(NamedTuple):
+    """The arguments of an exchange, checked on this rank.
+
+    Attributes:
+        schedule: Who averages with whom.
+        quorum: How many arrivals start an exchange.
+        clock: What a call counts.
+        timeout_seconds: How long a call waits.
+        staging: Between trees and buffers.
+        leaves: Of ``params``.
+        standing: Where this worker stands.
+        published: What it has published, if that is not ``params``.
+        recorder: Of the ledger, or None.
+    """
+
+    schedule: GroupSchedule
+    quorum: int
+    clock: Clock
+    timeout_seconds: float
+    staging: Staging
+    leaves: list[Any]
+    standing: Standing
+    published: Buffers | None
+    recorder: Recorder | None
+
+
+def check_process(comm: Any) -> MPI.Intracomm:
+    """The communicator; warns if XLA has too few threads.
+
+    Raises:
+        TypeError: ``comm`` is no communicator.
+        RuntimeError: MPI was initialized without MPI_THREAD_MULTIPLE.
+    """
+    comm = MPI.COMM_WORLD if comm is None else comm
+    if not isinstance(comm, MPI.Intracomm):
+        raise TypeError(f"comm must be an mpi4py.MPI.Intracomm or None, got {comm!r}: pass for example MPI.COMM_WORLD")
+    if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
+        raise RuntimeError(
+            "MPI was initialized without MPI_THREAD_MULTIPLE, which the background thread needs: leave "
+            "mpi4py.rc.thread_level at 'multiple', and use an MPI that was built with threads"
+        )
+    threads = int(os.environ.get("NPROC") or len(os.sched_getaffinity(0)))
+    if threads < 2 and jax.config.read("jax_cpu_enable_async_dispatch"):
+        warnings.warn(
+            f"XLA has {threads} thread for computations on this CPU, so that the exchange waits while a step computes: "
+            "start with `wagma launch`, set NPROC=2 and give the process two cores (mpirun --bind-to none), or, before "
+            "anything else, jax.config.update('jax_cpu_enable_async_dispatch', False)",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return comm
+
+
+def check_arguments(
+    comm: MPI.Intracomm,
+    params: Any,
+    *,
+    group_size: int,
+    sync_period: int | None,
+    rotate: bool,
+    quorum: int,
+    clock: Clock,
+    policy: PolicyFunction | None,
+    timeout_seconds: float,
+    first_round: int,
+    state: Mapping[str, Any] | None,
+    ledger: Path | str | None,
+) -> Arguments:
+    """The arguments of ``GroupExchange``.
+
+    Raises:
+        ValueError, TypeError: One of them is wrong.
+    """
+    schedule = GroupSchedule(comm.size, group_size, sync_period, rotate)
+    quorum = _between("quorum", quorum, 1, group_size)
+    if clock not in ("step", "round"):
+        raise ValueError(f"clock must be 'step' or 'round', got {clock!r}")
+    if not timeout_seconds > 0:
+        raise ValueError(f"timeout_seconds must be positive, got {timeout_seconds!r}")
+    staging = Staging(params, policy)
+    leaves = staging.check(params)
+    before = _between("first_round", first_round, 0, MOST_ROUNDS) - 1
+    standing = Standing(before, before, before) if state is None else restore(state)
+    begin = standing.round + 1
+    if first_round not in (0, begin):
+        raise ValueError(f"first_round is {first_round}, but state goes on with round {begin}: leave first_round out")
+    published = None if standing.published is None else staging.from_arrays(standing.published)
+    return Arguments(
+        schedule,
+        quorum,
+        clock,
+        min(float(timeout_seconds), threading.TIMEOUT_MAX),
+        staging,
+        leaves,
+        standing._replace(published=None),
+        published,
+        None if ledger is None else Recorder(ledger, comm.rank),
+    )
+
+
+def check_tally(tally: Sequence[int]) -> Tally:
+    """A tally as a tuple.
+
+    Raises:
+        ValueError: It holds something else than integers of 64 bits.
+    """
+    try:
+        numbers = tuple(operator.index(number) for number in tally)
+    except TypeError:
+        numbers = None
+    if numbers is None or not all(-(1 << 63) <= number < 1 << 63 for number in numbers):
+        raise ValueError(f"tally must hold integers of at most 64 bits, got {tally!r}: pass for example (1, 250)")
+    return numbers
+
+
+def agree(comm: MPI.Intracomm, arguments: Arguments | None, state_given: bool, error: Exception | None) -> None:
+    """Raises on all ranks if one has an error, or other arguments than rank 0.
+
+    Raises:
+        ValueError: Another rank has an error, or the arguments differ.
+        Exception: ``error``, if there is one.
+    """
+    barrier(comm)
+    text = None if error is None else f"{type(error).__name__}: {error}"
+    everyone = comm.allgather((text, None if arguments is None else _description(arguments, state_given)))
+    if error is not None:
+        raise error
+    for rank, (text, _) in enumerate(everyone):
+        if text is not None:
+            raise ValueError(f"rank {rank} could not build its exchange: {text}")
+    for rank, (_, other) in enumerate(everyone):
+        difference = _difference(everyone[0][1], other)
+        if difference:
+            raise ValueError(f"rank {rank} and rank 0 differ: {difference}; pass the same on all ranks")
+
+
+def _description(arguments: Arguments, state_given: bool) -> tuple[dict[str, str], list[Any], str]:
+    """What must be equal on all ranks: settings, leaves and structure."""
+    settings = {
+        "schedule": repr(arguments.schedule),
+        "quorum": str(arguments.quorum),
+        "clock": arguments.clock,
+        "first_round": str(arguments.standing.round + 1),
+        "state": "given" if state_given else "not given",
+        "ledger": "not written" if arguments.recorder is None else "written",
+    }
+    return settings, arguments.staging.describe(), str(arguments.staging.treedef)
+
+
+def _difference(expected: Any, came: Any) -> str | None:
+    """The first difference between two ranks' descriptions."""
+    for name, value in expected[0].items():
+        if came[0][name] != value:
+            return f"{name} is {came[0][name]} there, and {value} on rank 0"
+    for ours, theirs in zip(expected[1], came[1], strict=False):
+        if ours != theirs:
+            (name, shape, dtype, policy), (other, other_shape, other_dtype, other_policy) = ours, theirs
+            return (
+                f"the leaf {other} is {other_dtype}{list(other_shape)} ({other_policy}) there, and on rank 0 it is "
+                f"{name}, {dtype}{list(shape)} ({policy})"
+            )
+    if len(expected[1]) != len(came[1]):
+        longer = max(expected[1], came[1], key=len)
+        return f"the leaf {longer[min(len(expected[1]), len(came[1]))][0]} is missing on one of them"
+    return None if expected[2] == came[2] else f"the tree is {came[2]} there, and {expected[2]} on rank 0"
+
+
+def broadcast(comm: MPI.Intracomm, staging: Staging, model: Buffers) -> tuple[Buffers, bool]:
+    """Rank 0's buffers, and whether this rank's differ from them."""
+    barrier(comm)
+    result, differs = [], False
+    for own in model:
+        mine = np.asarray(own).view(np.uint8)
+        theirs = _aligned_empty(mine.size)
+        if comm.rank == 0:
+            theirs[:] = mine
+        for start in range(0, theirs.size, BROADCAST_BYTES):
+            part = slice(start, start + BROADCAST_BYTES)
+            comm.Bcast(theirs[part], root=0)
+            differs = differs or not np.array_equal(mine[part], theirs[part])
+        result.append(jax.device_put(theirs.view(own.dtype), staging.device, may_alias=True))
+    return staging.copy(tuple(result)), differs
+
+
+def _aligned_empty(nbytes: int) -> np.ndarray:
+    """Memory that XLA takes as it is, without a copy."""
+    memory = np.empty(nbytes + ALIGNMENT, np.uint8)
+    offset = -memory.ctypes.data % ALIGNMENT
+    return memory[offset : offset + nbytes]
+
+
+def warm_up(wire: Wire, staging: Staging, schedule: GroupSchedule, model: Buffers) -> None:
+    """Compiles everything, and makes every exchange once, so that no round waits for a compiler."""
+    staging.warm_up(model)
+    ordinary = staging.ordinary(model)
+    rank, everyone = wire.comm.rank, tuple(range(schedule.num_workers))
+    rounds: dict[Any, int] = {}  # the first with these groups
+    if schedule.sync_period != 1:
+        for t in range(schedule.period):
+            rounds.setdefault(schedule.groups(t), t)
+    exchanges = [(schedule.group_of(rank, t), t, ordinary) for t in rounds.values()]
+    exchanges.append((everyone, -1, model))
+    for group, _, buffers in exchanges:
+        wire.prepare(group, buffers)
+    wire.barrier()  # before anybody waits inside of an exchange
+    for group, t, buffers in exchanges:
+        wire.exchange(group, 1, (t, -1), buffers, wire.memory(buffers))
+
+
+def start_entry(arguments: Arguments, rank: int, offset: Offset) -> Start:
+    """The first entry of a ledger."""
+    schedule = arguments.schedule
+    return Start(
+        rank=rank,
+        num_workers=schedule.num_workers,
+        group_size=schedule.group_size,
+        sync_period=schedule.sync_period,
+        rotate=schedule.rotate,
+        quorum=arguments.quorum,
+        clock=arguments.clock,
+        first_round=arguments.standing.round + 1,
+        host=platform.node(),
+        **offset._asdict(),
+    )
+
+
+def _between(name: str, value: Any, low: int, high: int) -> int:
+    value = integer(name, value, f"pass {low} to {high}")
+    if not low <= value <= high:
+        raise ValueError(f"{name} must be between {low} and {high}, got {value}")
+    return value

@@ -1,0 +1,199 @@
+"""Exchanges as jitted functions over ``mpi4jax``, compiled once for each group."""
+
+import functools
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Primitive, jaxpr_as_fun
+from jax.interpreters import mlir
+from mpi4py import MPI
+
+from wagma_jax.averaging import divided
+from wagma_jax.exchange.barrier import barrier
+from wagma_jax.exchange.storage import Buffers, sum_dtype
+from wagma_jax.exchange.wire.large import gather, sum_block
+from wagma_jax.exchange.wire.members import Members
+from wagma_jax.exchange.wire.small import sum_small
+
+
+class Wire:
+    """Exchanges buffers between this process and groups of others.
+
+    Args:
+        comm: The communicator of all workers, used by nobody else.
+        device: The CPU device of the buffers.
+    """
+
+    def __init__(self, comm: MPI.Intracomm, device: Any):
+        self.comm = comm
+        # explicit, since committed and uncommitted arrays would each get a compilation of their own
+        self._here = jax.sharding.SingleDeviceSharding(device)
+        self._exchanges: dict[tuple[int, ...], tuple[Any, Any]] = {}
+        self._allocate: dict[Any, Any] = {}
+        self._shares: Buffers = ()  # memory for this member's blocks, kept from one exchange to the next
+        self._in_flight: Any = None  # what others may still read; kept even if an exchange fails
+
+    def memory(self, buffers: Buffers) -> Buffers:
+        """Uninitialized memory for the result of an exchange of such buffers, for its ``memory`` argument.
+
+        The thread that calls this allocates it. glibc reuses freed memory for large requests only in the arena of the
+        main thread; elsewhere it gets every page from the system anew.
+        """
+        return self._uninitialized(tuple((own.size, sum_dtype(own.dtype)) for own in buffers))
+
+    def exchange(
+        self, group: tuple[int, ...], divisor: int, header: tuple[int, int], buffers: Buffers, memory: Buffers
+    ) -> tuple[tuple[int, ...], Buffers]:
+        """Sums the buffers of a group; compiles at the first call for a group. Blocks until the sum is there.
+
+        Args:
+            group: Ascending ranks, this one among them. All call this for the same round, with the same shapes and
+                dtypes.
+            divisor: What this member's result is divided by: 1 for the sum, the group's size for the mean. Members
+                may pass different ones.
+            header: (round, version of this contribution).
+            buffers: This worker's contribution: 1-D arrays on a CPU device, left as they are. Nobody may donate or
+                delete them meanwhile: the other members read their memory, and JAX does not know.
+            memory: Where the result goes, from ``memory``; donated where the buffer is large.
+
+        Returns:
+            The version of each member's contribution, and the results, in the accumulation dtypes.
+
+        Raises:
+            RuntimeError: The members are not at the same round (a bug of this library).
+        """
+        members = Members(self.comm, group)
+        sum_up, all_gather = self._compiled(group)
+        jax.block_until_ready(buffers)  # from here on the others read their memory
+        is_large = [members.is_large(own) for own in buffers]
+        into = tuple(itertools.compress(memory, is_large))
+        sent: list[MPI.Request] = []
+        self._in_flight = buffers, sent
+        for own in itertools.compress(buffers, is_large):
+            sent += members.send_blocks(own)
+        shares = self._memory_of_shares(members, buffers)
+        arguments = np.asarray((*header, divisor), np.int32)
+        headers, small, large = sum_up(arguments, buffers, shares or into)
+        if shares:
+            self._shares = jax.block_until_ready(large)
+            sent += [request for share in large for request in members.send_share(share)]
+            large = all_gather(arguments, large, into)
+        jax.block_until_ready((headers, small, large))
+        MPI.Request.Waitall(sent)
+        self._in_flight = None
+        headers = np.asarray(headers)
+        if not (headers[:, 0] == header[0]).all():
+            raise RuntimeError(f"round {header[0]} met the rounds {headers[:, 0].tolist()} of the ranks {list(group)}")
+        totals = {True: iter(large), False: iter(small)}
+        return tuple(headers[:, 1].tolist()), tuple(next(totals[large]) for large in is_large)
+
+    def prepare(self, group: tuple[int, ...], buffers: Buffers) -> None:
+        """Compiles the exchange of such buffers with a group."""
+        members = Members(self.comm, group)
+        sum_up, all_gather = self._compiled(group)
+        into = self.memory(tuple(filter(members.is_large, buffers)))
+        shares = self._memory_of_shares(members, buffers)
+        arguments = np.zeros(3, np.int32)
+        sum_up.lower(arguments, buffers, shares or into).compile()
+        if shares:
+            all_gather.lower(arguments, shares, into).compile()
+
+    def barrier(self) -> None:
+        """Waits until all workers have called it. No exchange may be in progress."""
+        barrier(self.comm)
+
+    def release(self) -> None:
+        """Frees the memory that is kept for the next exchange."""
+        self._shares = ()
+
+    def _memory_of_shares(self, members: Members, buffers: Buffers) -> Buffers:
+        """Memory for this member's blocks of large buffers, that of the last ones if it fits; none in groups of two."""
+        large = tuple(filter(members.is_large, buffers)) if members.size > 2 else ()
+        shapes = tuple((members.blocks(own.size)[members.position][1], sum_dtype(own.dtype)) for own in large)
+        if shapes != tuple((share.size, share.dtype) for share in self._shares):
+            self._shares = ()  # released before more is allocated
+            self._shares = self._uninitialized(shapes)
+        return self._shares
+
+    def _uninitialized(self, shapes: tuple[tuple[int, Any], ...]) -> Buffers:
+        if not shapes:
+            return ()
+        if shapes not in self._allocate:
+            members = Members(self.comm, (self.comm.rank,))
+            function = lambda: tuple(members.uninitialized(size, dtype) for size, dtype in shapes)
+            self._allocate[shapes] = jax.jit(_without_effects(function), out_shardings=self._here)
+        return self._allocate[shapes]()
+
+    def _compiled(self, group: tuple[int, ...]) -> tuple[Any, Any]:
+        """The functions of a group: one sums, the other gathers the blocks (in groups of more than two)."""
+        if group not in self._exchanges:
+            members = Members(self.comm, group)  # the closure must not hold the object that holds it
+            here = self._here
+            jitted = lambda function: jax.jit(
+                _without_effects(functools.partial(function, members)),
+                donate_argnums=2,
+                keep_unused=True,
+                in_shardings=here,
+                out_shardings=here,
+            )
+            self._exchanges[group] = jitted(_sum_up), jitted(_all_gather)
+        return self._exchanges[group]
+
+
+def _without_effects(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function for ``jax.jit``; its calls of mpi4jax are ordered among themselves, but with nothing outside.
+
+    The token that orders them is made inside. Otherwise JAX threads one token through all calls in the process. It does
+    that in Python, at half a millisecond a call.
+    """
+
+    def wrapped(*args):
+        jaxpr, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
+        primitive = Primitive("exchange")
+        primitive.multiple_results = True
+        primitive.def_abstract_eval(lambda *_: jaxpr.out_avals)
+
+        def lower(context, *operands):
+            tokens = mlir.TokenSet.create(list(jaxpr.effects))
+            inlined = mlir.lower_fun(jaxpr_as_fun(jaxpr), multiple_results=True)
+            return inlined(context.replace(tokens_in=tokens), *operands)
+
+        mlir.register_lowering(primitive, lower, platform="cpu")
+        return jax.tree.unflatten(jax.tree.structure(shapes), primitive.bind(*jax.tree.leaves(args)))
+
+    return wrapped
+
+
+def _sum_up(members: Members, arguments: jax.Array, buffers: Buffers, into: Buffers):
+    """All members' headers, [n, 2]; the small buffers' totals, divided; this member's blocks of the large ones' totals.
+
+    Blocks are divided here if nothing is left to gather. If the first buffer is small and float32, headers travel
+    with it.
+    """
+    slots = jnp.zeros((members.size, 2), arguments.dtype).at[members.position].set(arguments[:2])
+    divisor = arguments[2]
+    small = list(itertools.filterfalse(members.is_large, buffers))
+    totals: list[jax.Array] = []
+    if small and small[0] is buffers[0] and small[0].dtype == jnp.float32:
+        halves = jnp.stack([slots >> 16, slots & 0xFFFF], -1).astype(jnp.float32)  # exact, and summed with zeros
+        own = small.pop(0)
+        sums = sum_small(members, jnp.concatenate([own, halves.ravel()]), own.dtype)
+        high, low = jnp.moveaxis(sums[own.size :].reshape(halves.shape).astype(arguments.dtype), -1, 0)
+        headers = (high << 16) + low
+        totals.append(divided(sums[: own.size], divisor))
+    else:
+        headers = sum_small(members, slots.ravel(), arguments.dtype).reshape(slots.shape)
+    totals += [divided(sum_small(members, own, sum_dtype(own.dtype)), divisor) for own in small]
+    large = filter(members.is_large, buffers)
+    finish = (lambda total: divided(total, divisor)) if members.size <= 2 else lambda total: total
+    blocks = tuple(sum_block(members, own, out, finish) for own, out in zip(large, into, strict=True))
+    return headers, tuple(totals), blocks
+
+
+def _all_gather(members: Members, arguments: jax.Array, shares: Buffers, into: Buffers) -> Buffers:
+    """The large buffers' totals, divided."""
+    return tuple(gather(members, share, out, arguments[2]) for share, out in zip(shares, into, strict=True))

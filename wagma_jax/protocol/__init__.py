@@ -1,0 +1,10 @@
+"""Which worker takes part in which exchange, and when: pure state machines, (state, event) -> (state, actions).
+
+Every worker has a *trainer*, which computes and arrives at rounds, and an *engine*, which runs a machine, sends its
+messages and performs its exchanges. Nothing in this package knows MPI, threads, clocks or arrays:
+
+- ``messages``: what engines tell each other, what happens to them, and what they are to do;
+- ``lifecycle``: rest, waking, failure and the end, the same for every machine;
+- ``rounds``: the machine of rounds in which groups exchange models;
+- ``rules``: what is published and what is merged, as records of opaque buffers.
+"""
