@@ -1,10 +1,8 @@
 """Runs any workload: prepares, trains, evaluates and exports it. The only module that knows all the others."""
 
 import dataclasses
-import itertools
 import logging
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,13 +12,13 @@ from typing import Any, Generic, TypeVar
 import jax
 import optax
 
-from train import checkpoints, console, loop, results, resume
+from train import checkpoints, console, folders, loop, results, resume
 from train.budget import Budget, Length
 from train.checkpoints import Checkpoints, Position
 from train.errors import GaveUpError
 from train.fields import flag
 from train.learner import Begin, Learner
-from train.options import OPTIONS_FILE, RunOptions
+from train.options import RunOptions
 from train.parsing import parse as parse_options
 from train.pytrees import as_shapes
 from train.task import Task
@@ -130,10 +128,10 @@ def prepare(workload: Workload[O], options: O, group: Group | None = None) -> Pr
     if found is not None:
         console.say(found.about)
     if found is not None and found.position.first_step == found.position.step:
-        group.agreed(lambda: _set_aside_ledgers(options, found.position.step) if group.is_first else None)
+        group.agreed(lambda: folders.set_aside_ledgers(options, found.position.step) if group.is_first else None)
     out = options.resume
     if out is None:
-        made = group.agreed(lambda: new_folder(workload.name, options) if group.is_first else None)
+        made = group.agreed(lambda: folders.new_folder(workload.name, options) if group.is_first else None)
         out = group.from_first(made)
     assert out is not None
     group.agreed(lambda: options.save(out) if group.is_first else None)
@@ -180,15 +178,6 @@ def _planned(options: RunOptions, length: Length, marks: Mapping[str, str], foun
             raise AlreadyCompleteError(f"the run in {options.resume} is complete: there is nothing left to do")
         raise ValueError(f"the run in {options.resume} {what}")
     return dataclasses.replace(position, total_steps=max(total, position.step))
-
-
-def _set_aside_ledgers(options: RunOptions, step: int) -> None:
-    """Moves the ledgers of a run that goes on with other workers or another algorithm: they do not continue."""
-    assert options.resume is not None
-    folder = options.resume / f"ledger-before-{step}"
-    for path in sorted(options.resume.glob("ledger-*.jsonl")):
-        folder.mkdir(exist_ok=True)
-        path.rename(folder / path.name)
 
 
 def train(workload: Workload[O], options: O) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -293,47 +282,6 @@ def _finish(
     pictures.plot_runs(out / "training.png", {options.algorithm: rows}, title, task.score, task.unit)
     results.write_summary(out / SUMMARY, summary)  # the last: it says that all else is there
     return summary | {"out": str(out)}
-
-
-def new_folder(name: str, options: RunOptions) -> Path:
-    """Makes the folder of the results, ``--out`` or a new one, and claims it.
-
-    Raises:
-        ValueError: ``--out`` holds anything already, or cannot be made.
-    """
-    default = Path("runs") / f"{name}-{options.algorithm}-{time.strftime('%Y%m%d-%H%M%S')}"
-    numbered = (default.with_name(f"{default.name}-{number}") for number in itertools.count(1))
-    candidates = itertools.chain([default], numbered) if options.out is None else [options.out]
-    for out in candidates:
-        if _claim(out, options.resume_if_exists):
-            return out
-    raise ValueError(
-        f"--out {options.out} exists and is not empty: choose another folder, remove it, or go on with the run in it "
-        "by --resume"
-    )
-
-
-def _claim(out: Path, again: bool) -> bool:
-    """Makes a folder, with an empty file of options as the sign of its owner; False if it holds anything already.
-
-    Args:
-        out: The folder.
-        again: Whether a folder that holds this sign alone is taken: of a start that was killed at once.
-    """
-    sign = out / OPTIONS_FILE
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        found = list(out.iterdir())
-        if again and found == [sign] and sign.stat().st_size == 0:
-            return True
-        if found:
-            return False
-        sign.open("x").close()
-    except OSError as problem:
-        if isinstance(problem, FileExistsError) and out.is_dir():  # another run was faster
-            return False
-        raise ValueError(f"--out {out} cannot be made ({problem}): choose a folder that can") from None
-    return True
 
 
 def evaluate(workload: Workload[O], options: O) -> tuple[dict[str, float], Task]:
