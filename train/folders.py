@@ -49,7 +49,7 @@ def _claim(out: Path, again: bool) -> bool:
 
 
 def set_aside_ledgers(options: RunOptions, step: int) -> None:
-    """Moves the ledgers of a run that goes on with other workers or another algorithm: they do not continue."""
+    """Moves away the ledgers of a run that goes on with other workers or another algorithm, as it starts new ones."""
     assert options.resume is not None
     folder = options.resume / f"ledger-before-{step}"
     for path in sorted(options.resume.glob("ledger-*.jsonl")):

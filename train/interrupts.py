@@ -11,8 +11,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 class Interrupts:
     """Notices SIGTERM, SIGUSR1 and the first SIGINT.
 
-    A context manager; the signals' former handlers are back after it. A second SIGINT raises KeyboardInterrupt as
-    usual. Outside of the main thread, where Python has no signals, it notices nothing.
+    A context manager, which restores the former handlers on exit. A second SIGINT raises KeyboardInterrupt as usual.
+    Outside the main thread, where Python handles no signals, it notices nothing.
 
     Attributes:
         received: The signal that asked to stop, or None.
@@ -38,10 +38,10 @@ class Interrupts:
         self.received = signal.Signals(number)
 
     def tally(self) -> tuple[int, ...]:
-        """For each of ``SIGNALS`` 1 if it has been received, else 0; these add up over workers."""
+        """For each of ``SIGNALS``, 1 if it has been received and 0 otherwise, to be added up over workers."""
         return tuple(int(self.received == number) for number in SIGNALS)
 
 
 def asked(tally: tuple[int, ...]) -> signal.Signals | None:
-    """Which signal some worker has received, from the sums of all tallies."""
+    """The signal that some worker has received, from the sums of all tallies; None if nobody has."""
     return next((number for number, count in zip(SIGNALS, tally, strict=True) if count), None)

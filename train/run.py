@@ -37,12 +37,12 @@ class Workload(Generic[O]):
     """A workload as the command line has it.
 
     Attributes:
-        name: Of its module: ``python -m train.NAME``.
+        name: The name of its module: ``python -m train.NAME``.
         options: Its options.
-        create: Makes the task; ValueError for whatever is wrong with options or data. It compiles nothing.
+        create: Makes the task; raises ValueError for whatever is wrong with options or data. It compiles nothing.
         optimizer: Makes the local optimizer, whose ``update`` takes ``share``.
-        presets: Defaults by name of a preset.
-        module: How it is called; None: ``train.NAME``.
+        presets: The defaults of each preset, by its name.
+        module: Its module, for the commands that are shown; None: ``train.NAME``.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Workload(Generic[O]):
 
     @property
     def command(self) -> str:
-        """How it is called."""
+        """The command that runs it."""
         return f"python -m {self.module or f'train.{self.name}'}"
 
 
@@ -76,7 +76,7 @@ class Prepared:
         learner: One worker's computations.
         position: Where to begin.
         budget: Where it ends.
-        state: What the workers go on with; None for a new run.
+        state: What the workers go on from; None for a new run.
         out: The folder of the results.
     """
 
@@ -94,7 +94,7 @@ class Prepared:
 
 
 def prepare(workload: Workload[O], options: O, group: Group | None = None) -> Prepared:
-    """Checks everything that can be checked before anything is compiled or overwritten, and makes the results' folder.
+    """Checks all that can be checked before anything is compiled or overwritten, and makes the folder of the results.
 
     Args:
         workload: What is to be trained.
@@ -111,7 +111,7 @@ def prepare(workload: Workload[O], options: O, group: Group | None = None) -> Pr
         options.check()
         group = transport.join(options)
     assert group is not None
-    place = transport.place(options, group)  # before anything else makes JAX's devices
+    place = transport.place(options, group)  # before anything else makes JAX initialize its devices
     console.set_speaker(group.is_first)
     group.agreed(options.check)
     task = group.agreed(lambda: _check_alone(workload, options, transport))
@@ -165,7 +165,7 @@ def _planned(options: RunOptions, length: Length, marks: Mapping[str, str], foun
     position = Position(setup=options.setup(), workers=options.workers, fingerprint=marks)
     position = position if found is None else found
     total = length.total_steps(position.first_step, position.first_example)
-    # what was interrupted after its last step may still be evaluated, exported and summarized
+    # a run interrupted after its last step still has to be evaluated, exported and summarized
     ended = options.resume is None or (options.resume / SUMMARY).exists() or position.first_step == position.step
     if length.by_units:
         reached = position.examples >= length.units()
@@ -204,7 +204,7 @@ def run(prepared: Prepared) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     console.say("compiling ...")
     state = prepared.state
     if state is None:
-        # made once, as compiling its initialization takes seconds
+        # on one process, since compiling the initialization takes seconds
         state = Begin(group.from_first(task.init(options.seed) if group.is_first else {}))
     with ExitStack() as stack:
         workers = prepared.transport.WORKERS(
@@ -247,7 +247,7 @@ def _finish(
     notes = {name: frozenset(numbers) for name, numbers in position.notes.items()}
     extra = task.finish(out, notes, outcome.parts)
     evaluated = [row["eval"] for row in rows if "eval" in row and row["step"] == position.step]
-    # the workers of one program wait inside of its collectives, where nothing tells their waits apart
+    # workers of one program wait inside its collectives, where their waits cannot be told apart
     waited = list(position.wait_seconds) or [None] * options.workers
     seconds = position.seconds or float("nan")
     summary = {
@@ -280,7 +280,7 @@ def _finish(
     }
     title = f"{task.name}, {options.workers} workers, seed {options.seed}"
     pictures.plot_runs(out / "training.png", {options.algorithm: rows}, title, task.score, task.unit)
-    results.write_summary(out / SUMMARY, summary)  # the last: it says that all else is there
+    results.write_summary(out / SUMMARY, summary)  # last, since it says that all else is there
     return summary | {"out": str(out)}
 
 
@@ -301,7 +301,7 @@ def evaluate(workload: Workload[O], options: O) -> tuple[dict[str, float], Task]
 
 
 def parse(workload: Workload[O], arguments: Sequence[str]) -> O:
-    """The options of a command line; tyro exits with its own messages, ValueError for what it cannot know."""
+    """The options of a command line. tyro exits with its own messages; ValueError is raised for what it cannot know."""
     import tyro
 
     return parse_options(workload.options, workload.command, workload.presets, tyro.cli, arguments)
@@ -309,7 +309,7 @@ def parse(workload: Workload[O], arguments: Sequence[str]) -> O:
 
 def main(workload: Workload[Any], arguments: Sequence[str] | None = None) -> None:
     """The command line of a workload."""
-    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns of what it then puts right itself
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns of things that it then corrects itself
     name = workload.command.removeprefix("python -m ")
     group = Group()
     try:

@@ -16,17 +16,17 @@ T = TypeVar("T")
 
 
 class ProcessError(RuntimeError):
-    """What was to be done by all processes failed on some; the message is the first one's."""
+    """Something that all processes had to do failed on some. The message is that of the first of them."""
 
 
 class KeepsTogether(Exception):
-    """What all processes raise at the same time."""
+    """Base of exceptions that all processes raise at the same time."""
 
 
 class Group:
     """One process alone; the base of groups of several.
 
-    All methods but ``is_first`` are to be called by all processes, in the same order.
+    All processes must call the methods in the same order, except ``is_first`` and ``abort``.
 
     Attributes:
         rank: Of this process.
@@ -50,10 +50,10 @@ class Group:
         return self.everyone(value if self.is_first else None)[0]  # type: ignore[return-value]
 
     def abort(self) -> None:
-        """Ends all processes at once; returns where there is no other."""
+        """Ends all processes at once; does nothing if there is no other."""
 
     def close(self) -> None:
-        """Ends the group, when all have come here."""
+        """Ends the group; all processes call it."""
 
     def agreed(self, function: Callable[[], T]) -> T:
         """Calls a function on all processes, and returns its result only if it worked on all.
@@ -74,7 +74,7 @@ class Group:
         return result  # type: ignore[return-value]
 
     def check_same(self, what: Mapping[str, Any]) -> None:
-        """Raises ValueError on all processes if any value, by its name, differs from the first process's."""
+        """Raises ValueError on all processes if any value differs from the first process's value of that name."""
         mine = {name: str(value) for name, value in what.items()}
         everyone = self.everyone(mine)
         for rank, other in enumerate(everyone):
@@ -88,9 +88,9 @@ class Group:
 
     @contextlib.contextmanager
     def ending_together(self, *expected: type[Exception]) -> Iterator[None]:
-        """With several processes, an unexpected exception ends this one at once: the others learn of it and end too.
+        """Ends all processes when an unexpected exception occurs on one of several.
 
-        Without it they would wait, inside of a collective, for a process that waits for them to shut down.
+        Otherwise the others would wait in a collective for this process, which would wait for them to shut down.
 
         Args:
             expected: Kinds of exceptions that all processes raise at the same time.
@@ -119,7 +119,7 @@ class JaxGroup(Group):
 
     @functools.cached_property
     def rank(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Of this process; asking JAX makes its devices, for which some options must be set before."""
+        """Of this process. Asking JAX initializes its devices, before which some options must be set."""
         return jax.process_index()
 
     def everyone(self, value: T) -> list[T]:
@@ -164,7 +164,7 @@ class MpiGroup(Group):
         self.comm.Free()
 
     def _met(self) -> Any:
-        """The communicator, when all have come to the same place: they sleep until then."""
+        """The communicator, once all have come here; they sleep until then instead of polling."""
         from wagma_jax.exchange.barrier import barrier
 
         barrier(self.comm)
@@ -172,7 +172,7 @@ class MpiGroup(Group):
 
 
 def attempt(function: Callable[[], T]) -> tuple[T | None, Exception | None]:
-    """What a function returns, or its error to tell others: whatever it is, they must not wait for this process."""
+    """A function's result, or its error. Errors of any kind are caught: others must not wait for this process."""
     try:
         return function(), None
     except ValueError as problem:
@@ -184,5 +184,5 @@ def attempt(function: Callable[[], T]) -> tuple[T | None, Exception | None]:
 
 
 def in_a_line(error: Exception) -> str:
-    """The kind of an error and the first line of its message, which libraries make long."""
+    """The kind of an error and the first line of its message, since those of libraries can be long."""
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"

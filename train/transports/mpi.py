@@ -25,8 +25,8 @@ from train.transports.reports import Reports
 from wagma_jax import algorithms
 from wagma_jax.algorithms import Strategy
 
-TOGETHER = False  # every process writes its own pieces of a checkpoint
-AXIS = "data"  # no collective ever sees it; a schedule is checked as in one program
+TOGETHER = False  # every process writes its own part of a checkpoint
+AXIS = "data"  # no collective sees it; only for building the strategy, whose checks are those of one program
 
 
 def join(options: RunOptions) -> Group:
@@ -99,7 +99,7 @@ class _Found:
 
     Attributes:
         state: Model, optimizer and carry.
-        steps: Steps that this worker has taken since the run has had this number of workers.
+        steps: Steps of this worker since the run got its present number of workers.
         exchange: What ``exchange.state()`` returned; None where the exchange begins anew.
         equal: Whether all workers have the same model.
     """
@@ -154,7 +154,7 @@ class MpiWorkers:
         self._next_meeting = self._after(position.step)
         self._pending: list[dict[str, Mean]] = []
         self._counts = Counts(waited=0.0)
-        self._equal = not isinstance(found, _Found) or found.equal  # whether all models are
+        self._equal = not isinstance(found, _Found) or found.equal  # whether all models are equal
 
     @property
     def round(self) -> int:
@@ -197,7 +197,7 @@ class MpiWorkers:
             distance=distance,
         )
         total = self._position.total_steps
-        # a sync round after the end meets those who have ended
+        # a sync round past the end is no meeting: workers that are done join it while they rest
         at_sync = info.is_sync and (self._by_units or info.round < total)
         done = info.round + 1 if at_sync else self.round
         done = done if self._by_units else min(done, total)
@@ -207,7 +207,7 @@ class MpiWorkers:
             return Stepped(done, info.tally, True)
         if done >= self._next_meeting or (done >= total and not self._by_units):
             begun = time.perf_counter()
-            sums = self.exchange.meet(tally)  # after it all stand at the same round
+            sums = self.exchange.meet(tally)  # now all are at the same round
             self._counts += Counts(waited=time.perf_counter() - begun)
             done = self.round if self._by_units else min(self.round, total)
             self._next_meeting = self._after(done)
@@ -234,11 +234,11 @@ class MpiWorkers:
         self._reports.tell(step, window)
 
     def reports(self, until: int | None = None) -> list[tuple[int, list[Counts]]]:
-        """On the first process, log points of which all have reported; waits for the one at step ``until``."""
+        """On the first process, the log points that all have reported; waits for the one at step ``until``."""
         return self._reports.heard(until)
 
     def consensus(self) -> Consensus:
-        """The mean of all models; at meetings, called by all."""
+        """The mean of all models; all processes call it, at a meeting."""
         model = self._state.model
         if self._equal:
             return Consensus(jax.tree.map(np.asarray, model), 0.0)
@@ -248,7 +248,7 @@ class MpiWorkers:
         return Consensus(jax.tree.map(np.asarray, mean), squares)
 
     def pieces(self) -> dict[str, Any]:
-        """This worker's state; the model on the first only, where all are equal."""
+        """This worker's state; its model only on the first process if all are equal."""
         state = self._state
         exchange = jax.tree.map(np.asarray, self.exchange.state())
         pieces: dict[str, Any] = {"optimizer": state.optimizer, "carry": state.carry, "exchange": exchange}
@@ -257,11 +257,11 @@ class MpiWorkers:
         return {name: tree for name, tree in pieces.items() if jax.tree.leaves(tree)}
 
     def local_steps(self) -> tuple[int, ...]:
-        """Steps of every worker; called by all."""
+        """Steps of every worker; all processes call it."""
         return tuple(self.group.everyone(self.steps))
 
     def describe(self) -> dict[str, Any]:
-        """What a summary says of the devices."""
+        """What the summary says about devices."""
         return {"processes": self.group.size, "devices": 1}
 
     def __enter__(self) -> "MpiWorkers":
@@ -269,13 +269,13 @@ class MpiWorkers:
         return self
 
     def __exit__(self, kind: Any, *exception: Any) -> None:
-        """Ends the exchange: when all have come here, or at once after an exception."""
+        """Ends the exchange: once all processes have come here, or at once after an exception."""
         self.exchange.__exit__(kind, *exception)
         if kind is None:
             self._reports.close()
 
     def _after(self, done: int) -> float:
-        """The next meeting that is no sync round, in rounds done."""
+        """The rounds done at the next meeting that is not a sync round."""
         every = self._options.meet_every
         if every is None and self.exchange.schedule.sync_period is not None:
             return float("inf")

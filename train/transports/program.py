@@ -25,9 +25,9 @@ from train.transports.joining import join
 from wagma_jax.algorithms import Strategy, build
 
 AXIS = "data"
-TOGETHER = True  # a piece of a checkpoint is written by all processes
-_LATENESS = 3  # beside the seed, in what lateness is drawn from; the data order has the numbers below
-_IN_FLIGHT = 2  # steps dispatched and not done; more would only hold batches in memory
+TOGETHER = True  # all processes write one part of a checkpoint together
+_LATENESS = 3  # with the seed, the key of the lateness's random stream; the data order has the numbers below
+_IN_FLIGHT = 2  # steps dispatched but not done; more would only keep batches in memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +80,7 @@ def strategy(options: RunOptions) -> Strategy:
 
 
 class _Made(NamedTuple):
-    """What a step leaves beside the state, [num_workers] each."""
+    """What a step returns besides the state, each [num_workers]."""
 
     metrics: dict[str, Mean]
     late: Any
@@ -131,7 +131,7 @@ class ProgramWorkers:
 
     @property
     def steps(self) -> int:
-        """Steps since the run has had this number of workers."""
+        """Steps since the run got its present number of workers."""
         return self.round - self._position.first_step
 
     @property
@@ -145,7 +145,7 @@ class ProgramWorkers:
         return self._state.carry
 
     def step(self, batch: Batch, carry: Any, share: float, tally: Sequence[int]) -> Stepped:
-        """One step of all workers, dispatched; a meeting at log points, evaluations and checkpoints."""
+        """Dispatches one step of all workers; log points, evaluations and checkpoints are meetings."""
         t = self.round
         state = self._state._replace(carry=carry)
         scalars = np.int32(t), np.float32(share)
@@ -166,7 +166,7 @@ class ProgramWorkers:
         return bool(self._in_flight) and not self._in_flight[-1].late.is_ready()
 
     def local_steps(self) -> tuple[int, ...]:
-        """Steps of every worker of all processes: all take a step in every round."""
+        """Steps of every worker: all take a step in every round."""
         return (self.steps,) * self._options.workers
 
     def counted(self) -> Counts:
@@ -195,13 +195,13 @@ class ProgramWorkers:
         )
 
     def report(self, step: int, window: Counts) -> None:
-        """Tells the first process what this one has counted up to a log point; called by all at the same time."""
+        """Tells the first process what this one has counted up to a log point; all call it at the same time."""
         everyone = self.group.everyone(window)
         if self.group.is_first:
             self._waiting_reports.append((step, everyone))
 
     def reports(self, until: int | None = None) -> list[tuple[int, list[Counts]]]:
-        """On the first process, what has been reported."""
+        """On the first process, what has been reported since the last call."""
         reports, self._waiting_reports = self._waiting_reports, []
         return reports
 
@@ -215,7 +215,7 @@ class ProgramWorkers:
         return pieces_of(self._state)
 
     def describe(self) -> dict[str, Any]:
-        """What a summary says of the devices."""
+        """What the summary says about devices."""
         mesh = self.place.mesh
         return {"processes": self.group.size, "devices": 1 if mesh is None else mesh.size}
 
@@ -223,7 +223,7 @@ class ProgramWorkers:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Nothing is left to do."""
+        """There is nothing to close."""
 
     def _start(self, begin: Begin) -> State:
         """All workers with the same model."""
@@ -287,7 +287,7 @@ class ProgramWorkers:
 
 
 def _create(learner: Learner, strategy: Strategy, first_step: int, model: Any, worker: jax.Array) -> State:
-    """The state of one worker with this model; traced."""
+    """The first state of a worker with this model; traced."""
     return State(
         model,
         learner.optimizer_state(model),
