@@ -204,7 +204,6 @@ class Run:
                     stop = None if finished else stop
                     outcome = self._meet(stepped, ended, finished, stop)
                 batch = None if ended else self._next(feed)
-            feed.close()
             if outcome is None:  # the run was at its end already
                 outcome = self._outcome(None)
             if self.checkpoints is not None:

@@ -224,7 +224,9 @@ def run(prepared: Prepared) -> tuple[dict[str, Any], list[dict[str, Any]]]:
             together = prepared.transport.TOGETHER
             saver = stack.enter_context(Checkpoints(folder, group, options.keep_checkpoints, together))
         training = loop.Run(options, task, workers, position, prepared.budget, metrics, saver)
-        outcome = training(task.feed(prepared.place, options.seed, position.first_example))
+        feed = task.feed(prepared.place, options.seed, position.first_example)
+        stack.callback(feed.close)
+        outcome = training(feed)
         devices = workers.describe()
     if outcome.signal is not None:
         raise loop.Interrupted(outcome, prepared.out, saved=saver is not None)
