@@ -4,12 +4,12 @@ import signal
 import threading
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 """What asks a run to stop. Schedulers send SIGTERM, or the signal that a job asked for, before they kill it."""
 
 
 class Interrupts:
-    """Notices SIGTERM, SIGUSR1 and the first SIGINT.
+    """Notices SIGTERM, SIGUSR1, SIGHUP and the first SIGINT.
 
     A context manager, which restores the former handlers on exit. A second SIGINT raises KeyboardInterrupt as usual.
     Outside the main thread, where Python handles no signals, it notices nothing.
@@ -25,6 +25,8 @@ class Interrupts:
     def __enter__(self) -> "Interrupts":
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
+                if signal.getsignal(number) == signal.SIG_IGN:  # by nohup, say
+                    continue
                 self._former[number] = signal.signal(number, self._notice)
         return self
 

@@ -186,7 +186,7 @@ class Run:
                 stepped = workers.step(*batch, share, (tallied, *asked.tally()))
                 if asked.received is not None and not announced:
                     announced = True
-                    console.say(f"{asked.received.name}: stopping at the next meeting; once more to stop now")
+                    console.say(f"{asked.received.name}: stopping at the next meeting; another Ctrl-C stops at once")
                 if stepped.sums is not None:
                     tallied = 0
                     self._pace.meet(stepped.round, stepped.sums[0])

@@ -62,7 +62,7 @@ def plot_runs(path: Path, runs: Mapping[str, Sequence[Row]], title: str, score: 
     if len(values := _shown(scores)):
         scores.set_ylim(*_limits(values.min(), values.max(), score))
     scores.legend()
-    distances.set(ylabel="root mean square over parameters", title="distance to the consensus, before averaging")
+    distances.set(ylabel="root mean square over workers", title="distance to the consensus, before averaging")
     _cut_top(distances, sound)
     distances.set_ylim(bottom=0)
     rates.set(ylabel=f"{unit} per second", title="training rate of all workers together")

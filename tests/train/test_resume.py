@@ -77,7 +77,7 @@ def test_killed_twice_and_resumed_gives_the_same_numbers(tmp_path, capsys):
     assert {path: path.read_bytes() for path in broken.rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_saves_and_says_how_to_go_on(number, tmp_path):
     out = tmp_path / "run"
     changed = ["--checkpoint-every", "100000", "--steps", "10000000", "--eval-every", "100000"]
