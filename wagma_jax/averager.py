@@ -1,7 +1,7 @@
-"""The rounds of WAGMA-SGD inside one XLA program, as a pure function of (model, state).
+"""The rounds of WAGMA-SGD inside one XLA program, as a pure function of a model and a state.
 
-Group means, sync rounds and simulated lateness; how sums are exchanged is in ``collectives``, how an optax chain uses
-this is in ``transformations``.
+This is group means, sync rounds and simulated lateness. How sums are exchanged is in ``collectives``; how an optax
+chain uses the rounds is in ``transformations``.
 """
 
 import functools
@@ -37,11 +37,10 @@ class GroupAverager:
     """Rotating group averaging with periodic global means (WAGMA-SGD; Li et al., TPDS 2021, algorithm 2).
 
     ``average`` runs per worker: inside ``jax.shard_map``, ``jax.pmap`` or ``jax.vmap(axis_name=...)``, or through
-    :func:`wagma_jax.for_workers`. Each worker owns its parameters (a leading worker axis outside of the mapping). Every
-    worker must call ``average`` equally often, and never inside of a branch that depends on the worker: the others
-    would wait for ever, or receive numbers from a step that the worker threw away.
-
-    It is not differentiable in reverse mode: take gradients of a loss before it, as training steps do.
+    :func:`wagma_jax.for_workers`. Each worker owns its parameters: outside of the mapping they have a leading worker
+    axis. Every worker must call ``average`` equally often, and never inside a branch that depends on the worker: the
+    others would wait for ever, or receive numbers from a step that the worker threw away. ``average`` has no reverse
+    mode: take the gradients of a loss before it.
 
     One trace serves the whole schedule: the round is an array, which selects among the schedule's distinct groupings.
 
@@ -49,22 +48,22 @@ class GroupAverager:
         schedule: Who averages with whom.
         axis_name: The mapped axis whose indices are the workers, or a tuple of mesh axes, row-major. On a mesh with
             further axes (model parallelism) each shard averages with its counterparts.
-        average: The per-leaf policy, from a leaf's key path and value to "mean", "keep" or "sync" (mean at sync rounds
-            only). None averages floating and complex leaves and keeps all others.
+        policy: Maps a leaf's key path and value to "mean", "keep" or "sync" (mean at sync rounds only). None averages
+            floating and complex leaves and keeps all others.
         every: Average on every k-th call only; the calls between return the tree as it is and are no rounds.
         simulate_lateness: Whether ``average`` accepts ``late``. The state then holds a copy of the averaged leaves.
         lowering: "auto", or one of the lowerings of ``wagma_jax.collectives``.
 
     Raises:
         ValueError: ``every`` is no integer of at least 1, or ``axis_name`` or ``lowering`` is unknown.
-        TypeError: ``schedule`` is no GroupSchedule, or ``average`` no function.
+        TypeError: ``schedule`` is no GroupSchedule, or ``policy`` no function.
     """
 
     def __init__(
         self,
         schedule: GroupSchedule,
         axis_name: collectives.AxisName = "data",
-        average: PolicyFunction | None = None,
+        policy: PolicyFunction | None = None,
         every: int = 1,
         simulate_lateness: bool = False,
         lowering: collectives.Lowering = "auto",
@@ -74,10 +73,10 @@ class GroupAverager:
                 f"schedule must be a GroupSchedule, got {type(schedule).__name__}: pass for example "
                 "GroupSchedule(num_workers=8, group_size=4)"
             )
-        if average is not None and not callable(average):
+        if policy is not None and not callable(policy):
             raise TypeError(
-                f"average must be a function from a leaf's key path and value to 'mean', 'keep' or 'sync', got "
-                f"{average!r}: pass for example lambda path, leaf: 'mean'"
+                f"policy must be a function from a leaf's key path and value to 'mean', 'keep' or 'sync', got "
+                f"{policy!r}: pass for example lambda path, leaf: 'mean'"
             )
         try:
             valid = not isinstance(every, bool) and operator.index(every) >= 1
@@ -88,7 +87,7 @@ class GroupAverager:
         collectives.check_lowering(lowering)
         self.schedule = schedule
         self.axis_name = collectives.canonical_axis(axis_name)
-        self.policy = average
+        self.policy = policy
         self.every = int(every)
         self.simulate_lateness = bool(simulate_lateness)
         self.lowering: collectives.Lowering = lowering
@@ -104,11 +103,9 @@ class GroupAverager:
         policies = leaf_policies(tree, self.policy)
         if self.simulate_lateness:
             leaves, treedef = jax.tree.flatten(tree)
+            pairs = zip(leaves, policies, strict=True)
             published = treedef.unflatten(
-                [
-                    jnp.array(_strong(leaf), copy=True) if policy == "mean" else ()
-                    for leaf, policy in zip(leaves, policies, strict=True)
-                ]
+                [jnp.array(_strong(leaf), copy=True) if policy == "mean" else () for leaf, policy in pairs]
             )
         return GroupAverageState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), published)
 
@@ -164,10 +161,10 @@ class GroupAverager:
         collectives.check_varying(treedef.unflatten(averaged), self.axis_name)
 
     def _body(self, kinds: "_Kinds", vmapped: bool, lockstep: Any, operands: Any) -> Any:
-        """(mean leaves, sync leaves, publications) after this call; see ``collectives.per_worker``.
+        """The mean leaves, sync leaves and publications after this call; see ``collectives.per_worker``.
 
-        The branches of the switch do nothing but sum buffers; what comes before and after is common to all rounds. XLA
-        gives every result of a conditional a buffer of its own, so a branch that ends in more would copy the model.
+        The branches of the switch do nothing but sum buffers; all rounds share what comes before and after. XLA gives
+        every result of a conditional its own buffer, so a branch that did more would copy the model.
         """
         t, skipped, phases, tables = lockstep
         mean, sync, published, late = operands
@@ -181,22 +178,22 @@ class GroupAverager:
         mean_buffers, unpack_mean = collectives.pack(contributions)
         sync_buffers, unpack_sync = collectives.pack(sync)
 
+        def widen(buffers):  # the sums of one worker alone
+            return [collectives.widen(buffer) for buffer in buffers]
+
         def group_round(groups, tables):
             def act(buffers):
                 sums = collectives.group_sums(buffers[0], self.axis_name, groups, tables, self.lowering, vmapped)
-                return sums, collectives.widen(buffers[1])
+                return sums, widen(buffers[1])
 
             return act
 
         def sync_round(buffers):
-            mean, sync = buffers
-            return (
-                collectives.global_sums(mean, self.axis_name, num_workers, vmapped),
-                collectives.global_sums(sync, self.axis_name, num_workers, vmapped),
-            )
+            mean, sync = (collectives.global_sums(part, self.axis_name, num_workers, vmapped) for part in buffers)
+            return mean, sync
 
         def no_round(buffers):
-            return collectives.widen(buffers[0]), collectives.widen(buffers[1])
+            return widen(buffers[0]), widen(buffers[1])
 
         branches = [group_round(*pair) for pair in zip(kinds.groupings, tables, strict=True)]
         kind: Any = 0
@@ -219,15 +216,10 @@ class GroupAverager:
         new_sync = [
             jnp.where(is_sync, merge(total, own, num_workers), own) for total, own in zip(sync_sums, sync, strict=True)
         ]
-        new_published = (
-            [
-                jnp.where(is_sync, new, jnp.where(acted, own, old))
-                for new, own, old in zip(new_mean, mean, published, strict=True)
-            ]
-            if published
-            else published
-        )
-        return new_mean, new_sync, new_published
+        if published:
+            triples = zip(new_mean, mean, published, strict=True)
+            published = [jnp.where(is_sync, new, jnp.where(acted, own, old)) for new, own, old in triples]
+        return new_mean, new_sync, published
 
     def _kinds(self, has_sync_leaves: bool) -> "_Kinds":
         schedule = self.schedule

@@ -1,6 +1,6 @@
 """Merge rules and the per-leaf policy, as pure functions on arrays and pytrees.
 
-How sums come about (collectives, MPI) does not belong here: every transport feeds its sums to these rules.
+How sums are taken (collectives, MPI) does not belong here: every transport applies these rules to its sums.
 """
 
 from collections.abc import Callable
@@ -36,34 +36,34 @@ def average_inexact(path: jax.tree_util.KeyPath, leaf: Any) -> Policy:
     return "mean" if _is_inexact(leaf) else "keep"
 
 
-def leaf_policies(tree: Any, average: PolicyFunction | None = None) -> list[Policy]:
+def leaf_policies(tree: Any, policy: PolicyFunction | None = None) -> list[Policy]:
     """The policy of every leaf, in the order of ``jax.tree.leaves(tree)``.
 
     Args:
         tree: Any pytree.
-        average: From a leaf's key path and value to "mean" (averaged every round), "sync" (averaged at sync rounds
+        policy: Maps a leaf's key path and value to "mean" (averaged every round), "sync" (averaged at sync rounds
             only) or "keep" (never averaged). None: :func:`average_inexact`.
 
     Raises:
         ValueError: The function returned something else.
         TypeError: The function asks to average a leaf that is neither floating nor complex.
     """
-    decide = average_inexact if average is None else average
+    decide = average_inexact if policy is None else policy
     policies: list[Policy] = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        policy = decide(path, leaf)
+        found = decide(path, leaf)
         name = leaf_name(path)
-        if policy not in ("mean", "keep", "sync"):
+        if found not in ("mean", "keep", "sync"):
             raise ValueError(
-                f"average() must return 'mean', 'keep' or 'sync' for every leaf, got {policy!r} for {name}: "
+                f"policy() must return 'mean', 'keep' or 'sync' for every leaf, got {found!r} for {name}: "
                 "return one of the three"
             )
-        if policy != "keep" and not _is_inexact(leaf):
+        if found != "keep" and not _is_inexact(leaf):
             raise TypeError(
-                f"average() returned {policy!r} for {name}, which is {_dtype(leaf)}; only floating and complex leaves "
+                f"policy() returned {found!r} for {name}, which is {_dtype(leaf)}; only floating and complex leaves "
                 "have a mean: return 'keep' for it"
             )
-        policies.append(policy)
+        policies.append(found)
     return policies
 
 
@@ -104,8 +104,8 @@ def merge(total: jax.Array, own: jax.Array, size: Any, late: Any = None) -> jax.
 def divided(total: jax.Array, size: Any) -> jax.Array:
     """``total / size``; for a traced size with the same bits wherever it is compiled.
 
-    XLA replaces a division by a scalar that is unknown at compilation by a multiplication, but not in all places: here
-    it is one in the first place. An ``int`` divides, which may differ from it by a unit in the last place.
+    XLA turns some divisions by a scalar that is unknown at compilation into multiplications, but not all of them. Here
+    it is a multiplication from the start. An ``int`` divides, which may differ by a unit in the last place.
     """
     if isinstance(size, int):
         return total / size
@@ -113,7 +113,7 @@ def divided(total: jax.Array, size: Any) -> jax.Array:
 
 
 def additive_update(old: Any, new: jax.Array) -> jax.Array:
-    """The update that leads from ``old`` to ``new`` in ``optax.apply_updates``, in the accumulation dtype."""
+    """The update with which ``optax.apply_updates`` turns ``old`` into ``new``, in the accumulation dtype."""
     wide = accumulation_dtype(new.dtype)
     return new.astype(wide) - jnp.asarray(old).astype(wide)
 

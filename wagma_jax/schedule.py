@@ -1,26 +1,7 @@
 """Who averages with whom at round t: rotating groups and sync rounds, as plain integers.
 
 Nothing here touches JAX, devices or processes, so that every transport (XLA collectives, MPI, a replay) reads the
-same schedule.
-
-Two constructions, both rotating so that pure averaging contracts to the global mean:
-
-*Butterfly* (``num_workers = 2**p`` and ``group_size = 2**s``). A group at round t is closed under XOR with the s masks
-``1 << ((t*s + i) mod p)``, i = 0..s-1 (Li et al., TPDS 2021, section 3). Every worker has influenced every other
-after ``ceil(p / s)`` rounds, and when s divides p the models after ``p / s`` rounds of pure averaging *are* the global
-mean.
-
-*Shuffle* (everything else). Write the workers of round t group below group, as the rows of a table, and read the
-table column by column: that is the order of round t + 1, which is cut into groups again. Dealing cards like this is a
-perfect G-way shuffle (the wiring of an omega network), and reduces to the butterfly on powers of two. When
-``group_size`` S divides P, a group of round t + 1 draws from ``min(S, G)`` different groups of round t, whose members
-drew from neighbouring groups in turn; so influence grows by a factor S each round and is complete after
-``ceil(log_S P)`` rounds, and when P is a power of S the models are then exactly the global mean. When S does not
-divide P the shuffle is irregular and may take up to two rounds more (checked for all P <= 64). The sequence restarts
-after twice the rounds that full influence takes (sooner where the shuffle returns to the identity), so that few
-distinct groups exist (each is compiled, and opens a communicator on some backends). The product of the mixing matrices
-over one period is doubly stochastic and positive, hence contracts the distance to the global mean by a factor
-strictly below 1.
+same schedule. How groups are built is in ``partitions``.
 """
 
 import dataclasses
@@ -30,8 +11,8 @@ import operator
 
 import numpy as np
 
-Groups = tuple[tuple[int, ...], ...]
-"""A partition of the workers into groups; members ascending, groups by their first member."""
+from wagma_jax import partitions
+from wagma_jax.partitions import Groups
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +78,7 @@ class GroupSchedule:
         Raises:
             ValueError: ``t`` is negative or no integer.
         """
-        return _partition(self.num_workers, self.group_size, self._phase(t))
+        return partitions.partition(self.num_workers, self.group_size, self._phase(t))
 
     def group_of(self, worker: int, t: int) -> tuple[int, ...]:
         """The group of ordinary round t that ``worker`` belongs to, as an ascending tuple of worker indices.
@@ -108,10 +89,8 @@ class GroupSchedule:
         worker = integer("worker", worker, "pass a worker's index")
         if not 0 <= worker < self.num_workers:
             raise ValueError(f"worker must be in range({self.num_workers}), got {worker}: pass a worker's index")
-        phase = self._phase(t)
-        return _partition(self.num_workers, self.group_size, phase)[
-            _group_index(self.num_workers, self.group_size, phase)[worker]
-        ]
+        arguments = self.num_workers, self.group_size, self._phase(t)
+        return partitions.partition(*arguments)[partitions.group_index(*arguments)[worker]]
 
     def is_sync(self, t: int) -> bool:
         """Whether all workers take the global mean at round t: ``(t + 1) % sync_period == 0``."""
@@ -121,12 +100,12 @@ class GroupSchedule:
     @functools.cached_property
     def period(self) -> int:
         """Rounds after which the sequence of ordinary groups repeats; at most ``num_workers``."""
-        return _period(self.num_workers, self.group_size) if self.rotate else 1
+        return partitions.period(self.num_workers, self.group_size) if self.rotate else 1
 
     @functools.cached_property
     def rounds_to_mix(self) -> int | None:
         """Ordinary rounds, counted from any round, until every worker has influenced every other; None if never."""
-        return _rounds_to_mix([self.groups(t) for t in range(self.period)], self.num_workers)
+        return partitions.rounds_to_mix([self.groups(t) for t in range(self.period)], self.num_workers)
 
     @functools.cached_property
     def contraction(self) -> float:
@@ -135,7 +114,7 @@ class GroupSchedule:
         The spectral norm of ``M(period-1) ... M(0) - J``, with M(t) the mixing matrix of round t and J the global mean;
         0 when one period reaches the mean exactly, 1 when workers never mix.
         """
-        return _contraction([self.groups(t) for t in range(self.period)], self.num_workers)
+        return partitions.contraction([self.groups(t) for t in range(self.period)], self.num_workers)
 
     @property
     def contraction_per_round(self) -> float:
@@ -179,136 +158,6 @@ def _round(t) -> int:
     if t < 0:
         raise ValueError(f"t must not be negative, got {t}: rounds are counted from 0")
     return t
-
-
-def _log2(n: int) -> int | None:
-    return n.bit_length() - 1 if n & (n - 1) == 0 else None
-
-
-def _sorted_groups(groups) -> Groups:
-    return tuple(sorted(tuple(sorted(group)) for group in groups))
-
-
-@functools.lru_cache(maxsize=1024)
-def _period(num_workers: int, group_size: int) -> int:
-    if group_size in (1, num_workers):
-        return 1
-    p, s = _log2(num_workers), _log2(group_size)
-    if p is not None and s is not None:
-        return p // math.gcd(p, s)
-    return len(_shuffle(num_workers, group_size))
-
-
-@functools.lru_cache(maxsize=4096)
-def _partition(num_workers: int, group_size: int, phase: int) -> Groups:
-    p, s = _log2(num_workers), _log2(group_size)
-    if p is None or s is None:
-        return _shuffle(num_workers, group_size)[phase]
-    if p == 0:
-        return ((0,),)
-    mask = sum(1 << ((phase * s + i) % p) for i in range(s))
-    groups: dict[int, list[int]] = {}
-    for worker in range(num_workers):
-        groups.setdefault(worker & ~mask, []).append(worker)
-    return _sorted_groups(groups.values())
-
-
-@functools.lru_cache(maxsize=4096)
-def _group_index(num_workers: int, group_size: int, phase: int) -> tuple[int, ...]:
-    index = [0] * num_workers
-    for i, group in enumerate(_partition(num_workers, group_size, phase)):
-        for worker in group:
-            index[worker] = i
-    return tuple(index)
-
-
-@functools.lru_cache(maxsize=256)
-def _shuffle(num_workers: int, group_size: int) -> tuple[Groups, ...]:
-    """One period of the shuffle construction (module docstring)."""
-    num_groups = -(-num_workers // group_size)
-    small, larger = divmod(num_workers, num_groups)
-    sizes = [small + 1] * larger + [small] * (num_groups - larger)
-    order = list(range(num_workers))
-    influence = [1 << worker for worker in range(num_workers)]  # [num_workers] bit sets
-    everyone = (1 << num_workers) - 1
-    partitions: list[Groups] = []
-    limit = num_workers
-    while len(partitions) < limit:
-        rows, start = [], 0
-        for size in sizes:
-            rows.append(order[start : start + size])
-            start += size
-        partitions.append(_sorted_groups(rows))
-        if limit == num_workers:
-            influence = _spread(influence, rows)
-            if all(seen == everyone for seen in influence):
-                limit = min(num_workers, 2 * len(partitions))
-        order = [row[column] for column in range(sizes[0]) for row in rows if column < len(row)]
-        if order == list(range(num_workers)):
-            break
-    return tuple(partitions)
-
-
-def _spread(influence: list[int], groups) -> list[int]:
-    """Bit sets of the workers that have influenced each worker, after one more round."""
-    result = list(influence)
-    for group in groups:
-        union = functools.reduce(operator.or_, (influence[worker] for worker in group))
-        for worker in group:
-            result[worker] = union
-    return result
-
-
-def _rounds_to_mix(partitions: list[Groups], num_workers: int) -> int | None:
-    everyone = (1 << num_workers) - 1
-    worst = 0
-    for start in range(len(partitions)):
-        influence = [1 << worker for worker in range(num_workers)]
-        rounds, unchanged = 0, 0
-        while any(seen != everyone for seen in influence):
-            after = _spread(influence, partitions[(start + rounds) % len(partitions)])
-            unchanged = unchanged + 1 if after == influence else 0
-            if unchanged == len(partitions):
-                return None
-            influence, rounds = after, rounds + 1
-        worst = max(worst, rounds)
-    return worst
-
-
-def _contraction(partitions: list[Groups], num_workers: int) -> float:
-    """Spectral norm of the period's product minus J, by subspace iteration (group means cost O(num_workers))."""
-    if num_workers == 1:
-        return 0.0
-
-    def centre(x):
-        return x - x.mean(0)
-
-    rounds = []
-    for groups in partitions:
-        order = np.array([worker for group in groups for worker in group])
-        sizes = np.array([len(group) for group in groups])
-        rounds.append((order, np.cumsum(sizes) - sizes, sizes))
-
-    def average(x, order, starts, sizes):
-        result = np.empty_like(x)
-        result[order] = np.repeat(np.add.reduceat(x[order], starts, axis=0) / sizes[:, None], sizes, axis=0)
-        return result
-
-    x = centre(np.random.default_rng(0).normal(size=(num_workers, min(num_workers, 16))))
-    norm = 0.0
-    for _ in range(500):
-        x, _ = np.linalg.qr(x)
-        x = centre(x)
-        for arguments in rounds:
-            x = average(x, *arguments)
-        previous, norm = norm, float(np.linalg.norm(x, 2))
-        if norm < 1e-12:
-            return 0.0
-        if abs(norm - previous) < 1e-9 * norm:
-            break
-        for arguments in reversed(rounds):  # each round's matrix is symmetric
-            x = average(x, *arguments)
-    return min(norm, 1.0)
 
 
 def _describe(schedule: GroupSchedule, model_bytes: int) -> str:

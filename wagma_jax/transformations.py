@@ -15,18 +15,18 @@ from wagma_jax.schedule import GroupSchedule
 def group_average(
     schedule: GroupSchedule,
     axis_name: collectives.AxisName = "data",
-    average: PolicyFunction | None = None,
+    policy: PolicyFunction | None = None,
     every: int = 1,
     simulate_lateness: bool = False,
     lowering: collectives.Lowering = "auto",
 ) -> optax.GradientTransformationExtraArgs:
     """Averages models in rotating groups; the last link of a chain.
 
-    With U the updates that arrive, W' = W + U is the model after the local step, and W'' what
-    :meth:`GroupAverager.average` makes of it; the updates that leave are W'' - W. After ``optax.apply_updates`` the
-    model is W'' to within one ulp of max(abs(W), abs(W'')). For leaves narrower than float32 the updates are emitted
-    in float32, which makes ``apply_updates`` exact, unless W'' is thousands of times smaller than W.
-    (:class:`GroupAverager` assigns, and is always exact.)
+    Let U be the incoming updates, W' = W + U the model after the local step, and W'' the result of
+    :meth:`GroupAverager.average`. The outgoing updates are W'' - W. After ``optax.apply_updates`` the model is W'' to
+    within one ulp of max(abs(W), abs(W'')). For leaves narrower than float32 the updates are emitted in float32, which
+    makes ``apply_updates`` exact, unless W'' is thousands of times smaller than W. (:class:`GroupAverager` assigns, and
+    is always exact.)
 
     ``update`` takes ``late=`` where lateness is simulated: a boolean scalar per worker.
 
@@ -36,15 +36,16 @@ def group_average(
       averaged), ``inject_hyperparams`` of the inner optimizer, ``MultiSteps`` and ``apply_if_finite`` *inside* (before)
       it, ``MultiSteps`` around it (rounds are then accumulated steps), ``lax.scan`` over steps, ``nnx.Optimizer``,
       donation.
-    - Unsound: ``apply_if_finite``, ``conditionally_mask``, ``MultiSteps(should_skip_update_fn=...)`` or any other
-      worker-dependent branch *around* it (under ``shard_map`` and ``pmap`` the others wait for ever; under ``vmap``
-      they receive the model that was rejected, NaNs included), and any link *after* it (it changes the mean on each
-      worker separately, so that members of a group no longer agree).
+    - Unsound: a branch *around* it that depends on the worker, such as ``apply_if_finite``, ``conditionally_mask`` or
+      ``MultiSteps(should_skip_update_fn=...)``. Under ``shard_map`` and ``pmap`` the others wait for ever; under
+      ``vmap`` they receive the model that was rejected, NaNs included.
+    - Unsound: any link *after* it. It changes the mean on each worker separately, so that the members of a group no
+      longer agree.
 
     Args:
         schedule: Who averages with whom.
         axis_name: The mapped axis (or tuple of mesh axes) whose indices are the workers.
-        average: The per-leaf policy; see :class:`GroupAverager`.
+        policy: Which leaves are averaged when; see :class:`GroupAverager`.
         every: Average on every k-th update only.
         simulate_lateness: Whether ``update`` accepts ``late``.
         lowering: See ``wagma_jax.collectives``.
@@ -55,7 +56,7 @@ def group_average(
     Raises:
         ValueError: From ``update``: without ``params`` (optax's own message), or as :meth:`GroupAverager.average`.
     """
-    averager = GroupAverager(schedule, axis_name, average, every, simulate_lateness, lowering)
+    averager = GroupAverager(schedule, axis_name, policy, every, simulate_lateness, lowering)
 
     def update(updates, state, params=None, *, late=None, **extra_args):
         del extra_args
@@ -68,13 +69,13 @@ def group_average(
         acted = {"mean": info.round >= 0, "sync": info.is_sync}
 
         def emit(w, u, new):
-            policy = next(policies)
-            if policy == "keep":
+            kind = next(policies)
+            if kind == "keep":
                 return u
             difference = additive_update(w, new)
-            if policy == "mean" and averager.every == 1:
+            if kind == "mean" and averager.every == 1:
                 return difference
-            return jnp.where(acted[policy], difference, jnp.asarray(u).astype(difference.dtype))
+            return jnp.where(acted[kind], difference, jnp.asarray(u).astype(difference.dtype))
 
         return jax.tree.map(emit, params, updates, averaged), state
 
@@ -85,7 +86,7 @@ def wagma(
     inner: optax.GradientTransformation,
     schedule: GroupSchedule,
     axis_name: collectives.AxisName = "data",
-    average: PolicyFunction | None = None,
+    policy: PolicyFunction | None = None,
     every: int = 1,
     simulate_lateness: bool = False,
     lowering: collectives.Lowering = "auto",
@@ -97,7 +98,7 @@ def wagma(
             ``pmean`` over the workers before it.
         schedule: Who averages with whom.
         axis_name: As :func:`group_average`, like all further arguments.
-        average: The per-leaf policy.
+        policy: Which leaves are averaged when.
         every: Average on every k-th update only.
         simulate_lateness: Whether ``update`` accepts ``late``.
         lowering: See ``wagma_jax.collectives``.
@@ -105,7 +106,7 @@ def wagma(
     Raises:
         ValueError: From ``init``: ``inner`` already averages models. From ``update``: as :func:`group_average`.
     """
-    chain = optax.chain(inner, group_average(schedule, axis_name, average, every, simulate_lateness, lowering))
+    chain = optax.chain(inner, group_average(schedule, axis_name, policy, every, simulate_lateness, lowering))
 
     def init(params):
         state = chain.init(params)
