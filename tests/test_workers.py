@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from contexts import data_mesh
 from jax import lax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import wagma_jax as wagma
 
@@ -84,7 +84,7 @@ def test_for_workers_leaves_further_axes_to_the_compiler():
     sharded = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data", "model")))
     state = jax.vmap(averager.init)(x)
     got, _, _ = jax.jit(wagma.for_workers(averager.average, mesh=mesh))(sharded, state)
-    expected, _, _ = jax.vmap(averager.average, axis_name="data")(x, state)
+    expected, _, _ = jax.jit(jax.vmap(averager.average, axis_name="data"))(x, state)
     np.testing.assert_allclose(got, expected)
 
 
@@ -104,7 +104,7 @@ def test_rounds_on_a_mesh_with_an_explicit_model_axis(kinds):
     x = jnp.arange(24.0).reshape(4, 6)
     state = jax.vmap(averager.init)(x)
     got, _, _ = jax.jit(wagma.for_workers(averager.average, mesh=mesh))(x, state)
-    expected, _, _ = jax.vmap(averager.average, axis_name="data")(x, state)
+    expected, _, _ = jax.jit(jax.vmap(averager.average, axis_name="data"))(x, state)
     np.testing.assert_allclose(got, expected)
 
 
@@ -114,11 +114,130 @@ def test_for_workers_checks_its_arguments():
     with pytest.raises(ValueError, match="none of them 'workers'"):
         wagma.for_workers(step, axis_name="workers", mesh=data_mesh(4))
     run = wagma.for_workers(lambda a, b: a, mesh=data_mesh(4))
-    with pytest.raises(ValueError, match=r"same leading worker axis.*\[0\]\[0\]: \[4, 2\].*replicate"):
+    with pytest.raises(
+        ValueError, match=r"same leading worker axis, got argument 0: \[4, 2\], argument 1: \[3.*in_axes"
+    ):
         run(jnp.ones((4, 2)), jnp.ones((3, 2)))
     with pytest.raises(ValueError, match="same leading worker axis"):
         run(jnp.ones((4, 2)), 1.0)
     with pytest.raises(ValueError, match="6 workers cannot be spread evenly over the 4 devices"):
         run(jnp.ones((6, 2)), jnp.ones((6, 2)))
-    with pytest.raises(ValueError, match="no array arguments"):
+    with pytest.raises(ValueError, match="no array argument has a worker axis"):
         run({}, None)
+
+
+# --- Arguments that are the same for all workers ---
+
+# mesh axes and their types, number of workers
+MAPPINGS = {
+    "vmap": (None, 4),
+    "shard_map": ((4, AxisType.Auto), 4),
+    "explicit": ((4, AxisType.Explicit), 4),
+    "sharded_vmap": ((2, AxisType.Auto), 4),
+}
+
+
+def mesh_of(mapping):
+    if MAPPINGS[mapping][0] is None:
+        return None
+    size, kind = MAPPINGS[mapping][0]
+    return Mesh(np.asarray(jax.devices()[:size]), ("data",), axis_types=(kind,))
+
+
+def shared_step(x, tree, t, *, scale):
+    """Takes a branch by ``t``; what is shared has no worker axis here either."""
+    assert jnp.shape(t) == ()
+    assert jnp.shape(tree["shared"]["bias"]) == (3,)
+    result = lax.cond(t % 2 == 0, lambda: x * tree["own"], lambda: x + tree["shared"]["bias"].sum())
+    return {"x": result * scale + tree["shared"]["keys"], "t": t}
+
+
+@pytest.mark.parametrize(("mapping", "jit"), [*((mapping, True) for mapping in MAPPINGS), ("vmap", False)])
+def test_what_is_shared_is_not_batched(mapping, jit):
+    run = wagma.for_workers(shared_step, mesh=mesh_of(mapping), in_axes=(0, {"own": 0, "shared": None}, None))
+    run = jax.jit(run) if jit else run
+    x, own, scale = np.arange(8.0).reshape(4, 2), np.arange(4.0), np.array([1.0, 2.0, 3.0, 4.0])
+    tree = {"own": jnp.asarray(own), "shared": {"bias": jnp.arange(3.0), "keys": 7, "none": None}}
+    for t, expected in ((2, x * own[:, None]), (np.int32(3), x + 3), (jnp.int32(3), x + 3)):
+        got = run(jnp.asarray(x), tree, t, scale=jnp.asarray(scale))
+        np.testing.assert_array_equal(got["x"], expected * scale[:, None] + 7)
+        np.testing.assert_array_equal(got["t"], [t] * 4)
+
+
+@pytest.mark.usefixtures("optimized")
+@pytest.mark.parametrize("mapping", MAPPINGS)
+def test_a_branch_on_what_is_shared_stays_a_branch(mapping):
+    def branch(x, t):
+        return lax.switch(t, [jnp.sin, jnp.cos, jnp.tan], x)
+
+    run = wagma.for_workers(branch, mesh=mesh_of(mapping))
+    shared = wagma.for_workers(branch, mesh=mesh_of(mapping), in_axes=(0, None))
+    x = jnp.arange(8.0).reshape(4, 2)
+    own = 0 if mapping in ("vmap", "sharded_vmap") else 1  # selects, or a conditional on each device
+    for function, t, branches in ((run, jnp.ones(4, jnp.int32), own), (shared, jnp.int32(1), 1)):
+        assert jax.jit(function).lower(x, t).compile().as_text().count(" conditional(") == branches
+
+
+def test_check_vma_knows_what_is_shared():
+    def step(x, w):
+        return jax.grad(lambda w: w * x)(w)
+
+    x = jnp.arange(4.0)
+    own = wagma.for_workers(step, mesh=data_mesh(4))(x, jnp.ones(4))
+    shared = wagma.for_workers(step, mesh=data_mesh(4), in_axes=(0, None))(x, 1.0)
+    np.testing.assert_array_equal(own, [0, 1, 2, 3])
+    np.testing.assert_array_equal(shared, [6, 6, 6, 6])  # JAX sums gradients with respect to what is replicated
+    averager = wagma.GroupAverager(wagma.GroupSchedule(4, 2))
+
+    def average(x, w):
+        return averager.average(w, averager.init(w))[0] - x
+
+    with pytest.raises(ValueError, match=r"replicated over the worker axis 'data'.*in_axes is 0, not None"):
+        wagma.for_workers(average, mesh=data_mesh(4), in_axes=(0, None))(x, jnp.ones(()))
+
+
+@pytest.mark.parametrize("mapping", MAPPINGS)
+def test_rounds_with_a_shared_state(mapping):
+    """A user may hold the round once, for all workers."""
+    averager = wagma.GroupAverager(wagma.GroupSchedule(4, 2, 3))
+    x = jnp.arange(8.0).reshape(4, 2)
+    states = jax.vmap(averager.init)(x)
+    state = averager.init(x[0])
+    shared = jax.jit(wagma.for_workers(averager.average, mesh=mesh_of(mapping), in_axes=(0, None)))
+    alone = jax.jit(jax.vmap(averager.average, axis_name="data"))
+    for t in range(4):
+        got, after, _ = shared(x, state._replace(round=t))
+        expected, _, _ = alone(x, states._replace(round=jnp.full(4, t)))
+        np.testing.assert_allclose(got, expected)
+        np.testing.assert_array_equal(after.round, [t + 1] * 4)
+
+
+def test_what_is_shared_may_be_sharded_explicitly():
+    mesh = Mesh(np.asarray(jax.devices()).reshape(4, 2), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
+    shared = jnp.arange(16.0).reshape(8, 2)
+    run = jax.jit(wagma.for_workers(lambda x, shared: x + shared.sum(), mesh=mesh, in_axes=(0, None)))
+    x = jax.device_put(jnp.arange(4.0), NamedSharding(mesh, PartitionSpec("data")))
+    for spec in (("data",), (None, "model"), (("data", "model"),), ("model",)):
+        placed = jax.device_put(shared, NamedSharding(mesh, PartitionSpec(*spec)))
+        np.testing.assert_array_equal(run(x, placed), np.arange(4) + 120)
+
+
+@pytest.mark.parametrize("bad", [1, -1, True, 0.0, "data", (0, 1), ({"a": 2},), {"a": 0}])
+def test_in_axes_are_checked(bad):
+    with pytest.raises(ValueError, match=r"in_axes must be 0 .* or None .*, got .*: move the worker axis to the front"):
+        wagma.for_workers(step, in_axes=bad)
+
+
+def test_in_axes_must_fit_the_arguments():
+    x = jnp.ones((4, 2))
+    run = wagma.for_workers(lambda *args, **kwargs: 0, in_axes=(0, None))
+    with pytest.raises(ValueError, match="in_axes has 2 entries, but 1 positional arguments came"):
+        run(x, extra=x)
+    with pytest.raises(
+        ValueError, match=r"in_axes\[1\] is {'b': None}, which does not fit the structure of argument 1"
+    ):
+        wagma.for_workers(lambda a, b: 0, in_axes=[0, {"b": None}])(x, {"a": 1})
+    with pytest.raises(ValueError, match="no array argument has a worker axis"):
+        wagma.for_workers(lambda a: 0, in_axes=None)(x)
+    with pytest.raises(ValueError, match=r"got argument 0\['a'\]: \[4, 2\], scale: \[3\]"):
+        wagma.for_workers(lambda a, t, *, scale: 0, in_axes=(0, None))({"a": x}, 3, scale=jnp.ones(3))

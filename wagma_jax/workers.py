@@ -32,7 +32,7 @@ def replicate(tree: Any, num_workers: int, *, mesh: Mesh | None = None, axis_nam
         raise ValueError(f"num_workers must be at least 1, got {num_workers}: pass the number of workers")
 
     def copies(tree):
-        # with their dtypes for good: Python scalars would be traced again as what a step makes of them
+        # without weak types: a step returns strong ones, and would be traced again for them
         strong = jax.tree.map(lambda x: x if hasattr(x, "dtype") else jnp.asarray(x, jnp.result_type(x)), tree)
         return jax.tree.map(lambda x: jnp.broadcast_to(x, (num_workers, *jnp.shape(x))), strong)
 
@@ -43,14 +43,19 @@ def replicate(tree: Any, num_workers: int, *, mesh: Mesh | None = None, axis_nam
 
 
 def for_workers(
-    step: Callable[..., Any], axis_name: str = "data", mesh: Mesh | None = None, *, check_vma: bool = True
+    step: Callable[..., Any],
+    axis_name: str = "data",
+    mesh: Mesh | None = None,
+    *,
+    in_axes: Any = 0,
+    check_vma: bool = True,
 ) -> Callable[..., Any]:
-    """Maps a per-worker step over the leading (worker) axis of all its arguments and results.
+    """Maps a per-worker step over the leading (worker) axis of its arguments and results.
 
     Without a mesh, workers are simulated by ``jax.vmap``. On a mesh whose axis has as many devices as there are
-    workers, ``jax.shard_map`` runs one worker a device; if there are a multiple of it, one ``vmap`` has its worker axis
-    sharded over the devices (a round then holds all workers' models on every device, some times over). Further mesh
-    axes stay with the compiler (model parallelism by sharding annotations).
+    workers, ``jax.shard_map`` runs one worker on each device. If there are several workers for each device, one
+    ``vmap`` has its worker axis sharded over the devices; a round then holds all workers' models on every device, some
+    of them several times. Further mesh axes stay with the compiler (model parallelism by sharding annotations).
 
     The result is not jitted: wrap it in ``jax.jit``, with ``donate_argnums`` as you like.
 
@@ -58,15 +63,21 @@ def for_workers(
         step: A function of one worker's arguments; it may use collectives over ``axis_name``.
         axis_name: Name of the worker axis.
         mesh: A mesh with that axis, or None.
+        in_axes: Which arguments have a worker axis, as for ``jax.vmap``: 0 or None for all positional arguments, or a
+            tuple with an entry for each, which may be a tree of 0 and None for the parts of that argument. 0: leaves
+            have a leading worker axis, and every worker gets its own row. None: all workers get the same value, such
+            as a round or a learning rate; branches on it stay branches under ``vmap``, and ``check_vma`` knows that it
+            is equal on all workers. So parameters take 0, even if they are equal. Keyword arguments always take 0.
         check_vma: Passed to ``jax.shard_map``. False allows the faster grouped all-reduce, but JAX then no longer
             checks what is replicated, and differentiating through a ``psum`` gives other gradients.
 
     Returns:
-        A function of the same arguments, each leaf with a leading axis of the workers, [num_workers, ...].
+        A function of the same arguments. All its results have a leading worker axis, ``[num_workers, ...]``.
 
     Raises:
-        ValueError: The mesh has no such axis; or, when called, leaves disagree on the number of workers or it does not
-            fit the mesh.
+        ValueError: ``in_axes`` has other entries than 0 and None, or the mesh has no such axis. When called: leaves
+            disagree on the number of workers, or none has a worker axis; the number does not fit the mesh; or
+            ``in_axes`` does not fit the arguments.
     """
     if not isinstance(axis_name, str):
         raise ValueError(
@@ -78,73 +89,132 @@ def for_workers(
             f"the mesh has axes {mesh.axis_names}, none of them {axis_name!r}: pass axis_name, or make the mesh with "
             f"jax.make_mesh((num_workers,), ({axis_name!r},), axis_types=(jax.sharding.AxisType.Auto,))"
         )
-    simulated = jax.vmap(step, axis_name=axis_name)
-    spec = PartitionSpec(axis_name)
+    in_axes = _check_in_axes(in_axes)
+    simulated = jax.vmap(step, in_axes=in_axes, axis_name=axis_name)
     explicit = mesh is not None and mesh.axis_types[mesh.axis_names.index(axis_name)] == AxisType.Explicit
 
     @functools.wraps(step)
     def mapped(*args, **kwargs):
-        num_workers = _count_workers((args, kwargs))
+        axes = _axis_of_leaves(in_axes, args) + [0] * len(jax.tree.leaves(kwargs))
+        num_workers = _count_workers(args, kwargs, axes)
         if mesh is None:
             return simulated(*args, **kwargs)
         _check_divides(num_workers, mesh, axis_name)
+        leaves, structure = jax.tree.flatten((args, kwargs))
         if num_workers != mesh.shape[axis_name]:
             if explicit:
                 raise ValueError(
                     f"{num_workers} workers on {mesh.shape[axis_name]} devices run as a sharded vmap, which needs a "
                     "mesh with automatic axes: make it with axis_types=(jax.sharding.AxisType.Auto,)"
                 )
-            args, kwargs = _spread((args, kwargs), mesh, axis_name)
-            return _spread(simulated(*args, **kwargs), mesh, axis_name)
+            spread = functools.partial(_spread, mesh=mesh, axis_name=axis_name)
+            pairs = zip(leaves, axes, strict=True)
+            args, kwargs = structure.unflatten([x if axis is None else spread(x) for x, axis in pairs])
+            return jax.tree.map(spread, simulated(*args, **kwargs))
         if explicit:  # shard_map takes explicitly sharded arguments as they are declared, and nothing else
-            args, kwargs = _declare((args, kwargs), mesh, axis_name)
+            leaves = [_declare(leaf, axis, mesh, axis_name) for leaf, axis in zip(leaves, axes, strict=True)]
 
-        def shard(args, kwargs):
-            args, kwargs = jax.tree.map(lambda x: x[0], (args, kwargs))
+        def shard(leaves):
+            own = [leaf if axis is None else leaf[0] for leaf, axis in zip(leaves, axes, strict=True)]
+            args, kwargs = structure.unflatten(own)
             return jax.tree.map(lambda x: jnp.asarray(x)[None], step(*args, **kwargs))
 
+        specs = [PartitionSpec() if axis is None else PartitionSpec(axis_name) for axis in axes]
         return jax.shard_map(
-            shard, mesh=mesh, in_specs=spec, out_specs=spec, axis_names={axis_name}, check_vma=check_vma
-        )(args, kwargs)
+            shard,
+            mesh=mesh,
+            in_specs=(specs,),
+            out_specs=PartitionSpec(axis_name),
+            axis_names={axis_name},
+            check_vma=check_vma,
+        )(leaves)
 
     return mapped
 
 
-def _spread(tree: Any, mesh: Mesh, axis_name: str) -> Any:
+def _check_in_axes(in_axes: Any) -> int | tuple | None:
+    """``in_axes`` with a tuple for a list; ValueError unless its entries are 0 and None."""
+    several = isinstance(in_axes, tuple | list)
+    for axis in jax.tree.leaves(in_axes, is_leaf=_is_none) if several else [in_axes]:
+        if axis is not None and (isinstance(axis, bool) or not isinstance(axis, int) or axis != 0):
+            raise ValueError(
+                f"in_axes must be 0 (a leading worker axis) or None (the same for all workers), or a tuple of them "
+                f"with an entry for each positional argument, got {axis!r}: move the worker axis to the front"
+            )
+    return tuple(in_axes) if several else in_axes
+
+
+def _axis_of_leaves(in_axes: int | tuple | None, args: tuple) -> list[int | None]:
+    """0 or None for each leaf of the positional arguments."""
+    if not isinstance(in_axes, tuple):
+        return [in_axes] * len(jax.tree.leaves(args))
+    if len(in_axes) != len(args):
+        raise ValueError(
+            f"in_axes has {len(in_axes)} entries, but {len(args)} positional arguments came: pass an entry for each; "
+            "keyword arguments have none, since they always take 0"
+        )
+    axes: list[int | None] = []
+
+    def collect(axis, part):
+        axes.extend([axis] * len(jax.tree.leaves(part)))
+
+    for i, (entry, argument) in enumerate(zip(in_axes, args, strict=True)):
+        try:
+            jax.tree.map(collect, entry, argument, is_leaf=_is_none)
+        except ValueError as error:
+            raise ValueError(
+                f"in_axes[{i}] is {entry}, which does not fit the structure of argument {i}: pass 0 or None for the "
+                "whole argument, or a tree of them with the same upper levels"
+            ) from error
+    return axes
+
+
+def _is_none(x: Any) -> bool:
+    return x is None
+
+
+def _spread(x: Any, mesh: Mesh, axis_name: str) -> jax.Array:
     """Shards the leading axis; how the others are sharded is up to the compiler."""
-
-    def constrain(x):
-        spec = PartitionSpec(axis_name, *[PartitionSpec.UNCONSTRAINED] * (jnp.ndim(x) - 1))
-        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
-
-    return jax.tree.map(constrain, tree)
+    spec = PartitionSpec(axis_name, *[PartitionSpec.UNCONSTRAINED] * (jnp.ndim(x) - 1))
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
 
-def _declare(tree: Any, mesh: Mesh, axis_name: str) -> Any:
-    """Shards the leading axis explicitly; the others stay as they are."""
-
-    def declare(x):
-        x = jnp.asarray(x)
-        spec = jax.typeof(x).sharding.spec
-        if len(spec) and spec[0] == axis_name:
-            return x
-        return jax.reshard(x, NamedSharding(mesh, PartitionSpec(axis_name, *spec[1:])))
-
-    return jax.tree.map(declare, tree)
+def _declare(x: Any, axis: int | None, mesh: Mesh, axis_name: str) -> jax.Array:
+    """Shards the leading axis explicitly over the workers (with ``axis`` None no axis); others stay as they are."""
+    x = jnp.asarray(x)
+    spec = jax.typeof(x).sharding.spec
+    wanted = [_without(axis_name, entry) for entry in spec] if axis is None else [axis_name, *spec[1:]]
+    return x if list(spec) == wanted else jax.reshard(x, NamedSharding(mesh, PartitionSpec(*wanted)))
 
 
-def _count_workers(arguments: Any) -> int:
-    leaves = jax.tree_util.tree_leaves_with_path(arguments)
-    sizes = {jnp.shape(leaf)[:1] for _, leaf in leaves}
+def _without(axis_name: str, entry: Any) -> Any:
+    """An entry of a PartitionSpec, without one of its mesh axes."""
+    if isinstance(entry, tuple):
+        return tuple(name for name in entry if name != axis_name) or None
+    return None if entry == axis_name else entry
+
+
+def _count_workers(args: tuple, kwargs: dict[str, Any], axes: list[int | None]) -> int:
+    named = [(f"argument {i}", argument) for i, argument in enumerate(args)] + list(kwargs.items())
+    leaves = [
+        (name + jax.tree_util.keystr(path), jnp.shape(leaf))
+        for name, argument in named
+        for path, leaf in jax.tree_util.tree_leaves_with_path(argument)
+    ]
+    shapes = [leaf for leaf, axis in zip(leaves, axes, strict=True) if axis is not None]
+    sizes = {shape[:1] for _, shape in shapes}
     if len(sizes) == 1 and () not in sizes:
         return sizes.pop()[0]
-    if not leaves:
-        raise ValueError("the step has no array arguments, so the number of workers is unknown: pass at least one")
-    listed = ", ".join(f"{jax.tree_util.keystr(path)}: {list(jnp.shape(leaf))}" for path, leaf in leaves[:6])
+    if not shapes:
+        raise ValueError(
+            "no array argument has a worker axis, so the number of workers is unknown: pass at least one whose in_axes "
+            "is 0"
+        )
+    listed = ", ".join(f"{name}: {list(shape)}" for name, shape in shapes[:6])
     raise ValueError(
-        f"every argument needs the same leading worker axis, got {listed}{', ...' if len(leaves) > 6 else ''}: "
+        f"every argument needs the same leading worker axis, got {listed}{', ...' if len(shapes) > 6 else ''}: "
         "add it with wagma_jax.replicate(tree, num_workers), initialize an optimizer by jax.vmap(optimizer.init)"
-        "(params), and bind what is the same for all workers with functools.partial"
+        "(params), and pass in_axes with None for what is the same for all workers"
     )
 
 
