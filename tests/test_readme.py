@@ -94,7 +94,7 @@ def test_the_commands_exist():
 
 
 def test_every_algorithm_has_its_line():
-    from wagma_jax.strategies import ALGORITHMS
+    from wagma_jax.algorithms import ALGORITHMS
 
     for name in ALGORITHMS:
         assert f"| `{name}` |" in README

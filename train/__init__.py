@@ -1,4 +1,4 @@
-"""Training scripts: data, loops and reports over the strategies; a model's architecture is in ``models``."""
+"""Training scripts: data, loops and reports over the algorithms; a model's architecture is in ``models``."""
 
 import importlib.util
 

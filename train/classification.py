@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from models.resnet import RESNETS, ResNet, ResNetConfig
 from train import recipe
 from train.data import Batch, Dataset, pipeline
 from train.devices import local_rows, place, replicated, sharded
-from wagma_jax.strategies import Strategy
+from wagma_jax.algorithms import Strategy
 
 
 class TrainState(NamedTuple):
@@ -107,6 +107,7 @@ def train_step(
     options: recipe.RecipeOptions,
     optimizer: optax.GradientTransformation,
     strategy: Strategy,
+    exchanges: Literal["models", "gradients"],
     state: TrainState,
     batch: Mapping[str, jax.Array],
     late: jax.Array | None,
@@ -119,14 +120,19 @@ def train_step(
         options: The recipe.
         optimizer: The local optimizer.
         strategy: The algorithm.
+        exchanges: What it exchanges.
         state: The worker's state.
         batch: image: uint8 [batch, height, width, channels]; label: int32 [batch].
         late: A boolean scalar or None.
     """
     grads, stats, metrics = gradients(network, data, options, state.model, batch)
-    grads = strategy.combine_gradients(grads)
-    model, opt_state = apply_gradients(optimizer, grads, stats, state.model, state.optimizer)
-    model, strategy_state, info = strategy.combine_models(model, state.strategy, late)
+    if exchanges == "gradients":
+        tree = {"params": grads, "stats": stats}
+        tree, strategy_state, info = strategy.combine(tree, state.model, state.strategy, late)
+        model, opt_state = apply_gradients(optimizer, tree["params"], tree["stats"], state.model, state.optimizer)
+    else:
+        model, opt_state = apply_gradients(optimizer, grads, stats, state.model, state.optimizer)
+        model, strategy_state, info = strategy.combine(model, state.model, state.strategy, late)
     return TrainState(model, opt_state, strategy_state), metrics | {"late": info.late, "staleness": info.staleness}
 
 

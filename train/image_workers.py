@@ -14,7 +14,7 @@ from train import checkpoints as ckpt
 from train import classification, distributed, loop, processes, report, resume
 from train.classification import Evaluation, inputs, unreadable
 from train.data import pipeline
-from wagma_jax import strategies
+from wagma_jax import algorithms
 
 if TYPE_CHECKING:
     from train.images import Options, Prepared
@@ -106,8 +106,8 @@ def run(prepared: "Prepared") -> tuple[dict[str, Any], list[dict[str, Any]]]:
         optimizer = options.local_optimizer(prepared.progress)
         state = processes.State(model, optimizer.init(model["params"]), 0)
     evaluation.compile(jax.eval_shape(lambda model: model, state.model))
-    algorithm = strategies.find(options.algorithm)
-    work, like = _work(prepared, algorithm.averages, state, evaluation)
+    algorithm = algorithms.find(options.algorithm)
+    work, like = _work(prepared, algorithm.exchanges, state, evaluation)
     settings = options.settings(first_round=position.step, ledger=out)
     exchange = algorithm.mpi(settings, MPI.COMM_WORLD, {"tree": like, "tally": np.zeros(2, np.float32)})
     with contextlib.ExitStack() as stack:
@@ -151,7 +151,7 @@ def _set_aside_ledgers(options: "Options", step: int) -> None:
 
 
 def _work(
-    prepared: "Prepared", averages: str, state: processes.State, evaluation: Evaluation
+    prepared: "Prepared", exchanges: str, state: processes.State, evaluation: Evaluation
 ) -> tuple[processes.Work, Any]:
     """Compiles what the loop calls; with it a tree like those that are exchanged."""
     options, data, network, peers = prepared.options, prepared.data, prepared.network, prepared.peers
@@ -185,7 +185,7 @@ def _work(
 
     count, (model, opt_state, _) = np.int32(0), state
     batch = classification.input_shapes(data, (options.batch_size,), None)
-    if averages == "models":
+    if exchanges == "models":
         like, before = model, whole_step
         after: Any = lambda model, opt_state, averaged, count: (averaged, opt_state)
         distance: Any = jax.jit(square_distance).lower(model, model).compile()

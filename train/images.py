@@ -33,7 +33,7 @@ from train.devices import local_rows, place, replicated, sharded, worker_mesh
 from train.options import RunOptions, flag
 from train.options import parse as parse_options
 from train.presets import PRESETS
-from wagma_jax.strategies import Strategy
+from wagma_jax.algorithms import Strategy, find
 
 if TYPE_CHECKING:
     PresetName = str
@@ -376,7 +376,8 @@ def _work(prepared: Prepared, state: TrainState, evaluate: Callable[[TrainState]
 
     batch = input_shapes(data, (options.workers, options.batch_size), sharded(mesh, AXIS))
     optimizer = options.local_optimizer(prepared.progress)
-    one_step = functools.partial(train_step, prepared.network, data, options, optimizer, prepared.strategy)
+    exchanges = find(options.algorithm).exchanges
+    one_step = functools.partial(train_step, prepared.network, data, options, optimizer, prepared.strategy, exchanges)
     step = jax.jit(for_workers(one_step), donate_argnums=0).lower(state, batch, lateness(0)).compile()
     apart = for_workers(functools.partial(wagma.consensus_distance, axis_name=AXIS))
     distance = jax.jit(lambda state: apart(state.model["params"])[0], out_shardings=replicated(mesh))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 from train import distributed, stragglers
 from train.data import Sampling
 from train.files import write_whole
-from wagma_jax.strategies import ALGORITHMS, Settings, Strategy, build
+from wagma_jax.algorithms import ALGORITHMS, Settings, Strategy, build
 
 if TYPE_CHECKING:
     AlgorithmName = str

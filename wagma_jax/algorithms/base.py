@@ -1,20 +1,7 @@
-"""Every algorithm behind one small interface, so that a training script never branches on an algorithm's name.
-
-One module of this package is one algorithm: it defines ``ALGORITHM``, and is found by being there. A training step asks
-its strategy twice:
-
-    grads = strategy.combine_gradients(grads)          # before the local optimizer
-    ...                                                # params += optimizer's updates
-    model, state, info = strategy.combine_models(model, state, late)
-
-Across processes an algorithm is an exchange (of the models after the local step, or of the gradients before it, as
-``averages`` says) with the methods of ``GroupExchange``.
-"""
+"""What an algorithm is: an entry of the table, built from settings into a strategy or an exchange."""
 
 import dataclasses
-import importlib
 import math
-import pkgutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -30,19 +17,20 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What the algorithms are built from; each takes what concerns it.
+    """What algorithms are built from; each takes what concerns it.
 
     Attributes:
         num_workers: P.
         group_size: S; None: about the square root of P (a power of two where P is one), as in the paper.
         sync_period: tau, rounds between global means; None: never.
         axis_name: The mapped axis of the workers.
-        simulate_lateness: Whether ``late`` is given to ``combine_models``.
+        simulate_lateness: Whether ``Strategy.combine`` is given ``late``.
         quorum: Across processes, how many members of a group start its exchange.
         clock: Across processes, what a worker's call counts: "step" or "round".
         timeout_seconds: Across processes, how long a call waits for others.
         first_round: Across processes, the round to begin with.
         ledger: Across processes, the folder of the ledgers, or None.
+        state: Across processes, what ``exchange.state()`` returned, to go on from; None for a new run.
     """
 
     num_workers: int
@@ -55,6 +43,7 @@ class Settings:
     timeout_seconds: float = 600.0
     first_round: int = 0
     ledger: Path | None = None
+    state: Any = None
 
     def schedule(self) -> GroupSchedule:
         """The schedule of rotating groups with these settings; ValueError for bad ones."""
@@ -66,10 +55,16 @@ class Settings:
     def exchange(self, comm: Any, tree: Any, schedule: GroupSchedule, quorum: int = 1) -> "GroupExchange":
         """An exchange by this schedule with these settings; see ``GroupExchange`` for what it raises.
 
-        ``quorum`` is not taken from the settings, since it means nothing in groups of one, nor at sync rounds.
+        Args:
+            comm: The communicator.
+            tree: A tree like those that are exchanged.
+            schedule: Whose groups and sync rounds.
+            quorum: How many members of a group start its exchange. It is not taken from the settings, since it means
+                nothing in groups of one, nor at sync rounds.
         """
         from wagma_jax.exchange import GroupExchange
 
+        resumed = {} if self.state is None else {"state": self.state}
         return GroupExchange(
             comm,
             tree,
@@ -80,25 +75,27 @@ class Settings:
             timeout_seconds=self.timeout_seconds,
             first_round=self.first_round,
             ledger=self.ledger,
+            **resumed,
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class Strategy:
-    """An algorithm as a training step sees it; all functions run per worker and are traced.
+    """An algorithm inside one XLA program; its functions run per worker and are traced.
 
     Attributes:
         schedule: The groups and sync rounds that it amounts to.
-        init: From the model's tree to the strategy's state.
-        combine_gradients: From this worker's gradients to those that its optimizer sees.
-        combine_models: From (the model after the local step, state, late) to (model, state, info). The model is one
-            tree of parameters and statistics; ``late`` is a boolean scalar, or None.
+        init: Maps a tree like those that ``combine`` takes to the strategy's first state.
+        combine: Maps (tree, before, state, late) to (tree, state, info). Where the algorithm exchanges models, ``tree``
+            is this worker's model after its local step, and comes back as the model to go on with. Where it exchanges
+            gradients, ``tree`` holds this worker's gradients and the model's statistics, such as
+            ``{"params": gradients, "stats": statistics}``, and both come back averaged, for the local optimizer.
+            ``before`` is the model at which the step began. ``late`` is a boolean scalar, or None for nobody.
     """
 
     schedule: GroupSchedule
     init: Callable[[Any], Any]
-    combine_gradients: Callable[[Any], Any]
-    combine_models: Callable[[Any, Any, Any], tuple[Any, Any, AverageInfo]]
+    combine: Callable[[Any, Any, Any, Any], tuple[Any, Any, AverageInfo]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,17 +105,20 @@ class Algorithm:
     Attributes:
         name: As on the command line.
         summary: One line for people.
+        exchanges: What workers exchange: "models" after the local step, or "gradients" before it, together with the
+            model's statistics.
         xla: Builds the strategy that runs inside one XLA program; ValueError for settings that it cannot have.
-        averages: Across processes, what is exchanged: "models" after the local step, or "gradients" before it, together
-            with the model's statistics.
-        mpi: Builds the exchange of such trees over a communicator, one process per worker.
+        mpi: Builds the exchange over a communicator, one process per worker, from (settings, communicator, a tree like
+            those that are exchanged).
+        options: The dataclass of the options that this algorithm alone has, or None.
     """
 
     name: str
     summary: str
+    exchanges: Literal["models", "gradients"]
     xla: Callable[[Settings], Strategy]
-    averages: Literal["models", "gradients"]
     mpi: "Callable[[Settings, Any, Any], GroupExchange]"
+    options: type | None = None
 
 
 def default_group_size(num_workers: int) -> int:
@@ -128,27 +128,3 @@ def default_group_size(num_workers: int) -> int:
     if num_workers & (num_workers - 1) == 0:
         return 1 << num_workers.bit_length() // 2
     return round(math.sqrt(num_workers))
-
-
-def _discover() -> dict[str, Algorithm]:
-    modules = (importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__))
-    return {module.ALGORITHM.name: module.ALGORITHM for module in modules}
-
-
-ALGORITHMS: dict[str, Algorithm] = _discover()
-
-
-def build(name: str, settings: Settings) -> Strategy:
-    """The strategy of an algorithm by name.
-
-    Raises:
-        ValueError: There is no such algorithm, or the settings are bad.
-    """
-    return find(name).xla(settings)
-
-
-def find(name: str) -> Algorithm:
-    """The algorithm of that name; ValueError if there is none."""
-    if name not in ALGORITHMS:
-        raise ValueError(f"algorithm must be one of {', '.join(sorted(ALGORITHMS))}, got {name!r}: pass one of them")
-    return ALGORITHMS[name]
