@@ -178,7 +178,7 @@ class GroupAverager:
         mean_buffers, unpack_mean = collectives.pack(contributions)
         sync_buffers, unpack_sync = collectives.pack(sync)
 
-        def widen(buffers):  # the sums of a worker alone
+        def widen(buffers):  # the sums of one worker alone
             return [collectives.widen(buffer) for buffer in buffers]
 
         def group_round(groups, tables):
@@ -189,11 +189,8 @@ class GroupAverager:
             return act
 
         def sync_round(buffers):
-            mean, sync = buffers
-            return (
-                collectives.global_sums(mean, self.axis_name, num_workers, vmapped),
-                collectives.global_sums(sync, self.axis_name, num_workers, vmapped),
-            )
+            mean, sync = (collectives.global_sums(part, self.axis_name, num_workers, vmapped) for part in buffers)
+            return mean, sync
 
         def no_round(buffers):
             return widen(buffers[0]), widen(buffers[1])
@@ -219,15 +216,10 @@ class GroupAverager:
         new_sync = [
             jnp.where(is_sync, merge(total, own, num_workers), own) for total, own in zip(sync_sums, sync, strict=True)
         ]
-        new_published = (
-            [
-                jnp.where(is_sync, new, jnp.where(acted, own, old))
-                for new, own, old in zip(new_mean, mean, published, strict=True)
-            ]
-            if published
-            else published
-        )
-        return new_mean, new_sync, new_published
+        if published:
+            triples = zip(new_mean, mean, published, strict=True)
+            published = [jnp.where(is_sync, new, jnp.where(acted, own, old)) for new, own, old in triples]
+        return new_mean, new_sync, published
 
     def _kinds(self, has_sync_leaves: bool) -> "_Kinds":
         schedule = self.schedule
