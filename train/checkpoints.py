@@ -21,7 +21,6 @@ from train.pytrees import layout, plain, restored
 from train.transports.group import Group, in_a_line
 
 POSITION = "position.json"
-FORMAT = 2
 _TREE = "tree"  # wraps every piece: orbax does not save a single array, or an empty tree, as it is
 
 
@@ -131,7 +130,7 @@ class Checkpoints:
             self._prune()
             shutil.rmtree(here, ignore_errors=True)
             here.mkdir(parents=True)
-            written = {"format": FORMAT, "position": dataclasses.asdict(position), "parts": dict(parts)}
+            written = {"position": dataclasses.asdict(position), "parts": dict(parts)}
             write_whole(here / POSITION, json.dumps(written) + "\n")
         self._group.everyone(None)
         if not exists:
@@ -155,8 +154,11 @@ class Checkpoints:
 
     def _prune(self) -> None:
         if self._group.is_first:
-            for step in steps(self._folder)[self._keep :]:
-                shutil.rmtree(self._folder / str(step), ignore_errors=True)
+            whole = steps(self._folder)
+            for path in self._folder.glob("[0-9]*"):  # what is not whole now was left behind by a start that was killed
+                if path.name.isdigit() and int(path.name) not in whole[: self._keep]:
+                    (path / POSITION).unlink(missing_ok=True)
+                    shutil.rmtree(path, ignore_errors=True)
 
 
 def is_whole(checkpoint: Path) -> bool:
@@ -180,12 +182,16 @@ def steps(folder: Path) -> list[int]:
         return []
     numbered = sorted((int(path.name) for path in folder.iterdir() if path.name.isdigit()), reverse=True)
     for step in numbered:
-        if (folder / str(step) / "position").is_dir():
-            raise ValueError(
-                f"{folder / str(step)} was written by an earlier version of this project, whose checkpoints cannot be "
-                "read: go on with that version, or start a new run"
-            )
+        _check_version(folder / str(step))
     return [step for step in numbered if is_whole(folder / str(step))]
+
+
+def _check_version(checkpoint: Path) -> None:
+    if (checkpoint / "position").is_dir():  # where the first version had it
+        raise ValueError(
+            f"{checkpoint} was written by an earlier version of this project, whose checkpoints cannot be read: go on "
+            "with that version, or start a new run"
+        )
 
 
 def look(checkpoint: Path) -> Saved:
@@ -194,13 +200,9 @@ def look(checkpoint: Path) -> Saved:
     Raises:
         ValueError: It cannot be read.
     """
+    _check_version(checkpoint)
     try:
         found = json.loads((checkpoint / POSITION).read_text())
-        if found["format"] != FORMAT:
-            raise DifferentModelError(
-                f"checkpoint {checkpoint} has format {found['format']}, expected {FORMAT}: go on with the version of "
-                "this project that wrote it, or start a new run"
-            )
         return Saved(Position(**found["position"]), found["parts"])
     except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{POSITION} of {checkpoint} cannot be read: {in_a_line(error)}") from None
@@ -211,7 +213,7 @@ def part_of(worker: int | None) -> str:
     return "all" if worker is None else f"worker-{worker}"
 
 
-def read(checkpoint: Path, saved: Saved, part: str, wanted: Mapping[str, Any]) -> dict[str, Any]:
+def read(checkpoint: Path, saved: Saved, part: str, wanted: Mapping[str, Any], alone: bool = False) -> dict[str, Any]:
     """Reads pieces of one part of a checkpoint.
 
     Args:
@@ -230,7 +232,7 @@ def read(checkpoint: Path, saved: Saved, part: str, wanted: Mapping[str, Any]) -
     for name, like in expected.items():
         check_layout(pieces.get(name, {}), layout(like), f"checkpoint {checkpoint}, {name}")
     like = jax.tree.map(lambda x: x if getattr(x, "sharding", None) else np.empty(x.shape, x.dtype), expected)
-    found = _restore(checkpoint / part, like)
+    found = _restore(checkpoint / part, like, alone)
     return {name: restored(found[name], wanted[name]) for name in wanted}
 
 
@@ -239,12 +241,23 @@ def read_as_saved(checkpoint: Path, part: str, name: str) -> Any:
     return jax.tree.map(np.asarray, _restore(checkpoint / part, {name: None})[name])
 
 
-def _restore(part: Path, like: Mapping[str, Any]) -> dict[str, Any]:
+def _alone() -> Any:
+    """What tells orbax that the other processes of the program take no part."""
+    import orbax.checkpoint as ocp
+
+    if jax.process_count() == 1:
+        return ocp.options.MultiprocessingOptions()
+    me = jax.process_index()
+    return ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
+
+
+def _restore(part: Path, like: Mapping[str, Any], alone: bool = False) -> dict[str, Any]:
     import orbax.checkpoint as ocp
 
     if not like:
         return {}
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+    options = _alone() if alone else ocp.options.MultiprocessingOptions()
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler(), multiprocessing_options=options) as reader:
         arguments = {
             name: ocp.args.StandardRestore(None if tree is None else {_TREE: tree}) for name, tree in like.items()
         }
@@ -356,11 +369,7 @@ def export(folder: Path, model: Any, description: dict[str, Any]) -> None:
 
     folder = folder.absolute()
     fresh = folder.with_name(folder.name + ".new")
-    me = jax.process_index()
-    alone = ocp.options.MultiprocessingOptions()
-    if jax.process_count() > 1:
-        alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
-    with ocp.Checkpointer(ocp.StandardCheckpointHandler(), multiprocessing_options=alone) as writer:
+    with ocp.Checkpointer(ocp.StandardCheckpointHandler(), multiprocessing_options=_alone()) as writer:
         writer.save(fresh, args=ocp.args.StandardSave(model), force=True)
     (fresh / "description.json").write_text(json.dumps(description, indent=2) + "\n")
     shutil.rmtree(folder, ignore_errors=True)

@@ -36,7 +36,8 @@ def _claim(out: Path, again: bool) -> bool:
     try:
         out.mkdir(parents=True, exist_ok=True)
         found = list(out.iterdir())
-        if again and found == [sign] and sign.stat().st_size == 0:
+        begun = {sign, sign.with_name(sign.name + ".new")}  # killed before or while it wrote its options
+        if again and found and begun.issuperset(found) and (not sign.exists() or sign.stat().st_size == 0):
             return True
         if found:
             return False

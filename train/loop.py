@@ -159,7 +159,8 @@ class Run:
         self._data_wait = 0.0
         self._mark = time.perf_counter()
         self._logged = start.step // options.log_every
-        self._evaluated = start.step // options.eval_every
+        evaluated = max((row["step"] for row in self.metrics.rows if "eval" in row), default=0)
+        self._evaluated = self.workers.group.from_first(evaluated) // options.eval_every
         self._saved = start.step // max(options.checkpoint_every, 1)
         self._distance = start.distance
         self._diverged = False
@@ -258,16 +259,17 @@ class Run:
     def _meet(self, stepped: Stepped, ended: bool, finished: bool, stop: signal.Signals | None) -> Outcome | None:
         """What is done at a meeting; the outcome if it is the last."""
         options, step = self.options, stepped.round
-        evaluating = step // options.eval_every > self._evaluated or finished
+        # who is asked to stop saves, and leaves evaluations to the next start
+        evaluating = finished or (stop is None and step // options.eval_every > self._evaluated)
         saving = options.checkpoint_every > 0 and (step // options.checkpoint_every > self._saved or ended)
         if not (evaluating or saving or ended):
             return None
         self._take()
+        self._collect(self._logged * options.log_every)  # so that rows are in the order of their steps
         self._position(step)
         outcome = None
         if evaluating:
             self._evaluated = step // options.eval_every
-            self._collect(self._logged * options.log_every)  # so that rows are in the order of their steps
             outcome = self._outcome(stop, None if stepped.is_sync else step)
         if saving:
             assert self.checkpoints is not None
@@ -284,7 +286,8 @@ class Run:
         consensus = self.workers.consensus()
         parts = group.everyone(self.task.evaluate(consensus.model, place))
         row = {"step": self.position.step, "examples": self.position.examples, "seconds": self.position.seconds}
-        row["eval"] = self.task.scores(parts)
+        # on one process: a score of a corpus may take long
+        row["eval"] = group.from_first(group.agreed(lambda: self.task.scores(parts) if group.is_first else {}))
         if measured_at is not None:
             squares = sum(group.everyone(consensus.squares))
             self._distance = row["consensus_distance"] = float(np.sqrt(squares / self.options.workers))

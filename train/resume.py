@@ -137,11 +137,11 @@ def consensus(checkpoint: Path, saved: Saved, model: Model, optimizer: Any = Non
     wanted = {name: like for name, like in wanted.items() if name not in means}
     if saved.position.stacked:
         stacked = as_numpy(wanted, saved.position.workers)
-        means |= mean_of_workers(checkpoints.read(checkpoint, saved, checkpoints.part_of(None), stacked))
+        means |= mean_of_workers(checkpoints.read(checkpoint, saved, checkpoints.part_of(None), stacked, alone=True))
         return Begin(means["model"], means.get("optimizer"))
     for name, like in as_numpy(wanted).items():
         parts = [part for part, pieces in saved.parts.items() if name in pieces]
-        means[name] = _mean(checkpoints.read(checkpoint, saved, part, {name: like})[name] for part in parts)
+        means[name] = _mean(checkpoints.read(checkpoint, saved, part, {name: like}, alone=True)[name] for part in parts)
     return Begin(means["model"], means.get("optimizer"))
 
 

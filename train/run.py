@@ -1,6 +1,7 @@
 """Runs any workload: prepares, trains, evaluates and exports it. The only module that knows all the others."""
 
 import dataclasses
+import json
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -150,9 +151,24 @@ def _check_alone(workload: Workload[O], options: O, transport: Any) -> Task:
     if options.resume is not None:
         saved = workload.options.load(options.resume)
         options.check_resumes(saved)
+        if options.resume_if_exists and (options.resume / SUMMARY).exists():
+            task = workload.create(options)
+            _check_incomplete(options, options.length(task.units_per_step, task.units_per_epoch))
         if saved.checkpoint_every == 0:
             raise ValueError(f"the run in {options.resume} was made with --checkpoint-every 0: start a new run")
     return workload.create(options)
+
+
+def _check_incomplete(options: RunOptions, length: Length) -> None:
+    """Raises AlreadyCompleteError if the run has ended where these options would have it end, as its summary says."""
+    assert options.resume is not None
+    summary = json.loads((options.resume / SUMMARY).read_text())
+    if options.epochs is not None:
+        complete = summary["examples"] >= length.units()
+    else:
+        complete = summary["steps"] >= length.total_steps()
+    if complete:
+        raise AlreadyCompleteError(f"the run in {options.resume} is complete: there is nothing left to do")
 
 
 def _planned(options: RunOptions, length: Length, marks: Mapping[str, str], found: Position | None) -> Position:
@@ -160,7 +176,6 @@ def _planned(options: RunOptions, length: Length, marks: Mapping[str, str], foun
 
     Raises:
         ValueError: It is at its end already.
-        AlreadyCompleteError: Likewise, with ``--resume-if-exists``.
     """
     position = Position(setup=options.setup(), workers=options.workers, fingerprint=marks)
     position = position if found is None else found
@@ -174,8 +189,6 @@ def _planned(options: RunOptions, length: Length, marks: Mapping[str, str], foun
         reached = position.step >= total
         what = f"is at step {position.step} of {total}, which is its end: raise --steps or --epochs to train on"
     if reached and ended:
-        if options.resume_if_exists:
-            raise AlreadyCompleteError(f"the run in {options.resume} is complete: there is nothing left to do")
         raise ValueError(f"the run in {options.resume} {what}")
     return dataclasses.replace(position, total_steps=max(total, position.step))
 
@@ -205,7 +218,10 @@ def run(prepared: Prepared) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     state = prepared.state
     if state is None:
         # on one process, since compiling the initialization takes seconds
-        state = Begin(group.from_first(task.init(options.seed) if group.is_first else {}))
+        alone = not prepared.transport.TOGETHER
+        state = Begin(
+            group.from_first(task.init(options.seed) if group.is_first else {}) if alone else task.init(options.seed)
+        )
     with ExitStack() as stack:
         workers = prepared.transport.WORKERS(
             options, prepared.learner, group, prepared.place, position, state, prepared.out
@@ -321,7 +337,8 @@ def main(workload: Workload[Any], arguments: Sequence[str] | None = None) -> Non
             console.say(f"consensus model of {options.evaluate}, {task.name}")
             console.console.print(results.evaluation_table(scores, task.score))
             return
-        options.check()
+        if options.transport != "mpi":  # over MPI one process says for all what is wrong
+            options.check()
         group = TRANSPORTS[options.transport].join(options)
         with group.ending_together(ValueError, AlreadyCompleteError):
             prepared = prepare(workload, options, group)

@@ -92,12 +92,13 @@ class GroupAverager:
         self.simulate_lateness = bool(simulate_lateness)
         self.lowering: collectives.Lowering = lowering
 
-    def init(self, tree: Any) -> GroupAverageState:
-        """The state before round 0. It shares no memory with ``tree``, so that both may be donated.
+    def init(self, tree: Any, first_round: int = 0) -> GroupAverageState:
+        """The state before the first round. It shares no memory with ``tree``, so that both may be donated.
 
         Args:
             tree: One worker's pytree (what ``average`` will see). For all workers at once:
                 ``jax.vmap(averager.init)(stacked)``.
+            first_round: The round to begin with, for a run that goes on with a new state.
         """
         published: Any = ()
         policies = leaf_policies(tree, self.policy)
@@ -107,7 +108,7 @@ class GroupAverager:
             published = treedef.unflatten(
                 [jnp.array(_strong(leaf), copy=True) if policy == "mean" else () for leaf, policy in pairs]
             )
-        return GroupAverageState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), published)
+        return GroupAverageState(jnp.full((), first_round, jnp.int32), jnp.zeros((), jnp.int32), published)
 
     def average(
         self, tree: Any, state: GroupAverageState, late: Any = None

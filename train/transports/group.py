@@ -10,9 +10,13 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 T = TypeVar("T")
+
+_SHORTEST = 4096  # bytes
+_PART = 1 << 20  # sizes travel as two int32: above 2 GiB, too
 
 
 class ProcessError(RuntimeError):
@@ -127,11 +131,27 @@ class JaxGroup(Group):
         from jax.experimental import multihost_utils
 
         data = np.frombuffer(pickle.dumps(value), np.uint8)
-        sizes = np.ravel(multihost_utils.process_allgather(np.asarray(data.size, np.int32)))
-        padded = np.zeros(int(sizes.max()), np.uint8)
-        padded[: data.size] = data
-        rows = np.asarray(multihost_utils.process_allgather(padded)).reshape(self.size, -1)
+        parts = np.asarray(multihost_utils.process_allgather(np.asarray(divmod(data.size, _PART), np.int32)))
+        sizes = [int(high) * _PART + int(low) for high, low in parts.reshape(self.size, 2)]
+        rows = np.asarray(multihost_utils.process_allgather(_padded(data, max(sizes)))).reshape(self.size, -1)
         return [pickle.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+
+    def from_first(self, value: T) -> T:
+        """The first process's value (picklable); only that one's crosses the network."""
+        from jax.experimental import multihost_utils
+
+        data = np.frombuffer(pickle.dumps(value if self.is_first else None), np.uint8)
+        high, low = multihost_utils.broadcast_one_to_all(np.asarray(divmod(data.size, _PART), np.int32))
+        size = int(high) * _PART + int(low)
+        sent = _padded(data, size) if self.is_first else _padded(data[:0], size)
+        return pickle.loads(np.asarray(multihost_utils.broadcast_one_to_all(sent))[:size].tobytes())
+
+
+def _padded(data: np.ndarray, size: int) -> np.ndarray:
+    """The bytes with zeros behind them: of few lengths, since JAX compiles for each."""
+    padded = np.zeros(max(1 << (size - 1).bit_length(), _SHORTEST), np.uint8)
+    padded[: data.size] = data
+    return padded
 
 
 class MpiGroup(Group):
@@ -155,6 +175,24 @@ class MpiGroup(Group):
         """The first process's value (picklable)."""
         return self._met().bcast(value)
 
+    def mean(self, tree: Any) -> Any:
+        """The mean of all processes' trees of arrays, on all, as NumPy arrays.
+
+        Sums are taken in float32 or wider. Leaves that are not floating or complex stay as they are. Nothing of an
+        exchange changes by it.
+        """
+        comm = self._met()
+
+        def mean(leaf: Any) -> np.ndarray:
+            leaf = np.asarray(leaf)
+            if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+                return leaf
+            total = np.array(leaf, leaf.dtype if leaf.dtype.itemsize >= 4 else np.float32)
+            comm.Allreduce(_in_place(), total)
+            return (total / self.size).astype(leaf.dtype)
+
+        return jax.tree.map(mean, tree)
+
     def abort(self) -> None:
         """Ends all processes at once."""
         self.world.Abort(1)
@@ -171,11 +209,17 @@ class MpiGroup(Group):
         return self.comm
 
 
+def _in_place() -> Any:
+    from mpi4py import MPI
+
+    return MPI.IN_PLACE
+
+
 def attempt(function: Callable[[], T]) -> tuple[T | None, Exception | None]:
     """A function's result, or its error. Errors of any kind are caught: others must not wait for this process."""
     try:
         return function(), None
-    except ValueError as problem:
+    except (ValueError, KeepsTogether) as problem:
         return None, problem
     except Exception as problem:
         error = ProcessError(in_a_line(problem))

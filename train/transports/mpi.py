@@ -20,6 +20,7 @@ from train.options import DEFAULT_MEET_EVERY, RunOptions
 from train.pytrees import as_shapes
 from train.task import Batch, Mean
 from train.transports import launchers
+from train.transports.compiling import ByShape
 from train.transports.group import Group, MpiGroup
 from train.transports.reports import Reports
 from wagma_jax import algorithms
@@ -143,7 +144,7 @@ class MpiWorkers:
         else:
             self._state, self.steps = self._start(found), 0
         self._by_units = options.clock == "round" and options.epochs is not None
-        self._reports = Reports(group)
+        self._reports = Reports(group, position.step)
         self._compile()
         algorithm = algorithms.find(options.algorithm)
         settings = options.settings(
@@ -197,8 +198,8 @@ class MpiWorkers:
             distance=distance,
         )
         total = self._position.total_steps
-        # a sync round past the end is no meeting: workers that are done join it while they rest
-        at_sync = info.is_sync and (self._by_units or info.round < total)
+        # a sync round past a meeting or past the end is no meeting: workers that are there join it while they rest
+        at_sync = info.is_sync and info.round < self._next_meeting and (self._by_units or info.round < total)
         done = info.round + 1 if at_sync else self.round
         done = done if self._by_units else min(done, total)
         self._equal = at_sync
@@ -243,7 +244,7 @@ class MpiWorkers:
         if self._equal:
             return Consensus(jax.tree.map(np.asarray, model), 0.0)
         # with gradients, parameters are equal, and so are the statistics that travel with them
-        mean = self.exchange.consensus(model) if self._learner.exchanges == "models" else model
+        mean = self.group.mean(model) if self._learner.exchanges == "models" else model
         squares = float(self._distance_of_models(model, mean))
         return Consensus(jax.tree.map(np.asarray, mean), squares)
 
@@ -294,14 +295,12 @@ class MpiWorkers:
         """Compiles the halves of a step for every shape of a batch, before times count."""
         learner, (model, optimizer, carry, _) = self._learner, self._state
         scalars = np.int32(0), self._worker, np.float32(0)
-        before = jax.jit(learner.before, donate_argnums=1)
-        compiled = {
-            _key(shape): before.lower(model, optimizer, carry, shape, *scalars).compile()
-            for shape in learner.task.batch_shapes
-        }
+        before = jax.jit(learner.before, donate_argnums=(1, 2))
+        lowered = lambda shape: before.lower(model, optimizer, carry, shape, *scalars)
+        compiled = ByShape(learner.task.batch_shapes, lambda shape: lowered(shape).compile())
 
         def first_half(model, optimizer, carry, batch, *scalars):
-            return compiled[_key(batch)](model, optimizer, carry, batch, *scalars)
+            return compiled.of(batch)(model, optimizer, carry, batch, *scalars)
 
         self._before = first_half
         like = jax.eval_shape(learner.exchanged, model)
@@ -312,11 +311,6 @@ class MpiWorkers:
             self._after_exchange = after.lower(model, optimizer, like, np.float32(0)).compile()
         self._distance = jax.jit(learner.square_distance).lower(like, like).compile()
         self._distance_of_models = jax.jit(lambda a, b: square_distance(a["params"], b["params"]))
-
-
-def _key(batch: Any) -> Any:
-    leaves, structure = jax.tree.flatten(batch)
-    return structure, tuple(leaf.shape for leaf in leaves)
 
 
 def restore(options: RunOptions, learner: Learner, place: MpiPlace, checkpoint: Path, saved: Saved) -> _Found:

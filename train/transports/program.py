@@ -20,6 +20,7 @@ from train.learner import Begin, Learner, State, square_distance
 from train.loop import Consensus, Stepped
 from train.options import RunOptions
 from train.task import Batch, Mean
+from train.transports.compiling import ByShape
 from train.transports.group import Group
 from train.transports.joining import join
 from wagma_jax.algorithms import Strategy, build
@@ -74,9 +75,9 @@ def place(options: RunOptions, group: Group) -> ProgramPlace:
     return ProgramPlace(options.workers, mesh, (group.rank, group.size))
 
 
-def strategy(options: RunOptions) -> Strategy:
-    """The algorithm; ValueError for settings that it cannot have."""
-    return build(options.algorithm, options.settings(axis_name=AXIS))
+def strategy(options: RunOptions, first_round: int = 0) -> Strategy:
+    """The algorithm, from some round on; ValueError for settings that it cannot have."""
+    return build(options.algorithm, options.settings(axis_name=AXIS, first_round=first_round))
 
 
 class _Made(NamedTuple):
@@ -114,7 +115,7 @@ class ProgramWorkers:
         del out
         self.group, self.place = group, place
         self._options, self._learner, self._position = options, learner, position
-        self._strategy = strategy(options)
+        self._strategy = strategy(options, position.first_step)
         self._period = self._strategy.schedule.sync_period
         mesh = place.mesh
         self._sharding = devices.sharded(mesh, AXIS)
@@ -243,11 +244,9 @@ class ProgramWorkers:
         )
         step = jax.jit(mapped, donate_argnums=0)
         scalars = np.int32(0), np.float32(0)
-        compiled = {
-            _key(shape): step.lower(self._state, shape, self._late(0), self._workers, *scalars).compile()
-            for shape in shapes
-        }
-        return lambda state, batch, *rest: compiled[_key(batch)](state, batch, *rest)
+        lowered = lambda shape: step.lower(self._state, shape, self._late(0), self._workers, *scalars)
+        compiled = ByShape(shapes, lambda shape: lowered(shape).compile())
+        return lambda state, batch, *rest: compiled.of(batch)(state, batch, *rest)
 
     def _batch(self, shape: Any) -> Any:
         leading = (self._options.workers,)
@@ -309,11 +308,6 @@ def _one_step(
     return State(model, optimizer, carry, algorithm), made
 
 
-def _key(batch: Any) -> Any:
-    leaves, structure = jax.tree.flatten(batch)
-    return structure, tuple(leaf.shape for leaf in leaves)
-
-
 def pieces_of(state: State) -> dict[str, Any]:
     """The pieces of a checkpoint; those without a leaf are left out."""
     return {name: tree for name, tree in state._asdict().items() if jax.tree.leaves(tree)}
@@ -327,7 +321,8 @@ def restore(options: RunOptions, learner: Learner, place: ProgramPlace, checkpoi
         Exception: It cannot be read.
     """
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct((options.workers, *x.shape), x.dtype), learner.task.like)
-    create = functools.partial(_create, learner, strategy(options), saved.position.first_step)
+    first_step = saved.position.first_step
+    create = functools.partial(_create, learner, strategy(options, first_step), first_step)
     workers = jax.ShapeDtypeStruct((options.workers,), jnp.int32)
     state = jax.eval_shape(wagma.for_workers(create, axis_name=AXIS), like, workers)
     sharding = devices.sharded(place.mesh, AXIS) or SingleDeviceSharding(jax.devices()[0])

@@ -13,14 +13,15 @@ class Reports:
 
     Args:
         group: The processes.
+        step: Where this start of the run begins; log points up to it were reported by the one before.
     """
 
-    def __init__(self, group: MpiGroup):
+    def __init__(self, group: MpiGroup, step: int = 0):
         self._comm = group.comm
         self._rank, self._size = group.rank, group.size
         self._requests: list[Any] = []
         self._reports: dict[int, list[tuple[int, Counts]]] = {rank: [] for rank in range(self._size)}
-        self._heard = dict.fromkeys(range(self._size), 0)  # the last log point that each rank has reported
+        self._heard = dict.fromkeys(range(self._size), step)  # the last log point that each rank has reported
 
     def tell(self, step: int, window: Counts) -> None:
         """Reports to the first process, without waiting for it."""
