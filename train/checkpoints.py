@@ -222,6 +222,7 @@ def read(checkpoint: Path, saved: Saved, part: str, wanted: Mapping[str, Any], a
         part: Which part.
         wanted: The expected shapes, dtypes and shardings: a tree for each piece, by its name. Leaves without a sharding
             come back as NumPy arrays.
+        alone: Whether this process reads by itself, in a program of several processes.
 
     Raises:
         DifferentModelError: A piece holds another tree.
@@ -241,7 +242,7 @@ def read_as_saved(checkpoint: Path, part: str, name: str) -> Any:
     return jax.tree.map(np.asarray, _restore(checkpoint / part, {name: None})[name])
 
 
-def _alone() -> Any:
+def alone_options() -> Any:
     """What tells orbax that the other processes of the program take no part."""
     import orbax.checkpoint as ocp
 
@@ -256,7 +257,7 @@ def _restore(part: Path, like: Mapping[str, Any], alone: bool = False) -> dict[s
 
     if not like:
         return {}
-    options = _alone() if alone else ocp.options.MultiprocessingOptions()
+    options = alone_options() if alone else ocp.options.MultiprocessingOptions()
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler(), multiprocessing_options=options) as reader:
         arguments = {
             name: ocp.args.StandardRestore(None if tree is None else {_TREE: tree}) for name, tree in like.items()
@@ -353,48 +354,3 @@ def check_layout(saved: Mapping[str, list[Any]], expected: Mapping[str, list[Any
                 f"{what}: it holds another model or optimizer than these options ask for. At {path} it has {has}, "
                 f"expected {wants}: give the options that it was made with, or start a new run"
             )
-
-
-def export(folder: Path, model: Any, description: dict[str, Any]) -> None:
-    """Writes a model without a worker axis as a plain orbax checkpoint, with description.json inside.
-
-    Call it on one process. An older export at the same place is replaced once the new one is whole.
-
-    Args:
-        folder: The checkpoint.
-        model: A pytree of NumPy arrays.
-        description: What a reader needs to know to use it; anything that JSON has.
-    """
-    import orbax.checkpoint as ocp
-
-    folder = folder.absolute()
-    fresh = folder.with_name(folder.name + ".new")
-    with ocp.Checkpointer(ocp.StandardCheckpointHandler(), multiprocessing_options=_alone()) as writer:
-        writer.save(fresh, args=ocp.args.StandardSave(model), force=True)
-    (fresh / "description.json").write_text(json.dumps(description, indent=2) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    fresh.rename(folder)
-
-
-def load_export(folder: Path, like: Any) -> Any:
-    """Reads what :func:`export` wrote.
-
-    Args:
-        folder: The checkpoint.
-        like: A tree of arrays or shapes that says what is expected.
-
-    Raises:
-        ValueError: It holds another model.
-    """
-    import orbax.checkpoint as ocp
-
-    with ocp.StandardCheckpointer() as checkpointer:
-        found = checkpointer.metadata(folder.absolute()).item_metadata.tree
-        check_layout(layout(_by_names(found)), layout(_by_names(like)), f"checkpoint {folder}")
-        arrays = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
-        return checkpointer.restore(folder.absolute(), arrays)
-
-
-def _by_names(tree: Any) -> Any:
-    """Turns integer keys into strings, as orbax does on disk."""
-    return {str(key): _by_names(value) for key, value in tree.items()} if isinstance(tree, Mapping) else tree

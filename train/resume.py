@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from train import checkpoints, console
+from train import checkpoints, console, exports
 from train.budget import Length
 from train.checkpoints import Position, Saved
 from train.learner import Begin, Learner
@@ -177,7 +177,7 @@ def load_consensus(path: Path, like: Model, group: Group) -> Model:
         ValueError: ``path`` is none of these, or holds another model.
     """
     if (path / "description.json").is_file():
-        return checkpoints.load_export(path, like)
+        return exports.load_export(path, like)
     if path.name.isdigit():
         saved = checkpoints.look(path)
         return consensus(path, saved, like).model
@@ -187,5 +187,5 @@ def load_consensus(path: Path, like: Model, group: Group) -> Model:
     if found is not None:
         return found.found.model
     if (path / CONSENSUS).is_dir():
-        return checkpoints.load_export(path / CONSENSUS, like)
+        return exports.load_export(path / CONSENSUS, like)
     raise ValueError(f"{path} has neither a checkpoint nor an exported model: train on with --resume {path}")

@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 import jax
 import optax
 
-from train import checkpoints, console, folders, loop, results, resume
+from train import console, exports, folders, loop, results, resume
 from train.budget import Budget, Length
 from train.checkpoints import Checkpoints, Position
 from train.errors import GaveUpError
@@ -24,7 +24,7 @@ from train.parsing import parse as parse_options
 from train.pytrees import as_shapes
 from train.task import Task
 from train.transports import local, mpi, program
-from train.transports.group import Group
+from train.transports.group import Group, KeepsTogether
 from wagma_jax import algorithms
 
 SUMMARY = "summary.json"
@@ -59,7 +59,7 @@ class Workload(Generic[O]):
         return f"python -m {self.module or f'train.{self.name}'}"
 
 
-class AlreadyCompleteError(Exception):
+class AlreadyCompleteError(KeepsTogether):
     """The run in ``--out`` is complete, and nothing is left to do."""
 
 
@@ -217,11 +217,10 @@ def run(prepared: Prepared) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     console.say("compiling ...")
     state = prepared.state
     if state is None:
-        # on one process, since compiling the initialization takes seconds
-        alone = not prepared.transport.TOGETHER
-        state = Begin(
-            group.from_first(task.init(options.seed) if group.is_first else {}) if alone else task.init(options.seed)
-        )
+        # processes of one program share the compilation of it; others get the first one's, as it takes seconds
+        together = prepared.transport.TOGETHER
+        model = task.init(options.seed) if together or group.is_first else {}
+        state = Begin(model if together else group.from_first(model))
     with ExitStack() as stack:
         workers = prepared.transport.WORKERS(
             options, prepared.learner, group, prepared.place, position, state, prepared.out
@@ -250,7 +249,7 @@ def run(prepared: Prepared) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     if group.is_first:
         assert outcome.model is not None
         description = {**task.export(), "options": options.to_json()}
-        checkpoints.export(prepared.out / resume.CONSENSUS, outcome.model, description)
+        exports.export(prepared.out / resume.CONSENSUS, outcome.model, description)
         summary = _finish(prepared, outcome, metrics.rows, schedule, devices)
     return group.from_first(summary), metrics.rows
 

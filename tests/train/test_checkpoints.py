@@ -12,7 +12,7 @@ import pytest
 from contexts import data_mesh
 from jax.sharding import NamedSharding, PartitionSpec
 
-from train import checkpoints
+from train import checkpoints, exports
 from train.checkpoints import Checkpoints, DifferentModelError, Position, read, read_newest
 from train.pytrees import as_numpy, mean_of_workers
 from train.transports.group import Group
@@ -219,11 +219,11 @@ def test_means_of_workers():
 def test_export_and_back(tmp_path):
     model = {"params": {"stages": {0: {"w": np.arange(6.0, dtype=np.float32).reshape(2, 3)}}}}
     for _ in range(2):  # the second replaces the first
-        checkpoints.export(tmp_path / "model", model, {"classes": ["a"]})
+        exports.export(tmp_path / "model", model, {"classes": ["a"]})
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert json.loads((tmp_path / "model" / "description.json").read_text()) == {"classes": ["a"]}
-    loaded = checkpoints.load_export(tmp_path / "model", model)
+    loaded = exports.load_export(tmp_path / "model", model)
     np.testing.assert_array_equal(loaded["params"]["stages"][0]["w"], model["params"]["stages"][0]["w"])
     other = {"params": {"stages": {0: {"w": np.zeros((2, 4), np.float32)}}}}
     with pytest.raises(ValueError, match="another model"):
-        checkpoints.load_export(tmp_path / "model", other)
+        exports.load_export(tmp_path / "model", other)
