@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from contexts import CONTEXTS, data_mesh
+from contexts import CONTEXTS, WITH_PMAP, data_mesh
 from jax import lax
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from reference import LateRuleReference, consensus_distance
 
 import wagma_jax as wagma
+from wagma_jax.collectives import LOWERINGS
 
 POLICY = {"w": "mean", "b": "mean", "stats": "sync", "frozen": "keep", "count": "keep"}
 
@@ -48,10 +49,10 @@ def check_against_reference(context, schedule, lateness, *, every=1, lowering="a
         local = {name: leaf + delta[name] for name, leaf in tree.items()}
         return averager.average(local, state, late)
 
-    run = CONTEXTS[context](step, num_workers)
+    run = WITH_PMAP[context](step, num_workers)
     start = random_tree(rng, num_workers)
     tree = jax.tree.map(jnp.asarray, start)
-    state = jax.vmap(averager.init)(tree)
+    state = jax.jit(jax.vmap(averager.init))(tree)
     names = sorted(start)
     expected = [start[name] for name in names]
     ref = LateRuleReference(schedule.groups, schedule.sync_period, num_workers, [policies[n] for n in names], every)
@@ -79,23 +80,23 @@ def random_lateness(rounds, num_workers, seed=0, share=0.4):
     return np.random.default_rng(seed).random((rounds, num_workers)) < share
 
 
-CORNERS = [
-    wagma.GroupSchedule(8, 2, None),
-    wagma.GroupSchedule(1, 1, 2),
-    wagma.GroupSchedule(4, 4, 3),
-    wagma.GroupSchedule(6, 1, 2),
-    wagma.GroupSchedule(6, 2, 1),
-    wagma.GroupSchedule(6, 2, 3, rotate=False),
+# (arguments of GroupSchedule, contexts): what is traced differs between three of them, without groups between two
+CASES = [
+    ((8, 4, 4), [*WITH_PMAP]),
+    ((8, 3, 3), [*CONTEXTS]),
+    ((7, 3, 3), ["shard_map", "vmap"]),
+    ((8, 2, None), ["shard_map", "shard_map_unchecked", "vmap"]),
+    ((6, 2, 3, False), ["shard_map", "shard_map_unchecked", "vmap"]),
+    ((1, 1, 2), ["shard_map", "vmap"]),
+    ((4, 4, 3), ["shard_map", "vmap"]),
+    ((6, 1, 2), ["shard_map", "vmap"]),
+    ((6, 2, 1), ["shard_map", "vmap"]),
 ]
 
 
 @pytest.mark.parametrize(
     ("schedule", "context"),
-    [
-        *((s, c) for s in (wagma.GroupSchedule(8, 4, 4), wagma.GroupSchedule(7, 3, 3)) for c in CONTEXTS),
-        # what is traced differs between these three only
-        *((s, c) for s in CORNERS for c in ("shard_map", "shard_map_unchecked", "vmap")),
-    ],
+    [(wagma.GroupSchedule(*arguments), context) for arguments, contexts in CASES for context in contexts],
     ids=str,
 )
 def test_rounds_agree_with_the_reference(schedule, context):
@@ -116,18 +117,22 @@ def test_a_nan_stays_inside_of_its_group():
         np.testing.assert_array_equal(np.flatnonzero(np.isnan(got).any(1)), schedule.group_of(5, 0))
 
 
-@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("context", ["shard_map", "shard_map_unchecked", "vmap"])
 def test_every_second_call_is_a_round(context):
     check_against_reference(context, wagma.GroupSchedule(6, 2, 3), random_lateness(13, 6), every=2)
 
 
-@pytest.mark.parametrize("lowering", ["psum", "reduce_scatter", "ppermute", "matrix"])  # "auto" is above
-@pytest.mark.parametrize("context", CONTEXTS)
-@pytest.mark.parametrize("schedule", [wagma.GroupSchedule(8, 4, 3), wagma.GroupSchedule(7, 3, 3)], ids=str)
-def test_every_lowering_gives_the_same_numbers(lowering, context, schedule):
-    ungrouped = context in ("vmap", "vmap_of_jit", "sharded_vmap")
-    refused = (lowering == "psum" and (ungrouped or context == "shard_map")) or (
-        lowering == "reduce_scatter" and (ungrouped or schedule.num_workers == 7)
+@pytest.mark.parametrize(
+    ("context", "lowering"),
+    [
+        *((c, name) for c in ("shard_map", "shard_map_unchecked", "vmap") for name in LOWERINGS[1:]),  # "auto" is above
+        ("sharded_vmap", "ppermute"),  # "auto" is the matrix there
+    ],
+)
+@pytest.mark.parametrize("schedule", [wagma.GroupSchedule(8, 4, 3), wagma.GroupSchedule(8, 3, 3)], ids=str)
+def test_every_lowering_gives_the_same_numbers(context, lowering, schedule):
+    refused = (lowering == "psum" and context != "shard_map_unchecked") or (
+        lowering == "reduce_scatter" and (context == "vmap" or schedule.group_size == 3)
     )
     lateness = random_lateness(4, schedule.num_workers)
     if refused:
@@ -225,8 +230,6 @@ def test_any_pytree(context):
         "key": jax.random.split(jax.random.key(0), 4),
         "nested": (None, [], {"x": jnp.arange(4.0)[:, None, None]}),
     }
-    if context == "pmap":
-        tree.pop("key")
     new, _, _ = CONTEXTS[context](lambda tree, state: averager.average(tree, state), 4)(
         tree, jax.vmap(averager.init)(tree)
     )
@@ -237,8 +240,7 @@ def test_any_pytree(context):
         assert jax.tree.map(lambda x: x.dtype, got) == jax.tree.map(lambda x: x.dtype, tree[name])
     for name in ("int", "bool"):
         np.testing.assert_array_equal(new[name], tree[name])
-    if "key" in tree:
-        np.testing.assert_array_equal(jax.random.key_data(new["key"]), jax.random.key_data(tree["key"]))
+    np.testing.assert_array_equal(jax.random.key_data(new["key"]), jax.random.key_data(tree["key"]))
     np.testing.assert_array_equal(new["half"].astype(np.float32)[:, 0], means)
     np.testing.assert_array_equal(new["brain"].astype(np.float32), means)
     np.testing.assert_array_equal(new["complex"], means * (1 + 2j))
@@ -256,21 +258,21 @@ def test_empty_trees():
         np.testing.assert_array_equal(info.round, 0)
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("context", CONTEXTS)
-def test_narrow_floats_are_summed_in_float32(dtype, context):
-    # 1 and seven numbers of less than half its last place: a sum in the narrow dtype would stay 1
-    small = float(jnp.finfo(dtype).eps) / 4
-    values = jnp.asarray([1.0] + [small] * 7, dtype)
-    expected = np.asarray((1 + 7 * float(values[1])) / 8, dtype)
-    assert expected != np.asarray(1 / 8, dtype)
-    schedule = wagma.GroupSchedule(8, 8, 2)
-    averager = wagma.GroupAverager(schedule)
+def test_narrow_floats_are_summed_in_float32(context):
+    averager = wagma.GroupAverager(wagma.GroupSchedule(8, 8, 2))
     run = CONTEXTS[context](averager.average, 8)
+    values = {}
+    for dtype in (jnp.bfloat16, jnp.float16):
+        # 1 and seven numbers of less than half its last place: a sum in the narrow dtype would stay 1
+        values[dtype.__name__] = np.asarray([1.0] + [float(jnp.finfo(dtype).eps) / 4] * 7, dtype)
     state = jax.vmap(averager.init)(values)
     for _ in range(2):  # an ordinary and a sync round
         got, state, _ = run(values, state)
-        np.testing.assert_array_equal(got, expected)
+        for name, leaf in values.items():
+            expected = np.asarray((1 + 7 * float(leaf[1])) / 8, leaf.dtype)
+            assert expected != np.asarray(1 / 8, leaf.dtype)
+            np.testing.assert_array_equal(got[name], expected)
 
 
 def test_leaves_may_be_sharded_or_replicated_over_a_model_axis():
@@ -280,8 +282,11 @@ def test_leaves_may_be_sharded_or_replicated_over_a_model_axis():
     tree = {"kernel": jnp.arange(24.0).reshape(4, 6), "scale": jnp.arange(8.0).reshape(4, 2), "b": jnp.arange(4.0)}
     specs = {"kernel": PartitionSpec("data", "model"), "scale": PartitionSpec("data"), "b": PartitionSpec("data")}
     worker = PartitionSpec("data")
+    alone = CONTEXTS["vmap"](averager.average, 4)
+    shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), (specs, worker))
     for check_vma in (True, False):
 
+        @jax.jit
         @functools.partial(
             jax.shard_map, mesh=mesh, in_specs=(specs, worker), out_specs=(specs, worker), check_vma=check_vma
         )
@@ -290,10 +295,11 @@ def test_leaves_may_be_sharded_or_replicated_over_a_model_axis():
             tree, state, _ = averager.average(tree, state)
             return jax.tree.map(lambda leaf: leaf[None], (tree, state))
 
-        got, state, expected = tree, jax.vmap(averager.init)(tree), tree
+        expected, state = tree, jax.vmap(averager.init)(tree)
+        got, got_state = jax.device_put((tree, state), shardings)
         for _ in range(2):
-            expected, _, _ = CONTEXTS["vmap"](averager.average, 4)(expected, state)
-            got, state = jax.jit(step)(got, state)
+            expected, state, _ = alone(expected, state)
+            got, got_state = step(got, got_state)
             jax.tree.map(np.testing.assert_allclose, got, expected)
 
 
@@ -302,7 +308,7 @@ def test_leaves_may_be_sharded_or_replicated_over_a_model_axis():
 def test_an_automatic_model_axis_is_not_gathered(check_vma):
     mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
     averager = wagma.GroupAverager(wagma.GroupSchedule(4, 2, 3))
-    sharding = jax.sharding.NamedSharding(mesh, PartitionSpec("data", None, "model"))
+    sharding = NamedSharding(mesh, PartitionSpec("data", None, "model"))
     tree = {
         "w": jax.device_put(jnp.arange(4.0 * 64 * 32).reshape(4, 64, 32), sharding),
         "b": jnp.ones((4, 5)),
@@ -327,6 +333,7 @@ def test_a_mesh_with_a_model_axis_averages_each_shard_with_its_counterparts():
     spec = PartitionSpec("data", "model")
     for check_vma in (True, False):
 
+        @jax.jit
         @functools.partial(
             jax.shard_map,
             mesh=mesh,
@@ -337,23 +344,27 @@ def test_a_mesh_with_a_model_axis_averages_each_shard_with_its_counterparts():
         def step(x, state):
             state = jax.tree.map(lambda leaf: leaf[0], state)
             assert x.shape == (1, 3)
-            new, state, _ = averager.average(x, state)
+            new, state, _ = averager.average(x + 1, state)
             return new, jax.tree.map(lambda leaf: leaf[None], state)
 
         ref = LateRuleReference(schedule.groups, 3, 4, ["mean"])
         ref.init([x])
-        got, state, expected = jnp.asarray(x), jax.vmap(averager.init)(jnp.asarray(x)), x
+        state = jax.device_put(jax.vmap(averager.init)(x), NamedSharding(mesh, PartitionSpec("data")))
+        got, expected = jax.device_put(x, NamedSharding(mesh, spec)), x
         for _ in range(4):
-            got, state = jax.jit(step)(got + 1, state)
+            got, state = step(got, state)
             (expected,) = ref.round([expected + 1], np.zeros(4, bool))
             np.testing.assert_allclose(got, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("lowering", ["auto", "psum", "reduce_scatter", "ppermute", "matrix"])
-@pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize(
+    ("check_vma", "lowering"),
+    [  # JAX has no grouped psum under check_vma=True
+        *((True, lowering) for lowering in ("auto", "reduce_scatter", "ppermute", "matrix")),
+        *((False, lowering) for lowering in ("auto", "psum", "reduce_scatter", "ppermute", "matrix")),
+    ],
+)
 def test_a_tuple_of_mesh_axes_is_one_worker_axis(check_vma, lowering):
-    if check_vma and lowering == "psum":
-        pytest.skip("JAX has no grouped psum under check_vma=True")
     mesh = jax.make_mesh((2, 4), ("host", "device"), axis_types=(AxisType.Auto,) * 2)
     axes = ("host", "device")
     schedule = wagma.GroupSchedule(8, 4, 3)
@@ -361,26 +372,26 @@ def test_a_tuple_of_mesh_axes_is_one_worker_axis(check_vma, lowering):
     x = np.random.default_rng(0).normal(size=(8, 5)).astype(np.float32)
     spec = PartitionSpec(axes)
 
+    @jax.jit
     @functools.partial(jax.shard_map, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=check_vma)
     def step(x, state):
         x, state = jax.tree.map(lambda leaf: leaf[0], (x, state))
-        new, state, _ = averager.average(x, state)
+        new, state, _ = averager.average(x + 1, state)
         distance = wagma.consensus_distance(new, axes)
         return jax.tree.map(lambda leaf: leaf[None], (new, state, distance))
 
     ref = LateRuleReference(schedule.groups, 3, 8, ["mean"])
     ref.init([x])
-    got, state, expected = jnp.asarray(x), jax.vmap(averager.init)(jnp.asarray(x)), x
+    got, expected = jax.device_put((x, jax.vmap(averager.init)(x)), NamedSharding(mesh, spec)), x
     for _ in range(4):
-        got, state, distance = jax.jit(step)(got + 1, state)
+        *got, distance = step(*got)
         (expected,) = ref.round([expected + 1], np.zeros(8, bool))
-        np.testing.assert_allclose(got, expected, rtol=1e-6)
+        np.testing.assert_allclose(got[0], expected, rtol=1e-6)
         np.testing.assert_allclose(distance, consensus_distance([expected]), atol=1e-5)
 
 
-@pytest.mark.parametrize("outer", [True, False])
 @pytest.mark.parametrize("context", ["shard_map", "vmap"])
-def test_a_second_vmap_over_seeds(context, outer):
+def test_a_second_vmap_over_seeds(context):
     schedule = wagma.GroupSchedule(8, 2, 4)
     averager = wagma.GroupAverager(schedule, simulate_lateness=True)
     x = np.random.default_rng(0).normal(size=(8, 3, 5)).astype(np.float32)  # [num_workers, seeds, 5]
@@ -395,12 +406,12 @@ def test_a_second_vmap_over_seeds(context, outer):
         return lax.scan(body, (x, averager.init(x)), late)[0][0]
 
     one = CONTEXTS[context](run, 8)
-    if outer:
-        got = jax.vmap(one, in_axes=(1, None), out_axes=1)(x, jnp.asarray(late.T))
-    else:
-        got = CONTEXTS[context](jax.vmap(run, in_axes=(0, None)), 8)(jnp.asarray(x), jnp.asarray(late.T))
+    outer = jax.vmap(one, in_axes=(1, None), out_axes=1)(x, late.T)
+    inner = CONTEXTS[context](jax.vmap(run, in_axes=(0, None)), 8)(x, late.T)
     for seed in range(3):
-        np.testing.assert_allclose(got[:, seed], one(x[:, seed], jnp.asarray(late.T)), rtol=1e-6)
+        expected = one(x[:, seed], late.T)
+        np.testing.assert_allclose(outer[:, seed], expected, rtol=1e-6)
+        np.testing.assert_allclose(inner[:, seed], expected, rtol=1e-6)
 
 
 def compiled_text(context, num_workers, group_size, **options):
@@ -414,14 +425,14 @@ COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute
 
 
 @pytest.mark.usefixtures("optimized")
-@pytest.mark.parametrize("context", ["shard_map", "shard_map_unchecked", "pmap", "vmap"])
+@pytest.mark.parametrize("context", ["shard_map", "shard_map_unchecked", "vmap"])
 def test_one_worker_needs_no_collective(context):
     text = compiled_text(context, 1, 1, simulate_lateness=True)
     assert not any(name in text for name in COLLECTIVES)
 
 
 @pytest.mark.usefixtures("optimized")
-@pytest.mark.parametrize("context", ["shard_map", "shard_map_unchecked", "pmap"])
+@pytest.mark.parametrize("context", ["shard_map", "shard_map_unchecked"])
 def test_the_round_counter_costs_no_collective(context):
     text = compiled_text(context, 8, 2)
     assert "all-reduce" in text or "reduce-scatter" in text
@@ -449,10 +460,11 @@ def test_a_branch_around_that_all_workers_take(arguments, every):
     def step(act, x, state):
         return lax.cond(act, lambda: averager.average(x, state)[:2], lambda: (x, state))
 
-    run = jax.vmap(step, axis_name="data")
+    run = jax.jit(jax.vmap(step, axis_name="data"))
+    average = jax.jit(jax.vmap(averager.average, axis_name="data"))
     for act in (True, False):
         got, got_state = run(jnp.full(arguments[0], act), x, state)
-        expected, expected_state = (x, state) if not act else jax.vmap(averager.average, axis_name="data")(x, state)[:2]
+        expected, expected_state = average(x, state)[:2] if act else (x, state)
         np.testing.assert_array_equal(got, expected)
         jax.tree.map(np.testing.assert_array_equal, got_state, expected_state)
 
@@ -467,7 +479,7 @@ def test_one_trace_and_one_compilation_serve_the_whole_schedule():
         return averager.average(x, state)[:2]
 
     run = CONTEXTS["shard_map"](step, 8)
-    sharding = jax.sharding.NamedSharding(data_mesh(8), PartitionSpec("data"))
+    sharding = NamedSharding(data_mesh(8), PartitionSpec("data"))
     x = jnp.arange(8.0)
     x, state = jax.device_put((x, jax.vmap(averager.init)(x)), sharding)
     for _ in range(2 * schedule.period * 4):
@@ -500,16 +512,21 @@ def test_replicated_parameters_give_a_wrong_sum_and_are_refused():
         return averager.average(w - gradient(w, x), averager.init(w))[0]
 
     with pytest.raises(ValueError, match=r"replicated over the worker axis 'data'.*wagma_jax.replicate"):
-        jax.shard_map(step, mesh=mesh, in_specs=(PartitionSpec(), PartitionSpec("data")), out_specs=PartitionSpec())(
-            jnp.float32(1), data
+        jax.eval_shape(
+            jax.shard_map(
+                step, mesh=mesh, in_specs=(PartitionSpec(), PartitionSpec("data")), out_specs=PartitionSpec()
+            ),
+            jnp.float32(1),
+            data,
         )
     # integers may be replicated, and leaves that are kept
-    jax.shard_map(
+    run = jax.shard_map(
         lambda n, x: averager.average({"n": n, "x": x}, averager.init(x))[0],
         mesh=mesh,
         in_specs=(PartitionSpec(), PartitionSpec("data")),
         out_specs={"n": PartitionSpec(), "x": PartitionSpec("data")},
-    )(jnp.int32(1), data)
+    )
+    assert jax.jit(run)(jnp.int32(1), data)["n"] == 1
 
 
 def test_init_copies_so_that_both_may_be_donated():

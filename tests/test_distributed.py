@@ -26,6 +26,6 @@ def test_two_processes_with_two_devices_each():
 
 
 def test_sums_of_large_arrays_are_exact():
-    """With the lowering that it is about, 30 rounds gave 4 to 16 wrong results, in each of four runs."""
-    for i, output in enumerate(run_program("distributed_large.py", 45, timeout=100)):
+    """A reduce-scatter gave 4 to 16 wrong results in 30 rounds, in each of four runs with JAX 0.10."""
+    for i, output in enumerate(run_program("distributed_large.py", 30, timeout=100)):
         assert f"process {i}: 0 wrong results" in output

@@ -5,11 +5,17 @@ That its links and references hold is checked by the build (`make check`).
 
 import ast
 import functools
+import importlib.util
 import itertools
+import json
 import re
 import subprocess
 import sys
+import textwrap
+from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 from processes import ROOT, run_ranks
 
@@ -25,7 +31,7 @@ EXPLAINED = {"troubleshooting": ("wagma_jax",), "troubleshooting-training": ("tr
 # What gets a message as its first argument and shows it to the user, beside exceptions.
 SHOWING = {"warn", "error", "Fail", "Abort", "_abort"}
 # Variables, and functions by what they return or append, that hold parts of messages.
-VARIABLES = {"problem", "text"}
+VARIABLES = {"problem", "text", "what"}
 FUNCTIONS = {"diagnosis", "_diagnosis", "_difference", "_unlike", "_wrong_files"}
 # Our own invariants, the protocol of module attributes, and an exception that carries an exit code only.
 EXEMPT = {"AssertionError", "AttributeError", "SystemExit", "StopIteration"}
@@ -197,6 +203,7 @@ def blocks(page, mark):
 def test_every_python_example_parses():
     for page, text in PAGES.items():
         for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+            block = textwrap.dedent(block)  # a method of a class may have a block of its own
             compile(block, f"docs/{page}.md", "exec")
 
 
@@ -206,6 +213,16 @@ def test_the_example_in_one_program_learns():
     exec(script, scope)
     assert abs(scope["mean"] - scope["jnp"].array([1.0, -2.0, 3.0])).max() < 0.05
     assert scope["schedule"].num_workers == len(scope["w"]) == 8
+
+
+def test_the_example_on_a_mesh_reaches_the_mean_of_the_targets(capsys):
+    (script,) = blocks("index", "run on a mesh")
+    scope = {}
+    exec(script, scope)
+    assert "8 workers, 2 groups of 4" in capsys.readouterr().out
+    np.testing.assert_allclose(scope["mean"], np.broadcast_to(scope["targets"].mean(0), (8, 3)), rtol=1e-4)
+    assert (scope["distance"] < 1e-3).all()
+    assert len(scope["w"].sharding.device_set) == jax.device_count()
 
 
 def test_the_example_with_processes_learns(tmp_path):
@@ -225,6 +242,77 @@ def test_schedules_are_described_as_shown(capsys):
     for script, output in zip(scripts, outputs, strict=True):
         exec(script, {})
         assert capsys.readouterr().out == output
+
+
+def summary(folder):
+    return json.loads((folder / "summary.json").read_text())
+
+
+def test_the_workload_trains_resumes_and_is_evaluated(tmp_path, monkeypatch, capsys):
+    commands = "".join(blocks("workload", "commands"))
+    alone = re.findall(r"^python -m rings (.*)$", commands, re.MULTILINE)
+    launched = re.findall(r"^wagma launch -n 2 -- python -m rings (.*)$", commands, re.MULTILINE)
+    assert len(alone) == 3
+    assert len(launched) == 1
+    path = tmp_path / "rings.py"
+    path.write_text("\n".join(re.findall(r"```python\n(.*?)```", PAGES["workload"], re.DOTALL)))
+    spec = importlib.util.spec_from_file_location("rings", path)
+    rings = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "rings", rings)
+    spec.loader.exec_module(rings)
+    monkeypatch.chdir(tmp_path)
+    for command in alone:
+        rings.run.main(rings.WORKLOAD, command.split())
+    before, _, evaluated = capsys.readouterr().out.partition("consensus model of runs/one")
+    assert "going on from step 400" in before
+    found = summary(Path("runs/one"))
+    assert (found["steps"], found["workers"], found["test_points"], found["unit"]) == (500, 4, 600, "points")
+    assert 0.9 < found["eval"]["accuracy"] <= 1
+    assert f"{found['eval']['accuracy']:.2%}" in evaluated
+
+    pytest.importorskip("mpi4jax", reason="the extra mpi is not installed", exc_type=ImportError)
+    words = launched[0].replace("runs/", f"{tmp_path}/runs/").split()
+    status, output = run_ranks(2, path, *words, timeout=100)
+    assert status == 0, output
+    found = summary(Path("runs/two"))
+    assert (found["steps"], found["transport"]) == (400, "mpi")
+    assert found["late_fraction"] > 0
+    assert found["eval"]["accuracy"] > 0.9
+
+
+def test_the_exported_model_is_read_by_others(tmp_path, monkeypatch):
+    from train import images, run
+
+    monkeypatch.chdir(tmp_path)
+    options = images.Options(workers=1, steps=4, batch_size=8, out=tmp_path / "runs" / "mine")
+    found, _ = run.train(images.WORKLOAD, options)
+    (script,) = blocks("training", "export")
+    scope = {}
+    exec(script, scope)
+    data = images.Images(options).data
+    test = data.test.load(np.arange(len(data.test)), None)
+    assert np.mean(scope["classify"](test["image"]) == test["label"]) == pytest.approx(found["eval"]["accuracy"])
+    assert scope["description"]["classes"] == list(data.classes)
+
+
+def commands_of_images():
+    """Their options, from the README and all pages."""
+    texts = [(ROOT / "README.md").read_text(), *PAGES.values()]
+    joined_lines = "\n".join(texts).replace("\\\n", " ")
+    return re.findall(r"python -m train\.images (-[^`\n]*?)(?: +#| & |`|\n)", joined_lines)
+
+
+def test_the_options_in_the_commands_exist(monkeypatch):
+    from train import images, parsing, run
+
+    commands = commands_of_images()
+    assert len(commands) >= 12
+    monkeypatch.setattr(images.Options, "load", classmethod(lambda cls, folder: cls()))
+    monkeypatch.setattr(parsing, "find_options", lambda path: {})
+    for name in ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for command in commands:
+        run.parse(images.WORKLOAD, command.replace("...", "").split())
 
 
 # --- Completeness ---

@@ -67,7 +67,9 @@ ALLOWED = {
         "wagma_jax.exchange.recorder", "wagma_jax.exchange.storage", "wagma_jax.exchange.waiting",
         "wagma_jax.exchange.wire", "wagma_jax.ledger.entries", "wagma_jax.protocol",
     },
-    "wagma_jax/exchange/info.py": {"wagma_jax.exchange.models", "wagma_jax.protocol.messages", "wagma_jax.schedule"},
+    "wagma_jax/exchange/info.py": {
+        "wagma_jax.exchange.models", "wagma_jax.ledger.entries", "wagma_jax.protocol", "wagma_jax.schedule"
+    },
     "wagma_jax/exchange/startup.py": {
         "wagma_jax.averaging", "wagma_jax.exchange.barrier", "wagma_jax.exchange.recorder",
         "wagma_jax.exchange.staging", "wagma_jax.exchange.standing", "wagma_jax.exchange.storage",

@@ -84,7 +84,7 @@ def test_for_workers_leaves_further_axes_to_the_compiler():
     sharded = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data", "model")))
     state = jax.vmap(averager.init)(x)
     got, _, _ = jax.jit(wagma.for_workers(averager.average, mesh=mesh))(sharded, state)
-    expected, _, _ = jax.vmap(averager.average, axis_name="data")(x, state)
+    expected, _, _ = jax.jit(jax.vmap(averager.average, axis_name="data"))(x, state)
     np.testing.assert_allclose(got, expected)
 
 
@@ -104,7 +104,7 @@ def test_rounds_on_a_mesh_with_an_explicit_model_axis(kinds):
     x = jnp.arange(24.0).reshape(4, 6)
     state = jax.vmap(averager.init)(x)
     got, _, _ = jax.jit(wagma.for_workers(averager.average, mesh=mesh))(x, state)
-    expected, _, _ = jax.vmap(averager.average, axis_name="data")(x, state)
+    expected, _, _ = jax.jit(jax.vmap(averager.average, axis_name="data"))(x, state)
     np.testing.assert_allclose(got, expected)
 
 
@@ -204,9 +204,10 @@ def test_rounds_with_a_shared_state(mapping):
     states = jax.vmap(averager.init)(x)
     state = averager.init(x[0])
     shared = jax.jit(wagma.for_workers(averager.average, mesh=mesh_of(mapping), in_axes=(0, None)))
+    alone = jax.jit(jax.vmap(averager.average, axis_name="data"))
     for t in range(4):
         got, after, _ = shared(x, state._replace(round=t))
-        expected, _, _ = jax.vmap(averager.average, axis_name="data")(x, states._replace(round=jnp.full(4, t)))
+        expected, _, _ = alone(x, states._replace(round=jnp.full(4, t)))
         np.testing.assert_allclose(got, expected)
         np.testing.assert_array_equal(after.round, [t + 1] * 4)
 

@@ -1,10 +1,10 @@
-"""Training scripts: data, loops and reports over the strategies; a model's architecture is in ``models``."""
+"""Training scripts: workloads, the training loop, transports and results. Architectures of models are in ``models``."""
 
 import importlib.util
 
 
 def _is_installed(name: str) -> bool:
-    """Whether there is a package; it is looked up, not imported, since some take long and few scripts need all."""
+    """Whether a package is installed. It is not imported: some take long, and few scripts need all of them."""
     try:
         return importlib.util.find_spec(name) is not None
     except ModuleNotFoundError:  # the package that it is in

@@ -12,11 +12,11 @@ class Length:
 
     Attributes:
         steps: Rounds; 300 if neither this nor ``epochs`` is given.
-        epochs: Passes over the training set, in place of ``steps``.
+        epochs: Passes over the training set, instead of ``steps``.
         units_per_round: Units of all workers in one round.
         units_per_epoch: None where there are no epochs.
-        by_units: Whether the run ends by the units that were really seen (``clock="round"`` with ``epochs``), and not
-            after a number of rounds.
+        by_units: Whether the run ends after a number of units that were really seen, not after a number of rounds:
+            ``clock="round"`` with ``epochs``.
     """
 
     steps: int | None
@@ -35,15 +35,15 @@ class Length:
         """The round at which the run ends.
 
         Args:
-            first_step: Rounds that were done before the run had this many workers.
-            first_unit: Units that were seen in them.
+            first_step: Rounds done before the run got its present number of workers.
+            first_unit: Units seen in them.
         """
         if self.epochs is None:
             return DEFAULT_STEPS if self.steps is None else self.steps
         return max(first_step + math.ceil((self.units() - first_unit) / self.units_per_round), 1)
 
     def share_done(self, step: int, units: int) -> float:
-        """Which share of the run so many rounds with so many units are, in [0, 1]."""
+        """The share of the run that is done after so many rounds and units, in [0, 1]."""
         if self.epochs is None:
             return min(step / self.total_steps(), 1.0)
         return min(units / self.units(), 1.0)
@@ -51,7 +51,7 @@ class Length:
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """The end of a run, from where it got its present number of workers.
+    """When a run ends, counted from where it got its present number of workers.
 
     Attributes:
         total_steps: The round at which it ends.
@@ -92,7 +92,7 @@ class Budget:
         return min(max(self.first_share + (1.0 - self.first_share) * done, 0.0), 1.0)
 
     def shown_steps(self, steps: int, units: float) -> float:
-        """How far a progress bar of ``total_steps`` stands."""
+        """The position of a progress bar that ends at ``total_steps``."""
         if self.units is None:
             return min(steps, self.total_steps)
         done = min(units / self.units, 1.0) if self.units > 0 else 1.0
@@ -101,12 +101,12 @@ class Budget:
 
 @dataclasses.dataclass
 class Pace:
-    """How many units all workers have seen, where they only learn of each other at meetings.
+    """An estimate of the units that all workers have seen; workers hear of each other at meetings only.
 
     Attributes:
-        units: That all had seen at the last meeting.
-        steps: Rounds done then.
-        per_round: Units per round, lately.
+        units: What all had seen at the last meeting.
+        steps: Rounds done by then.
+        per_round: Units per round between the last two meetings.
     """
 
     units: int
@@ -114,12 +114,12 @@ class Pace:
     per_round: float
 
     def meet(self, steps: int, units: int) -> None:
-        """A meeting after so many rounds, at which all together report so many further units."""
+        """Takes in a meeting after so many rounds, at which all workers together report so many further units."""
         if steps > self.steps:
             self.per_round = units / (steps - self.steps)
         self.units += units
         self.steps = max(steps, self.steps)
 
     def at(self, steps: int) -> float:
-        """About how many units all have seen after so many rounds."""
+        """Estimates how many units all workers have seen after so many rounds."""
         return self.units + (steps - self.steps) * self.per_round

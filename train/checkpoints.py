@@ -1,9 +1,9 @@
-"""Checkpoints of a run: a folder per step, in it ``position.json`` and one orbax checkpoint, a *part*, per process.
+"""Checkpoints of a run: a folder per step, with ``position.json`` and an orbax checkpoint, a *part*, per process.
 
-Every process writes its own part in the background, and what is equal on all is in one of them only. Where the workers
-are in one JAX program, its processes write one part together. A checkpoint is whole when all parts that its position
-names are there; orbax writes a part under another name and renames it at the end, so that a run which is killed at any
-moment leaves whole checkpoints and such as are not counted.
+Every process writes its own part in the background. What is equal on all processes is in one of the parts only. If all
+workers are in one JAX program, its processes write one part together. A checkpoint is whole when all parts that
+``position.json`` names are there. Orbax writes a part under another name and renames it at the end, so a run that is
+killed at any moment leaves whole checkpoints, and others that do not count.
 """
 
 import dataclasses
@@ -21,35 +21,34 @@ from train.pytrees import layout, plain, restored
 from train.transports.group import Group, in_a_line
 
 POSITION = "position.json"
-FORMAT = 2
-_TREE = "tree"  # a piece may be a single array, or nothing at all, which orbax does not save as it is
+_TREE = "tree"  # wraps every piece: orbax does not save a single array, or an empty tree, as it is
 
 
 @dataclasses.dataclass(frozen=True)
 class Position:
     """Where a run is, and what it has counted so far.
 
-    No random state is among it: every draw is made from (seed, step, worker), whatever was drawn before.
+    It needs no random state: every draw depends on (seed, step, worker) alone, not on earlier draws.
 
     Attributes:
         step: Rounds done.
         examples: Units seen by all workers.
-        seconds: Spent in the training loop, without compilation, evaluation and checkpoints.
-        data_wait_seconds: Part of them in which no step was running as its batch was not there yet, at most.
+        seconds: Spent in the training loop, without compilation, evaluations and checkpoints.
+        data_wait_seconds: How many of them at most were spent without a running step, as its batch was not there yet.
         late: Late contributions.
         contributions: All contributions.
         max_staleness: The oldest contribution, in rounds.
-        notes: What batches had to say: sorted integers by name.
+        notes: Those of all batches: sorted integers by name.
         total_steps: Where the run is to end.
-        setup: The options that it cannot change without starting again from its consensus model.
+        setup: The options that cannot change without a new start from the consensus model.
         fingerprint: What must be the same whenever the run goes on, by name.
         workers: P.
-        stacked: Whether the arrays of its checkpoints have a leading axis of the workers.
+        stacked: Whether the arrays of its checkpoints have a leading worker axis.
         first_step: The step at which the run began with this number of workers; 0 if it has always had it.
         first_example: ``examples`` at that step.
         first_share: The share of the training that was done at that step.
         local_steps: Steps of every worker since ``first_step``.
-        wait_seconds: What every worker has waited in exchanges over MPI; empty otherwise.
+        wait_seconds: How long every worker has waited in exchanges over MPI; empty in one program.
         distance: The distance of the workers' parameters to their consensus, when it was last measured.
     """
 
@@ -79,7 +78,7 @@ class Saved(NamedTuple):
 
     Attributes:
         position: Where the run was.
-        parts: By the name of the part and that of a piece in it, shape and dtype of every leaf by its path.
+        parts: Shape and dtype of every leaf, by the name of the part, the name of the piece, and the leaf's path.
     """
 
     position: Position
@@ -87,13 +86,13 @@ class Saved(NamedTuple):
 
 
 class Checkpoints:
-    """Writes the checkpoints of one run; a context manager, which waits for what is being written.
+    """Writes the checkpoints of one run; a context manager, which on exit waits for what is being written.
 
     Args:
         folder: Where they are; made if missing.
         group: The processes; all construct this and call its methods at the same time.
         keep: How many of the newest stay.
-        together: Whether all processes are one JAX program, and write one part; otherwise each writes its own.
+        together: Whether all processes form one JAX program and write one part together; otherwise each writes its own.
     """
 
     def __init__(self, folder: Path, group: Group, keep: int = 2, together: bool = False):
@@ -114,7 +113,7 @@ class Checkpoints:
             self._prune()
 
     def save(self, position: Position, pieces: Mapping[str, Any]) -> None:
-        """Saves a checkpoint of this step; written in the background, from a copy. Does nothing if it is there.
+        """Saves a checkpoint of this step: in the background, from a copy. Does nothing if there is one already.
 
         Args:
             position: The same on all processes; its step is the checkpoint's name.
@@ -125,13 +124,13 @@ class Checkpoints:
         part = part_of(None if self._together else self._group.rank)
         parts = self._group.everyone((part, {name: layout(tree) for name, tree in plains.items()}))
         here = self._folder / str(position.step)
-        # only now is the former checkpoint known to be whole on all processes
+        # only now is it known that all processes have written the previous checkpoint
         exists = self._group.from_first(is_whole(here))
         if not exists and self._group.is_first:
             self._prune()
             shutil.rmtree(here, ignore_errors=True)
             here.mkdir(parents=True)
-            written = {"format": FORMAT, "position": dataclasses.asdict(position), "parts": dict(parts)}
+            written = {"position": dataclasses.asdict(position), "parts": dict(parts)}
             write_whole(here / POSITION, json.dumps(written) + "\n")
         self._group.everyone(None)
         if not exists:
@@ -155,18 +154,21 @@ class Checkpoints:
 
     def _prune(self) -> None:
         if self._group.is_first:
-            for step in steps(self._folder)[self._keep :]:
-                shutil.rmtree(self._folder / str(step), ignore_errors=True)
+            whole = steps(self._folder)
+            for path in self._folder.glob("[0-9]*"):  # what is not whole now was left behind by a start that was killed
+                if path.name.isdigit() and int(path.name) not in whole[: self._keep]:
+                    (path / POSITION).unlink(missing_ok=True)
+                    shutil.rmtree(path, ignore_errors=True)
 
 
 def is_whole(checkpoint: Path) -> bool:
-    """Whether all parts of a checkpoint are there, or something that calls itself one but cannot be read."""
+    """Whether all parts of a checkpoint are there; True if its ``position.json`` is damaged."""
     path = checkpoint / POSITION
     if not path.is_file():
         return False
     try:
         return all((checkpoint / name).is_dir() for name in json.loads(path.read_text())["parts"])
-    except (ValueError, KeyError, TypeError, OSError):  # damaged, which whoever reads it is to be told
+    except (ValueError, KeyError, TypeError, OSError):  # damaged: whoever reads it will be told
         return True
 
 
@@ -174,18 +176,22 @@ def steps(folder: Path) -> list[int]:
     """The steps of the checkpoints in a folder that are whole, the newest first.
 
     Raises:
-        ValueError: They were written by a version before this format.
+        ValueError: An earlier version wrote them, in another format.
     """
     if not folder.is_dir():
         return []
     numbered = sorted((int(path.name) for path in folder.iterdir() if path.name.isdigit()), reverse=True)
     for step in numbered:
-        if (folder / str(step) / "position").is_dir():
-            raise ValueError(
-                f"{folder / str(step)} was written by an earlier version of this project, whose checkpoints cannot be "
-                "read: go on with that version, or start a new run"
-            )
+        _check_version(folder / str(step))
     return [step for step in numbered if is_whole(folder / str(step))]
+
+
+def _check_version(checkpoint: Path) -> None:
+    if (checkpoint / "position").is_dir():  # where the first version had it
+        raise ValueError(
+            f"{checkpoint} was written by an earlier version of this project, whose checkpoints cannot be read: go on "
+            "with that version, or start a new run"
+        )
 
 
 def look(checkpoint: Path) -> Saved:
@@ -194,57 +200,64 @@ def look(checkpoint: Path) -> Saved:
     Raises:
         ValueError: It cannot be read.
     """
+    _check_version(checkpoint)
     try:
         found = json.loads((checkpoint / POSITION).read_text())
-        if found["format"] != FORMAT:
-            raise DifferentModelError(
-                f"checkpoint {checkpoint} has format {found['format']}, expected {FORMAT}: go on with the version of "
-                "this project that wrote it, or start a new run"
-            )
         return Saved(Position(**found["position"]), found["parts"])
     except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{POSITION} of {checkpoint} cannot be read: {in_a_line(error)}") from None
 
 
 def part_of(worker: int | None) -> str:
-    """The name of the part that a worker's process writes; None: of the part that all processes write together."""
+    """The name of the part that a worker's process writes; for None, of the part that all processes write together."""
     return "all" if worker is None else f"worker-{worker}"
 
 
-def read(checkpoint: Path, saved: Saved, part: str, wanted: Mapping[str, Any]) -> dict[str, Any]:
+def read(checkpoint: Path, saved: Saved, part: str, wanted: Mapping[str, Any], alone: bool = False) -> dict[str, Any]:
     """Reads pieces of one part of a checkpoint.
 
     Args:
         checkpoint: Its folder.
         saved: What :func:`look` said.
         part: Which part.
-        wanted: By name of a piece, a tree with the shapes, dtypes and shardings that are expected; without a sharding,
-            NumPy arrays are returned.
+        wanted: The expected shapes, dtypes and shardings: a tree for each piece, by its name. Leaves without a sharding
+            come back as NumPy arrays.
 
     Raises:
         DifferentModelError: A piece holds another tree.
-        Exception: It cannot be read; what orbax raises.
+        Exception: Whatever orbax raises if it cannot be read.
     """
     pieces = saved.parts.get(part, {})
     expected = {name: plain(like) for name, like in wanted.items()}
     for name, like in expected.items():
         check_layout(pieces.get(name, {}), layout(like), f"checkpoint {checkpoint}, {name}")
     like = jax.tree.map(lambda x: x if getattr(x, "sharding", None) else np.empty(x.shape, x.dtype), expected)
-    found = _restore(checkpoint / part, like)
+    found = _restore(checkpoint / part, like, alone)
     return {name: restored(found[name], wanted[name]) for name in wanted}
 
 
 def read_as_saved(checkpoint: Path, part: str, name: str) -> Any:
-    """Reads a piece that is made of dicts, lists and arrays alone, whatever it holds; NumPy arrays."""
+    """Reads a piece made of dicts, lists and arrays, whatever it holds, as NumPy arrays."""
     return jax.tree.map(np.asarray, _restore(checkpoint / part, {name: None})[name])
 
 
-def _restore(part: Path, like: Mapping[str, Any]) -> dict[str, Any]:
+def _alone() -> Any:
+    """What tells orbax that the other processes of the program take no part."""
+    import orbax.checkpoint as ocp
+
+    if jax.process_count() == 1:
+        return ocp.options.MultiprocessingOptions()
+    me = jax.process_index()
+    return ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
+
+
+def _restore(part: Path, like: Mapping[str, Any], alone: bool = False) -> dict[str, Any]:
     import orbax.checkpoint as ocp
 
     if not like:
         return {}
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+    options = _alone() if alone else ocp.options.MultiprocessingOptions()
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler(), multiprocessing_options=options) as reader:
         arguments = {
             name: ocp.args.StandardRestore(None if tree is None else {_TREE: tree}) for name, tree in like.items()
         }
@@ -295,7 +308,7 @@ def read_newest(
 
         try:
             found = group.agreed(attempt)
-        except Exception as error:  # whatever orbax and its storage make of missing or damaged files
+        except Exception as error:  # missing or damaged files raise many kinds of errors in orbax and its storage
             warn(f"checkpoint {folder / str(step)} cannot be read: {in_a_line(error)}")
             unreadable.append(step)
             continue
@@ -317,7 +330,7 @@ def _error(found: Any) -> str | None:
 
 
 def set_aside(folder: Path, unreadable: Iterable[int], group: Group) -> None:
-    """Renames checkpoints that cannot be read, so that their steps can be saved again; for all processes to call."""
+    """Renames checkpoints that cannot be read, so that their steps can be saved again; all processes call this."""
     if group.is_first:
         for step in unreadable:
             aside = folder / f"damaged-{step}"
@@ -345,7 +358,7 @@ def check_layout(saved: Mapping[str, list[Any]], expected: Mapping[str, list[Any
 def export(folder: Path, model: Any, description: dict[str, Any]) -> None:
     """Writes a model without a worker axis as a plain orbax checkpoint, with description.json inside.
 
-    To be called by one process; an older one at the same place is replaced, once the new one is whole.
+    Call it on one process. An older export at the same place is replaced once the new one is whole.
 
     Args:
         folder: The checkpoint.
@@ -356,11 +369,7 @@ def export(folder: Path, model: Any, description: dict[str, Any]) -> None:
 
     folder = folder.absolute()
     fresh = folder.with_name(folder.name + ".new")
-    me = jax.process_index()
-    alone = ocp.options.MultiprocessingOptions()
-    if jax.process_count() > 1:
-        alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
-    with ocp.Checkpointer(ocp.StandardCheckpointHandler(), multiprocessing_options=alone) as writer:
+    with ocp.Checkpointer(ocp.StandardCheckpointHandler(), multiprocessing_options=_alone()) as writer:
         writer.save(fresh, args=ocp.args.StandardSave(model), force=True)
     (fresh / "description.json").write_text(json.dumps(description, indent=2) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
@@ -387,5 +396,5 @@ def load_export(folder: Path, like: Any) -> Any:
 
 
 def _by_names(tree: Any) -> Any:
-    """Numbers as keys become texts, as orbax has them on disk."""
+    """Turns integer keys into strings, as orbax does on disk."""
     return {str(key): _by_names(value) for key, value in tree.items()} if isinstance(tree, Mapping) else tree

@@ -5,14 +5,14 @@ import sys
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-# Without a terminal nobody's window says how wide tables may be.
+# Without a terminal, no window limits the width of tables.
 console = Console(width=None if sys.stdout.isatty() else 110)
 
 _speaks = True
 
 
 def set_speaker(flag: bool) -> None:
-    """Says whether this process speaks for the run. Of several processes the first one should, and no other."""
+    """Sets whether this process speaks for the run. Of several processes, only the first one should."""
     global _speaks
     _speaks = flag
 
@@ -24,12 +24,12 @@ def say(text: str) -> None:
 
 
 def warn(text: str) -> None:
-    """Prints a line that should not be missed, on every process: it may concern that one alone."""
+    """Prints a line that should not be missed; on every process, since it may concern only that one."""
     console.print(text, style="yellow", highlight=False, markup=False)
 
 
 def progress_bar() -> Progress:
-    """A bar with a field ``status`` for loss and rate; not shown by a process that does not speak for the run."""
+    """A bar with a field ``status`` for loss and rate; hidden on processes that do not speak for the run."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -1,4 +1,4 @@
-"""What workers count while they train, how it adds up, and the rows of metrics that it makes."""
+"""What workers count while they train, how it adds up, and the rows of metrics that result."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,12 +9,12 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Distance:
-    """The distance of parameters to their consensus, as far as it is known.
+    """The distance of some workers' parameters to the consensus.
 
     Attributes:
         round: The sync round in which it was measured, before the global mean.
-        squares: Sum of the squared distances of some workers.
-        workers: How many of them.
+        squares: The sum of their squared distances.
+        workers: How many workers they are.
     """
 
     round: int
@@ -33,7 +33,7 @@ class Counts:
         late: Late contributions.
         staleness: The oldest contribution, in rounds.
         seconds: In the loop, without evaluations and checkpoints; a sum over processes.
-        waited: Seconds in exchanges; a sum over processes. None where nothing tells.
+        waited: Seconds waited in exchanges; a sum over processes. None where they are not known.
         data_wait: Seconds without a batch; a sum over processes.
         distance: At the newest sync round among the steps, if there was one.
         notes: Sets of integers by name, from the batches.
@@ -51,7 +51,7 @@ class Counts:
     notes: Mapping[str, frozenset[int]] = dataclasses.field(default_factory=dict)
 
     def __add__(self, other: "Counts") -> "Counts":
-        """The counts of both."""
+        """The counts of both together."""
         sums = dict(self.sums)
         for name, (total, count) in other.sums.items():
             mine = sums.get(name, (0.0, 0.0))
@@ -97,12 +97,12 @@ def total(counts: Iterable[Counts]) -> Counts:
 
 
 class Rows:
-    """Turns the windows that processes report, from one log point to the next, into rows of the metrics file.
+    """Turns what processes report from one log point to the next, their *windows*, into rows of the metrics file.
 
     Args:
         num_workers: P.
-        units: That all had seen before the first window.
-        seconds: Of training before it.
+        units: Units that all had seen before the first window.
+        seconds: Seconds of training before it.
     """
 
     def __init__(self, num_workers: int, units: int, seconds: float):
@@ -113,7 +113,7 @@ class Rows:
         self.status = ""
 
     def row(self, step: int, windows: Sequence[Counts], unit: str) -> dict[str, Any]:
-        """The row of a log point from the windows of all processes, always in the same order.
+        """The row of a log point, from the windows of all processes; they must come in the same order every time.
 
         Args:
             step: Rounds done.

@@ -14,8 +14,8 @@ def worker_mesh(num_workers: int, axis_name: str, num_processes: int = 1) -> Mes
     """A mesh for ``wagma_jax.for_workers``; None where workers are simulated by a vmap on one device.
 
     One device per worker if there are enough. The CPUs of a process are split into virtual devices for up to 8 workers
-    (provided that JAX has not been used yet in this process); several accelerators, but too few, share the workers
-    where they divide evenly. Several processes have equally many workers, in the order of the processes.
+    (if JAX has not been used yet in this process). If there are several accelerators, but fewer than workers, they
+    share the workers evenly. All processes have equally many workers, in the order of the processes.
 
     Raises:
         ValueError: The workers cannot be spread evenly over the processes.
@@ -43,7 +43,7 @@ def worker_mesh(num_workers: int, axis_name: str, num_processes: int = 1) -> Mes
 
 
 def mesh_of(devices: Any, axis_name: str) -> Mesh:
-    """A mesh of devices in the order given; ``jax.make_mesh`` would put those of a TPU into an order of its own."""
+    """A mesh of devices in the order given; ``jax.make_mesh`` would reorder those of a TPU."""
     array = np.empty(len(devices), object)
     array[:] = devices
     return Mesh(array, (axis_name,), axis_types=(AxisType.Auto,))
@@ -87,5 +87,5 @@ def sharded(mesh: Mesh | None, axis_name: str) -> NamedSharding | None:
 
 
 def replicated(mesh: Mesh | None) -> NamedSharding | None:
-    """The sharding of what every device has whole; for ``jax.jit``'s ``out_shardings``."""
+    """The sharding of arrays that every device holds in full; for ``jax.jit``'s ``out_shardings``."""
     return None if mesh is None else NamedSharding(mesh, PartitionSpec())

@@ -1,5 +1,5 @@
-"""Errors that several parts of training know."""
+"""Errors that several parts of training share."""
 
 
 class GaveUpError(RuntimeError):
-    """Raised by a workload: the run ends, its user can mend the cause and go on from the last checkpoint."""
+    """Raised by a workload to end the run. Its user can fix the cause and go on from the last checkpoint."""

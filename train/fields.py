@@ -14,10 +14,10 @@ def option(
 
     Args:
         default: Its default.
-        resume: Whether a resumed run may change it: never ("fixed"), at the price of starting again from the consensus
-            model ("restarts"), or as it likes ("free").
-        mpi_only: Whether it has a meaning over MPI alone.
-        same: Maps a value to what must not change; None: the value itself.
+        resume: Whether a resumed run may change it: never ("fixed"), freely ("free"), or at the price of starting again
+            from the consensus model ("restarts").
+        mpi_only: Whether it only has a meaning over MPI.
+        same: Maps a value to the part of it that must not change; None: the whole value.
     """
     return dataclasses.field(default=default, metadata={"resume": resume, "mpi_only": mpi_only, "same": same})
 

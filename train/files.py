@@ -1,4 +1,4 @@
-"""Writing files so that an interruption leaves the old one or the new one."""
+"""Writes files so that an interruption leaves either the old file or the new one."""
 
 import os
 from pathlib import Path

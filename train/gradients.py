@@ -1,4 +1,4 @@
-"""The loss of a worker's batch and its gradients, in one piece or one micro-batch after the other."""
+"""The loss of a worker's batch and its gradients, computed at once or one micro-batch after the other."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,20 +17,20 @@ def mean_loss_and_gradients(
 ) -> tuple[jax.Array, Any, Any, Any]:
     """Loss and gradients of a batch, computed one micro-batch after the other.
 
-    The means over equal micro-batches are those over the batch if the loss is a mean over independent examples. It is
-    not under normalization by batch statistics, which are then those of a micro-batch; and running statistics that
-    travel in ``carry`` move on ``accumulate`` times.
+    The means over equal micro-batches equal those over the batch if the loss is a mean over independent examples. They
+    do not with batch normalization, which then uses the statistics of a micro-batch. Running statistics that travel in
+    ``carry`` are updated ``accumulate`` times.
 
     Works under ``jit``, ``vmap`` and ``shard_map``; gradients vary over workers where ``params`` do.
 
     Args:
         loss_function: Called as ``loss_function(params, carry, micro_batch)``; returns ``(loss, (carry, metrics))``,
-            the loss a floating scalar, the metrics a tree of real arrays whose mean says something.
+            where the loss is a floating scalar, and the metrics are a tree of real arrays to be averaged.
         params: Any tree of floating arrays: what to differentiate by.
-        carry: Any tree; every micro-batch gets that of the one before, with unchanged shapes, dtypes and, under
-            ``shard_map``, axes that it varies over (as ``jax.lax.scan`` demands).
+        carry: Any tree; every micro-batch gets that of the one before. Its shapes, dtypes and, under ``shard_map``, the
+            axes that it varies over must not change (as in ``jax.lax.scan``).
         batch: Any tree of arrays [examples, ...]; consecutive examples form a micro-batch.
-        accumulate: Micro-batches in the batch. 1: exactly ``jax.value_and_grad``.
+        accumulate: Micro-batches in the batch; 1 is exactly ``jax.value_and_grad``.
 
     Returns:
         The mean loss, the last carry, the mean metrics, and the mean gradients, a tree like ``params``.
@@ -48,7 +48,7 @@ def mean_loss_and_gradients(
         (loss, (carry, metrics)), gradients = value_and_grad(params, carry, micro_batch)
         return (jax.tree.map(jnp.add, sums, gradients), carry), (loss, metrics)
 
-    # zeros like the parameters, not plain ones: they vary over the same axes, and so do gradients
+    # zeros_like, not plain zeros: they must vary over the same axes as the parameters, as gradients do
     start = (jax.tree.map(jnp.zeros_like, params), carry)
     (sums, carry), (losses, metrics) = jax.lax.scan(add, start, _split(batch, accumulate))
     loss, metrics = jax.tree.map(lambda each: jnp.mean(each, axis=0), (losses, metrics))

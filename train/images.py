@@ -146,6 +146,7 @@ class Images:
             }
         ]
         self._evaluations: dict[Any, Callable[..., Any]] = {}
+        self._lost: frozenset[int] = frozenset()  # test examples that were found to be unreadable
 
     def init(self, seed: int) -> Model:
         """Parameters and statistics from a seed."""
@@ -218,6 +219,10 @@ class Images:
         """
         sums = {name: sum(part.sums[name] for part in parts) for name in parts[0].sums}
         count = sums.pop("count")
+        lost = frozenset[int]().union(*(part.unreadable for part in parts))
+        if lost - self._lost:
+            self._lost |= lost
+            console.warn(f"{len(lost)} test examples could not be read, and do not count")
         if count == 0:
             raise ValueError(f"none of the {len(self.data.test)} test examples can be read: check the data set")
         if len(self.data.classes) <= 10:

@@ -4,15 +4,15 @@ import signal
 import threading
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 """What asks a run to stop. Schedulers send SIGTERM, or the signal that a job asked for, before they kill it."""
 
 
 class Interrupts:
-    """Notices SIGTERM, SIGUSR1 and the first SIGINT.
+    """Notices SIGTERM, SIGUSR1, SIGHUP and the first SIGINT.
 
-    A context manager; the signals' former handlers are back after it. A second SIGINT raises KeyboardInterrupt as
-    usual. Outside of the main thread, where Python has no signals, it notices nothing.
+    A context manager, which restores the former handlers on exit. A second SIGINT raises KeyboardInterrupt as usual.
+    Outside the main thread, where Python handles no signals, it notices nothing.
 
     Attributes:
         received: The signal that asked to stop, or None.
@@ -25,6 +25,8 @@ class Interrupts:
     def __enter__(self) -> "Interrupts":
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
+                if signal.getsignal(number) == signal.SIG_IGN:  # by nohup, say
+                    continue
                 self._former[number] = signal.signal(number, self._notice)
         return self
 
@@ -38,10 +40,10 @@ class Interrupts:
         self.received = signal.Signals(number)
 
     def tally(self) -> tuple[int, ...]:
-        """For each of ``SIGNALS`` 1 if it has been received, else 0; these add up over workers."""
+        """For each of ``SIGNALS``, 1 if it has been received and 0 otherwise, to be added up over workers."""
         return tuple(int(self.received == number) for number in SIGNALS)
 
 
 def asked(tally: tuple[int, ...]) -> signal.Signals | None:
-    """Which signal some worker has received, from the sums of all tallies."""
+    """The signal that some worker has received, from the sums of all tallies; None if nobody has."""
     return next((number for number, count in zip(SIGNALS, tally, strict=True) if count), None)

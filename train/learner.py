@@ -27,7 +27,7 @@ class State(NamedTuple):
 
 
 class Begin(NamedTuple):
-    """What all workers begin with, where they do not go on from a state of their own.
+    """What all workers begin with if they do not go on from states of their own.
 
     Attributes:
         model: NumPy arrays.
@@ -46,7 +46,7 @@ class Learner:
         task: The workload.
         optimizer: The local optimizer; its ``update`` takes ``share``.
         exchanges: What workers combine: "models" after the local step, or "gradients" before it.
-        seed: Of what a step draws.
+        seed: Of all that steps draw.
     """
 
     task: Task
@@ -59,11 +59,11 @@ class Learner:
         return self.optimizer.init(model["params"])
 
     def carry(self, worker: jax.Array, first_step: int) -> Any:
-        """The workload's local state of a worker (int32 []) that begins at this step."""
+        """The workload's local state of a worker (its index, int32 []) that begins at this step."""
         return self.task.carry(self._key(jnp.asarray(-1 - first_step, jnp.int32), worker))
 
     def exchanged(self, model: Model) -> Any:
-        """A tree like those that are exchanged."""
+        """A tree with the structure, shapes and dtypes of those that are exchanged."""
         if self.exchanges == "models":
             return model
         return {"params": jax.tree.map(jnp.zeros_like, model["params"]), "stats": model["stats"]}
@@ -92,14 +92,14 @@ class Learner:
         return model, optimizer, made.carry, made.metrics
 
     def after(self, model: Model, optimizer: Any, combined: Any, share: jax.Array) -> tuple[Model, Any]:
-        """The second half: (model, optimizer's state) from what came back of the exchange."""
+        """The second half of a step: maps what the exchange returned to (model, optimizer's state)."""
         if self.exchanges == "gradients":
             return self._apply(combined["params"], combined["stats"], model, optimizer, share)
         return combined, optimizer
 
     def square_distance(self, sent: Any, combined: Any) -> jax.Array:
-        """float32 []: how far the exchange has moved the parameters, squared; at a global mean, to the consensus."""
-        if self.exchanges == "gradients":  # parameters are equal all the time
+        """float32 []: squared distance by which the exchange moved the parameters; that to the consensus at a sync."""
+        if self.exchanges == "gradients":  # parameters are always equal on all workers
             return jnp.zeros((), jnp.float32)
         return square_distance(sent["params"], combined["params"])
 

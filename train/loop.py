@@ -1,7 +1,7 @@
-"""The training loop, for every workload and transport: times, logs, evaluates, saves, and stops when it is asked to.
+"""The training loop, for every workload and transport: times, logs, evaluates, saves, and stops when asked to.
 
-All workers stand still only at *meetings*: at log points where they run in one program, at sync rounds and barriers
-where each is a process. There and nowhere else a run evaluates, saves and stops.
+All workers stand still only at *meetings*. In one program these are log points, evaluations and checkpoints; where each
+worker is a process, sync rounds and barriers. A run evaluates, saves and stops there and nowhere else.
 """
 
 import dataclasses
@@ -23,16 +23,16 @@ from train.results import MetricsFile
 from train.task import Batch, Feed, Model, Place, Task
 from train.transports.group import Group, KeepsTogether
 
-_SAY_SECONDS = 5.0  # between lines of progress where there is no terminal to draw a bar in
+_SAY_SECONDS = 5.0  # between lines of progress, if there is no terminal to draw a bar in
 
 
 class Stepped(NamedTuple):
-    """What a step has led to.
+    """The outcome of a step.
 
     Attributes:
         round: Rounds done.
         sums: If this is a meeting, the sums of all workers' tallies since the last one; else None.
-        is_sync: Whether it is a meeting since all took the global mean.
+        is_sync: Whether it is a meeting because all took the global mean.
     """
 
     round: int
@@ -45,7 +45,7 @@ class Consensus(NamedTuple):
 
     Attributes:
         model: NumPy arrays.
-        squares: The squared distances of this process's workers' parameters to it, added up.
+        squares: Sum of the squared distances to it, over the parameters of this process's workers.
     """
 
     model: Model
@@ -58,7 +58,7 @@ class Workers(Protocol):
     group: Group
     place: Place
     round: int  # rounds done
-    steps: int  # that each worker here has taken since the run has had this number of workers
+    steps: int  # taken by each worker here since the run got its present number of workers
     model: Model
     carry: Any
 
@@ -71,7 +71,7 @@ class Workers(Protocol):
         ...
 
     def counted(self) -> Counts:
-        """What has been counted since the last call, times in the loop left out; waits for steps in flight."""
+        """What has been counted since the last call, except times in the loop; waits for steps in flight."""
         ...
 
     def report(self, step: int, window: Counts) -> None:
@@ -79,19 +79,19 @@ class Workers(Protocol):
         ...
 
     def reports(self, until: int | None = None) -> list[tuple[int, list[Counts]]]:
-        """On the first process, log points of which all have reported; waits for the one at step ``until``."""
+        """On the first process, the log points that all have reported; waits for the one at step ``until``."""
         ...
 
     def consensus(self) -> Consensus:
-        """The mean of all models; at meetings, called by all."""
+        """The mean of all models; all processes call it, at a meeting."""
         ...
 
     def local_steps(self) -> tuple[int, ...]:
-        """Steps of every worker of all processes since the run has had this number of workers; called by all."""
+        """Steps of each of the P workers since the run got its present number; all processes call it."""
         ...
 
     def pieces(self) -> dict[str, Any]:
-        """What this process writes into a checkpoint; at meetings, called by all."""
+        """What this process writes into a checkpoint; all processes call it, at a meeting."""
         ...
 
 
@@ -134,7 +134,7 @@ class Run:
         options: Those of the run.
         task: The workload.
         workers: Of this process.
-        position: Where the run is, as of the last meeting at which that was asked for.
+        position: Where the run was at the last meeting that evaluated or saved.
         budget: Its end.
         metrics: Where rows go, on the first process.
         checkpoints: Where to save, or None.
@@ -149,7 +149,7 @@ class Run:
     checkpoints: Checkpoints | None
 
     def __post_init__(self):
-        """Begins to count."""
+        """Sets the counters to the position."""
         start, options = self.position, self.options
         self._start = start
         self._rows = Rows(options.workers, start.examples, start.seconds)
@@ -159,7 +159,8 @@ class Run:
         self._data_wait = 0.0
         self._mark = time.perf_counter()
         self._logged = start.step // options.log_every
-        self._evaluated = start.step // options.eval_every
+        evaluated = max((row["step"] for row in self.metrics.rows if "eval" in row), default=0)
+        self._evaluated = self.workers.group.from_first(evaluated) // options.eval_every
         self._saved = start.step // max(options.checkpoint_every, 1)
         self._distance = start.distance
         self._diverged = False
@@ -186,7 +187,7 @@ class Run:
                 stepped = workers.step(*batch, share, (tallied, *asked.tally()))
                 if asked.received is not None and not announced:
                     announced = True
-                    console.say(f"{asked.received.name}: stopping at the next meeting; once more to stop now")
+                    console.say(f"{asked.received.name}: stopping at the next meeting; another Ctrl-C stops at once")
                 if stepped.sums is not None:
                     tallied = 0
                     self._pace.meet(stepped.round, stepped.sums[0])
@@ -204,7 +205,6 @@ class Run:
                     stop = None if finished else stop
                     outcome = self._meet(stepped, ended, finished, stop)
                 batch = None if ended else self._next(feed)
-            feed.close()
             if outcome is None:  # the run was at its end already
                 outcome = self._outcome(None)
             if self.checkpoints is not None:
@@ -215,7 +215,7 @@ class Run:
         workers = self.workers
         begun = time.perf_counter()
         batch = feed.next(workers.steps, workers.model, workers.carry)
-        # While a step is running nobody waits. If it has ended meanwhile, when is not known: all of it counts.
+        # While a step is running nobody waits. If it has ended meanwhile, it is not known when: all the time counts.
         if not workers.busy():
             self._data_wait += time.perf_counter() - begun
         if any(batch[0].notes.values()):
@@ -224,7 +224,7 @@ class Run:
         return batch
 
     def _take(self) -> None:
-        """Adds what has been counted lately to the window and the whole."""
+        """Adds what has been counted since the last call to the window and the whole."""
         counts = self.workers.counted()
         now = time.perf_counter()
         counts = dataclasses.replace(counts, seconds=now - self._mark, data_wait=self._data_wait)
@@ -259,16 +259,17 @@ class Run:
     def _meet(self, stepped: Stepped, ended: bool, finished: bool, stop: signal.Signals | None) -> Outcome | None:
         """What is done at a meeting; the outcome if it is the last."""
         options, step = self.options, stepped.round
-        evaluating = step // options.eval_every > self._evaluated or finished
+        # who is asked to stop saves, and leaves evaluations to the next start
+        evaluating = finished or (stop is None and step // options.eval_every > self._evaluated)
         saving = options.checkpoint_every > 0 and (step // options.checkpoint_every > self._saved or ended)
         if not (evaluating or saving or ended):
             return None
         self._take()
+        self._collect(self._logged * options.log_every)  # so that rows are in the order of their steps
         self._position(step)
         outcome = None
         if evaluating:
             self._evaluated = step // options.eval_every
-            self._collect(self._logged * options.log_every)  # rows stand in the order of their steps
             outcome = self._outcome(stop, None if stepped.is_sync else step)
         if saving:
             assert self.checkpoints is not None
@@ -280,12 +281,13 @@ class Run:
         return outcome if ended else None
 
     def _outcome(self, stop: signal.Signals | None, measured_at: int | None = None) -> Outcome:
-        """Evaluates the consensus model; writes a row of it if it has none yet."""
+        """Evaluates the consensus model, and writes a row about it unless there is one for this step."""
         group, place = self.workers.group, self.workers.place
         consensus = self.workers.consensus()
         parts = group.everyone(self.task.evaluate(consensus.model, place))
         row = {"step": self.position.step, "examples": self.position.examples, "seconds": self.position.seconds}
-        row["eval"] = self.task.scores(parts)
+        # on one process: a score of a corpus may take long
+        row["eval"] = group.from_first(group.agreed(lambda: self.task.scores(parts) if group.is_first else {}))
         if measured_at is not None:
             squares = sum(group.everyone(consensus.squares))
             self._distance = row["consensus_distance"] = float(np.sqrt(squares / self.options.workers))
@@ -295,7 +297,7 @@ class Run:
         return Outcome(self.position, consensus.model, parts, stop)
 
     def _position(self, step: int) -> None:
-        """Where all are now; called by all."""
+        """Updates ``position`` from the counts of all processes, which all call it."""
         start, group = self._start, self.workers.group
         everyone = group.everyone(self._whole)
         whole = total(everyone)

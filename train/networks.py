@@ -1,4 +1,4 @@
-"""flax (NNX) networks as trees: a graph for training, one for evaluation, and the numbers apart from both."""
+"""flax (NNX) networks as trees: a graph for training, one for evaluation, and the arrays apart from both."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,7 +13,7 @@ Make = Callable[[nnx.Rngs], nnx.Module]
 
 
 class Network(NamedTuple):
-    """A network without its numbers.
+    """A network without its arrays.
 
     Attributes:
         make: Makes the module.
@@ -28,7 +28,7 @@ class Network(NamedTuple):
     like: Model
 
     def init(self, seed: int) -> Model:
-        """The numbers from a seed, NumPy arrays."""
+        """Parameters and statistics drawn from a seed, as NumPy arrays."""
 
         @nnx.jit
         def make():
@@ -37,11 +37,11 @@ class Network(NamedTuple):
         return jax.tree.map(np.asarray, _split(make())[1])
 
     def for_training(self, params, stats) -> nnx.Module:
-        """The module with these numbers, inside of a traced function that is differentiated."""
+        """The module with these arrays, for a traced function that is differentiated."""
         return nnx.merge(self.train, params, stats, copy=True)
 
     def for_evaluation(self, model: Model) -> nnx.Module:
-        """The module with these numbers."""
+        """The module with these arrays."""
         return nnx.merge(self.eval, model["params"], model["stats"])
 
 

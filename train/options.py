@@ -220,8 +220,8 @@ class RunOptions:
 
     def setup(self) -> dict[str, Any]:
         """What cannot change within a run without starting again from its consensus model."""
-        fields = dataclasses.fields(self)
-        return {f.name: getattr(self, f.name) for f in fields if f.metadata.get("resume") == "restarts"}
+        values = json.loads(json.dumps(self.to_json()))  # as a checkpoint keeps them
+        return {f.name: values[f.name] for f in dataclasses.fields(self) if f.metadata.get("resume") == "restarts"}
 
     def setup_changes(self, saved: Mapping[str, Any]) -> list[str]:
         """How the set-up differs from a saved one, for people."""

@@ -50,12 +50,12 @@ def parse(
         if found.resume or found.evaluate:
             raise ValueError(f"--resume-if-exists takes the run of --out: leave out --{given[0]}")
         if found.out and holds_run(Path(found.out)):
-            # the preset is among the options that the run has kept
+            # the run has kept the options of the preset
             return _resumed(cls, prog, cli, Path(found.out), _without_preset(arguments), found.transport)
     if found.resume:
         return _resumed(cls, prog, cli, Path(found.resume), arguments, found.transport)
     default = cls()
-    if found.preset in presets:  # tyro says what is wrong with the others
+    if found.preset in presets:  # tyro reports unknown ones
         default = dataclasses.replace(default, **presets[found.preset])
     elif found.evaluate:
         try:
@@ -66,7 +66,7 @@ def parse(
 
 
 def holds_run(out: Path) -> bool:
-    """Whether a folder holds a run that has got as far as writing its options."""
+    """Whether a folder holds a run that got as far as writing its options."""
     path = out / OPTIONS_FILE
     return path.is_file() and path.stat().st_size > 0
 
@@ -77,17 +77,17 @@ def _resumed(cls, prog, cli, run: Path, arguments: Sequence[str], transport: str
 
 
 def _read(cls, prog, cli, default, arguments, transport, resuming=False, evaluating=False):
-    if any(word.split("=")[0] in ("--epochs", "--steps") for word in arguments):  # one takes the other's place
+    if any(word.split("=")[0] in ("--epochs", "--steps") for word in arguments):  # the one given replaces the other
         default = dataclasses.replace(default, steps=None, epochs=None)
     fresh: dict[str, Any] = {"resume": None, "evaluate": None, "resume_if_exists": False}
     fields = {field.name: field for field in dataclasses.fields(cls)}
     default = dataclasses.replace(default, **fresh, **({"preset": None} if "preset" in fields else {}))
-    if transport == "xla":  # what a run over MPI had has no meaning within one program
+    if transport == "xla":  # these options of a run over MPI have no meaning in one program
         mpi_only = [field for field in fields.values() if field.metadata.get("mpi_only")]
         default = dataclasses.replace(default, **{field.name: field.default for field in mpi_only})
     size = launchers.mpi_processes(os.environ)
     if transport == "mpi" and (launcher := launchers.launched(os.environ)) is not None:
-        size = launcher.processes  # of srun too, which may or may not speak MPI
+        size = launcher.processes  # srun counts too, although it may not speak MPI
     over_mpi = default.transport == "mpi" if resuming else size > 1 and not evaluating
     if transport != "xla" and (over_mpi or transport == "mpi"):
         workers = default.workers if resuming and size == 1 else size

@@ -18,9 +18,9 @@ Row = Mapping[str, Any]
 _COLORS = ("#d62728", "#555555", "#1f77b4", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#17becf")
 _STYLES = ("-", "--", "-.", ":")
 
-# The least height of an axis of scores, as a share of the largest one, so that noise does not fill it.
+# The least height of an axis of scores, as a share of the largest score, so that noise does not fill it.
 _LEAST_HEIGHT = 0.05
-# Curves of at most so many points have markers.
+# Curves with at most this many points have markers.
 _FEW = 12
 
 
@@ -62,7 +62,7 @@ def plot_runs(path: Path, runs: Mapping[str, Sequence[Row]], title: str, score: 
     if len(values := _shown(scores)):
         scores.set_ylim(*_limits(values.min(), values.max(), score))
     scores.legend()
-    distances.set(ylabel="root mean square over parameters", title="distance to the consensus, before averaging")
+    distances.set(ylabel="root mean square over workers", title="distance to the consensus, before averaging")
     _cut_top(distances, sound)
     distances.set_ylim(bottom=0)
     rates.set(ylabel=f"{unit} per second", title="training rate of all workers together")
@@ -80,7 +80,7 @@ def plot_runs(path: Path, runs: Mapping[str, Sequence[Row]], title: str, score: 
 
 
 def plot_comparison(path: Path, runs: Sequence[tuple[Row, Sequence[Row]]], title: str, score: Score) -> None:
-    """What several algorithms made of the same time: the score over seconds, throughput, and seconds waited.
+    """How several algorithms used their time: the score over seconds, throughput, and seconds waited.
 
     The axis of the score shows the last two thirds of every run. Where earlier values lie outside, it says so.
 
@@ -140,7 +140,7 @@ def _bars(axis: Axes, names: Sequence[str], values: Sequence[float | None]) -> N
 
 
 def _cut_top(axis: Axes, sound: Sequence[int]) -> None:
-    """Leaves what diverging runs have far above all sound ones off the axis, and says so."""
+    """Cuts off values of diverging runs far above those of all others, and says so in the picture."""
     lines = axis.get_lines()
     values, calm = _shown(axis), _shown(axis, [lines[index] for index in sound])
     if len(calm) and 0 < 10 * calm.max() < values.max():
@@ -177,7 +177,7 @@ def _view(axis: Axes, late: np.ndarray, score: Score) -> None:
 
 
 def _limits(low: float, high: float, score: Score) -> tuple[float, float]:
-    """Limits of an axis of scores around these: a little wider, and never so near that noise fills it."""
+    """Limits of an axis of scores around these two: a little wider, and never so tight that noise fills the axis."""
     largest = 100.0 if score.unit == "%" else max(abs(low), abs(high))
     height = max(high - low, _LEAST_HEIGHT * largest) or 1.0
     margin = (height - (high - low)) / 2 + 0.05 * height

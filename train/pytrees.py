@@ -16,7 +16,7 @@ def layout(tree: Any) -> dict[str, list[Any]]:
 def as_numpy(like: Any, num_workers: int | None = None) -> Any:
     """NumPy arrays of the shapes and dtypes of a tree, with a leading worker axis if a number of workers is given.
 
-    Random keys become the numbers that they are made of.
+    Random keys become the integers that they consist of.
     """
     leading = () if num_workers is None else (num_workers,)
 
@@ -39,7 +39,7 @@ def is_key(leaf: Any) -> bool:
 
 
 def plain(tree: Any) -> Any:
-    """The tree with random keys as the numbers that they are made of; of arrays, or of their shapes."""
+    """Replaces random keys by the integers that they consist of, in a tree of arrays or of their shapes."""
 
     def numbers(leaf):
         if not is_key(leaf):
@@ -53,7 +53,7 @@ def plain(tree: Any) -> Any:
 
 
 def restored(tree: Any, like: Any) -> Any:
-    """Undoes :func:`plain`: numbers become keys where ``like`` has such."""
+    """Undoes :func:`plain`: integers become keys again where ``like`` has keys."""
 
     def keys(leaf, like):
         return jax.random.wrap_key_data(leaf, impl=_implementation(like)) if is_key(like) else leaf
@@ -62,16 +62,16 @@ def restored(tree: Any, like: Any) -> Any:
 
 
 def _implementation(like: Any) -> Any:
-    """Of random keys, or of their shapes, about which JAX tells while tracing."""
+    """The implementation of random keys; for mere shapes of keys, JAX tells it only while tracing."""
     found = []
     jax.eval_shape(lambda keys: found.append(jax.random.key_impl(keys)), like)
     return found[0]
 
 
 def mean_of_workers(tree: Any) -> Any:
-    """The consensus of a tree of NumPy arrays [num_workers, ...]: means, summed in float32 or wider, of inexact leaves.
+    """The consensus of a tree of NumPy arrays [num_workers, ...]: inexact leaves are averaged, in float32 or wider.
 
-    Other leaves, counters say, are the first worker's.
+    Other leaves, such as counters, are the first worker's.
     """
 
     def mean(x):

@@ -41,9 +41,9 @@ def restore(
 ) -> Found | None:
     """Position and state at the newest checkpoint of the run that is resumed; nothing of the run is compiled.
 
-    If algorithm, workers or batches are not those of the checkpoint, the result is that of a run which begins at that
-    step: all workers get the mean of the parameters, statistics and momentum, the algorithm's state is new, and the
-    data goes on where all workers together had come (with each example once an epoch if all draw from the whole set).
+    If the set-up has changed (algorithm, workers, batches and the like), the run begins anew at that step. All workers
+    get the mean of the models and optimizer states, and the algorithm's state is new. The data goes on from where all
+    workers together had come to, with each example once an epoch if all draw from the whole set.
 
     Args:
         options: Those of the resumed run.
@@ -98,12 +98,12 @@ def restore(
 
 
 def fingerprint(values: Any) -> dict[str, str]:
-    """What must not change, as checkpoints keep it."""
+    """The fingerprint as checkpoints keep it."""
     return {name: str(value) for name, value in values.items()}
 
 
 def check_fingerprint(position: Position, now: dict[str, str]) -> None:
-    """Raises ValueError if the run was made with something else."""
+    """Raises ValueError if the run was made with another fingerprint."""
     for name in [*now, *position.fingerprint]:
         before, after = position.fingerprint.get(name), now.get(name)
         if before != after:
@@ -137,16 +137,16 @@ def consensus(checkpoint: Path, saved: Saved, model: Model, optimizer: Any = Non
     wanted = {name: like for name, like in wanted.items() if name not in means}
     if saved.position.stacked:
         stacked = as_numpy(wanted, saved.position.workers)
-        means |= mean_of_workers(checkpoints.read(checkpoint, saved, checkpoints.part_of(None), stacked))
+        means |= mean_of_workers(checkpoints.read(checkpoint, saved, checkpoints.part_of(None), stacked, alone=True))
         return Begin(means["model"], means.get("optimizer"))
     for name, like in as_numpy(wanted).items():
         parts = [part for part, pieces in saved.parts.items() if name in pieces]
-        means[name] = _mean(checkpoints.read(checkpoint, saved, part, {name: like})[name] for part in parts)
+        means[name] = _mean(checkpoints.read(checkpoint, saved, part, {name: like}, alone=True)[name] for part in parts)
     return Begin(means["model"], means.get("optimizer"))
 
 
 def _mean(trees: Iterable[Any]) -> Any:
-    """As ``mean_of_workers``, of one tree after the other."""
+    """As ``mean_of_workers``, but takes one tree after the other."""
     first: Any = None
     sums, count = None, 0
     for tree in trees:
@@ -169,7 +169,7 @@ def load_consensus(path: Path, like: Model, group: Group) -> Model:
     """The consensus model of a run, of one of its checkpoints, or an exported one; NumPy arrays.
 
     Args:
-        path: What it is of.
+        path: The run, its checkpoint, or the exported model.
         like: Shapes and dtypes of one worker's model.
         group: The processes; all call this.
 

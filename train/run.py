@@ -1,10 +1,9 @@
 """Runs any workload: prepares, trains, evaluates and exports it. The only module that knows all the others."""
 
 import dataclasses
-import itertools
+import json
 import logging
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,13 +13,13 @@ from typing import Any, Generic, TypeVar
 import jax
 import optax
 
-from train import checkpoints, console, loop, results, resume
+from train import checkpoints, console, folders, loop, results, resume
 from train.budget import Budget, Length
 from train.checkpoints import Checkpoints, Position
 from train.errors import GaveUpError
 from train.fields import flag
 from train.learner import Begin, Learner
-from train.options import OPTIONS_FILE, RunOptions
+from train.options import RunOptions
 from train.parsing import parse as parse_options
 from train.pytrees import as_shapes
 from train.task import Task
@@ -39,12 +38,12 @@ class Workload(Generic[O]):
     """A workload as the command line has it.
 
     Attributes:
-        name: Of its module: ``python -m train.NAME``.
+        name: The name of its module: ``python -m train.NAME``.
         options: Its options.
-        create: Makes the task; ValueError for whatever is wrong with options or data. It compiles nothing.
+        create: Makes the task; raises ValueError for whatever is wrong with options or data. It compiles nothing.
         optimizer: Makes the local optimizer, whose ``update`` takes ``share``.
-        presets: Defaults by name of a preset.
-        module: How it is called; None: ``train.NAME``.
+        presets: The defaults of each preset, by its name.
+        module: Its module, for the commands that are shown; None: ``train.NAME``.
     """
 
     name: str
@@ -56,7 +55,7 @@ class Workload(Generic[O]):
 
     @property
     def command(self) -> str:
-        """How it is called."""
+        """The command that runs it."""
         return f"python -m {self.module or f'train.{self.name}'}"
 
 
@@ -78,7 +77,7 @@ class Prepared:
         learner: One worker's computations.
         position: Where to begin.
         budget: Where it ends.
-        state: What the workers go on with; None for a new run.
+        state: What the workers go on from; None for a new run.
         out: The folder of the results.
     """
 
@@ -96,7 +95,7 @@ class Prepared:
 
 
 def prepare(workload: Workload[O], options: O, group: Group | None = None) -> Prepared:
-    """Checks everything that can be checked before anything is compiled or overwritten, and makes the results' folder.
+    """Checks all that can be checked before anything is compiled or overwritten, and makes the folder of the results.
 
     Args:
         workload: What is to be trained.
@@ -113,7 +112,7 @@ def prepare(workload: Workload[O], options: O, group: Group | None = None) -> Pr
         options.check()
         group = transport.join(options)
     assert group is not None
-    place = transport.place(options, group)  # before anything else makes JAX's devices
+    place = transport.place(options, group)  # before anything else makes JAX initialize its devices
     console.set_speaker(group.is_first)
     group.agreed(options.check)
     task = group.agreed(lambda: _check_alone(workload, options, transport))
@@ -130,10 +129,10 @@ def prepare(workload: Workload[O], options: O, group: Group | None = None) -> Pr
     if found is not None:
         console.say(found.about)
     if found is not None and found.position.first_step == found.position.step:
-        group.agreed(lambda: _set_aside_ledgers(options, found.position.step) if group.is_first else None)
+        group.agreed(lambda: folders.set_aside_ledgers(options, found.position.step) if group.is_first else None)
     out = options.resume
     if out is None:
-        made = group.agreed(lambda: new_folder(workload.name, options) if group.is_first else None)
+        made = group.agreed(lambda: folders.new_folder(workload.name, options) if group.is_first else None)
         out = group.from_first(made)
     assert out is not None
     group.agreed(lambda: options.save(out) if group.is_first else None)
@@ -152,9 +151,24 @@ def _check_alone(workload: Workload[O], options: O, transport: Any) -> Task:
     if options.resume is not None:
         saved = workload.options.load(options.resume)
         options.check_resumes(saved)
+        if options.resume_if_exists and (options.resume / SUMMARY).exists():
+            task = workload.create(options)
+            _check_incomplete(options, options.length(task.units_per_step, task.units_per_epoch))
         if saved.checkpoint_every == 0:
             raise ValueError(f"the run in {options.resume} was made with --checkpoint-every 0: start a new run")
     return workload.create(options)
+
+
+def _check_incomplete(options: RunOptions, length: Length) -> None:
+    """Raises AlreadyCompleteError if the run has ended where these options would have it end, as its summary says."""
+    assert options.resume is not None
+    summary = json.loads((options.resume / SUMMARY).read_text())
+    if options.epochs is not None:
+        complete = summary["examples"] >= length.units()
+    else:
+        complete = summary["steps"] >= length.total_steps()
+    if complete:
+        raise AlreadyCompleteError(f"the run in {options.resume} is complete: there is nothing left to do")
 
 
 def _planned(options: RunOptions, length: Length, marks: Mapping[str, str], found: Position | None) -> Position:
@@ -162,12 +176,11 @@ def _planned(options: RunOptions, length: Length, marks: Mapping[str, str], foun
 
     Raises:
         ValueError: It is at its end already.
-        AlreadyCompleteError: Likewise, with ``--resume-if-exists``.
     """
     position = Position(setup=options.setup(), workers=options.workers, fingerprint=marks)
     position = position if found is None else found
     total = length.total_steps(position.first_step, position.first_example)
-    # what was interrupted after its last step may still be evaluated, exported and summarized
+    # a run interrupted after its last step still has to be evaluated, exported and summarized
     ended = options.resume is None or (options.resume / SUMMARY).exists() or position.first_step == position.step
     if length.by_units:
         reached = position.examples >= length.units()
@@ -176,19 +189,8 @@ def _planned(options: RunOptions, length: Length, marks: Mapping[str, str], foun
         reached = position.step >= total
         what = f"is at step {position.step} of {total}, which is its end: raise --steps or --epochs to train on"
     if reached and ended:
-        if options.resume_if_exists:
-            raise AlreadyCompleteError(f"the run in {options.resume} is complete: there is nothing left to do")
         raise ValueError(f"the run in {options.resume} {what}")
     return dataclasses.replace(position, total_steps=max(total, position.step))
-
-
-def _set_aside_ledgers(options: RunOptions, step: int) -> None:
-    """Moves the ledgers of a run that goes on with other workers or another algorithm: they do not continue."""
-    assert options.resume is not None
-    folder = options.resume / f"ledger-before-{step}"
-    for path in sorted(options.resume.glob("ledger-*.jsonl")):
-        folder.mkdir(exist_ok=True)
-        path.rename(folder / path.name)
 
 
 def train(workload: Workload[O], options: O) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -215,8 +217,11 @@ def run(prepared: Prepared) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     console.say("compiling ...")
     state = prepared.state
     if state is None:
-        # made once, as compiling its initialization takes seconds
-        state = Begin(group.from_first(task.init(options.seed) if group.is_first else {}))
+        # on one process, since compiling the initialization takes seconds
+        alone = not prepared.transport.TOGETHER
+        state = Begin(
+            group.from_first(task.init(options.seed) if group.is_first else {}) if alone else task.init(options.seed)
+        )
     with ExitStack() as stack:
         workers = prepared.transport.WORKERS(
             options, prepared.learner, group, prepared.place, position, state, prepared.out
@@ -235,7 +240,9 @@ def run(prepared: Prepared) -> tuple[dict[str, Any], list[dict[str, Any]]]:
             together = prepared.transport.TOGETHER
             saver = stack.enter_context(Checkpoints(folder, group, options.keep_checkpoints, together))
         training = loop.Run(options, task, workers, position, prepared.budget, metrics, saver)
-        outcome = training(task.feed(prepared.place, options.seed, position.first_example))
+        feed = task.feed(prepared.place, options.seed, position.first_example)
+        stack.callback(feed.close)
+        outcome = training(feed)
         devices = workers.describe()
     if outcome.signal is not None:
         raise loop.Interrupted(outcome, prepared.out, saved=saver is not None)
@@ -258,7 +265,7 @@ def _finish(
     notes = {name: frozenset(numbers) for name, numbers in position.notes.items()}
     extra = task.finish(out, notes, outcome.parts)
     evaluated = [row["eval"] for row in rows if "eval" in row and row["step"] == position.step]
-    # the workers of one program wait inside of its collectives, where nothing tells their waits apart
+    # workers of one program wait inside its collectives, where their waits cannot be told apart
     waited = list(position.wait_seconds) or [None] * options.workers
     seconds = position.seconds or float("nan")
     summary = {
@@ -291,49 +298,8 @@ def _finish(
     }
     title = f"{task.name}, {options.workers} workers, seed {options.seed}"
     pictures.plot_runs(out / "training.png", {options.algorithm: rows}, title, task.score, task.unit)
-    results.write_summary(out / SUMMARY, summary)  # the last: it says that all else is there
+    results.write_summary(out / SUMMARY, summary)  # last, since it says that all else is there
     return summary | {"out": str(out)}
-
-
-def new_folder(name: str, options: RunOptions) -> Path:
-    """Makes the folder of the results, ``--out`` or a new one, and claims it.
-
-    Raises:
-        ValueError: ``--out`` holds anything already, or cannot be made.
-    """
-    default = Path("runs") / f"{name}-{options.algorithm}-{time.strftime('%Y%m%d-%H%M%S')}"
-    numbered = (default.with_name(f"{default.name}-{number}") for number in itertools.count(1))
-    candidates = itertools.chain([default], numbered) if options.out is None else [options.out]
-    for out in candidates:
-        if _claim(out, options.resume_if_exists):
-            return out
-    raise ValueError(
-        f"--out {options.out} exists and is not empty: choose another folder, remove it, or go on with the run in it "
-        "by --resume"
-    )
-
-
-def _claim(out: Path, again: bool) -> bool:
-    """Makes a folder, with an empty file of options as the sign of its owner; False if it holds anything already.
-
-    Args:
-        out: The folder.
-        again: Whether a folder that holds this sign alone is taken: of a start that was killed at once.
-    """
-    sign = out / OPTIONS_FILE
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        found = list(out.iterdir())
-        if again and found == [sign] and sign.stat().st_size == 0:
-            return True
-        if found:
-            return False
-        sign.open("x").close()
-    except OSError as problem:
-        if isinstance(problem, FileExistsError) and out.is_dir():  # another run was faster
-            return False
-        raise ValueError(f"--out {out} cannot be made ({problem}): choose a folder that can") from None
-    return True
 
 
 def evaluate(workload: Workload[O], options: O) -> tuple[dict[str, float], Task]:
@@ -353,7 +319,7 @@ def evaluate(workload: Workload[O], options: O) -> tuple[dict[str, float], Task]
 
 
 def parse(workload: Workload[O], arguments: Sequence[str]) -> O:
-    """The options of a command line; tyro exits with its own messages, ValueError for what it cannot know."""
+    """The options of a command line. tyro exits with its own messages; ValueError is raised for what it cannot know."""
     import tyro
 
     return parse_options(workload.options, workload.command, workload.presets, tyro.cli, arguments)
@@ -361,7 +327,7 @@ def parse(workload: Workload[O], arguments: Sequence[str]) -> O:
 
 def main(workload: Workload[Any], arguments: Sequence[str] | None = None) -> None:
     """The command line of a workload."""
-    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns of what it then puts right itself
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns of things that it then corrects itself
     name = workload.command.removeprefix("python -m ")
     group = Group()
     try:
@@ -371,7 +337,8 @@ def main(workload: Workload[Any], arguments: Sequence[str] | None = None) -> Non
             console.say(f"consensus model of {options.evaluate}, {task.name}")
             console.console.print(results.evaluation_table(scores, task.score))
             return
-        options.check()
+        if options.transport != "mpi":  # over MPI one process says for all what is wrong
+            options.check()
         group = TRANSPORTS[options.transport].join(options)
         with group.ending_together(ValueError, AlreadyCompleteError):
             prepared = prepare(workload, options, group)

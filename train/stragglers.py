@@ -1,4 +1,4 @@
-"""Injected delays: who computes how much longer at which step, drawn beforehand from a seed, whatever the algorithm."""
+"""Injected delays: who is how late at which step. Drawn beforehand from a seed, the same for all algorithms."""
 
 import dataclasses
 import math
@@ -14,7 +14,7 @@ Kind = Literal["none", "rotating", "fixed", "lognormal"]
 LOGNORMAL_SECONDS = 0.1
 SPELLING = "none, rotating:SECONDS[:K], fixed:RANK:SECONDS or lognormal:SIGMA[:SECONDS]"
 
-_DELAYS = 4  # beside the seed, in what delays are drawn from; lateness and the data order have the numbers below
+_DELAYS = 4  # with the seed, the key of the delays' random stream; lateness and the data order have the numbers below
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Straggler:
     sigma: float = 0.0
 
     def delays(self, seed: int, step: int, num_workers: int) -> np.ndarray:
-        """Seconds by which every worker's computation of its step takes longer; float64 [num_workers]."""
+        """By how many seconds each worker is late at this step; float64 [num_workers]."""
         if self.kind == "fixed":
             return np.where(np.arange(num_workers) == self.rank, self.seconds, 0.0)
         if self.kind == "none":
@@ -50,7 +50,7 @@ class Straggler:
         return delays
 
     def check(self, num_workers: int) -> None:
-        """Raises ValueError if there are not so many workers."""
+        """Raises ValueError if there are too few workers for these delays."""
         if self.count > num_workers or self.rank >= num_workers:
             raise ValueError(
                 f"--straggler names {max(self.count, self.rank + 1)} workers, and there are {num_workers}: name fewer"
@@ -58,10 +58,10 @@ class Straggler:
 
 
 def parse(text: str) -> Straggler:
-    """From what the command line says.
+    """Reads the words of the command line.
 
     Raises:
-        ValueError: It says something else.
+        ValueError: They are not understood.
     """
     kind, *words = text.split(":")
     try:
@@ -94,7 +94,7 @@ def _whole(word: str, least: int) -> int:
 
 
 def delay(kind: Literal["sleep", "compute"]) -> Callable[[float], Any]:
-    """What lets a number of seconds pass: asleep, or in compiled computations, which take a core meanwhile."""
+    """A function that lets seconds pass: asleep, or in compiled computations, which occupy a core."""
     if kind == "sleep":
         return time.sleep
     burn = jax.jit(lambda x: jnp.tanh(x @ x))

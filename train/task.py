@@ -1,7 +1,7 @@
 """What a workload gives to training, and what training gives to a workload: interfaces, no logic.
 
 A workload is one class that has the members of :class:`Task`. It never sees other workers, axis names, transports or
-algorithms; training never sees what their data are.
+algorithms; training never sees what its data mean.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,15 +12,15 @@ import jax
 import numpy as np
 
 Model = dict[str, Any]
-"""``{"params": floating leaves, "stats": statistics}``, exchanged and exported whole; ``stats`` is {} without any."""
+"""``{"params": floating leaves, "stats": statistics}``: exchanged and exported as a whole; ``stats`` may be empty."""
 
 
 class Mean(NamedTuple):
-    """One metric of one worker's step; over steps and workers both fields add up.
+    """One metric of one worker's step. Both fields are added up over steps and workers.
 
     Attributes:
-        total: float32 [], the sum over what the metric is a mean of.
-        count: float32 [], how many there are.
+        total: float32 [], the sum of the values that the metric is the mean of.
+        count: float32 [], how many values these are.
     """
 
     total: jax.Array
@@ -28,10 +28,10 @@ class Mean(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """What one worker makes of one batch.
+    """What a worker computes from one batch.
 
     Attributes:
-        grads: A tree like ``model["params"]``: of this worker's own loss, with no axis anywhere.
+        grads: A tree like ``model["params"]``: the gradients of this worker's own loss, without a worker axis.
         stats: A tree like ``model["stats"]``, after the step.
         carry: A tree like the carry that came in.
         metrics: By name; ``loss`` is among them.
@@ -49,7 +49,7 @@ class Batch(NamedTuple):
     Attributes:
         arrays: What :meth:`Place.put` returned; ``Task.gradients`` sees one worker's.
         units: int64 [workers of this process]: what each batch counts for, in the task's unit.
-        notes: Sets of integers by name that are to be kept with the run: indices of unreadable examples, say.
+        notes: Sets of integers by name that the run collects, such as the indices of unreadable examples.
     """
 
     arrays: Any
@@ -62,7 +62,7 @@ class Score(NamedTuple):
 
     Attributes:
         name: Its key among the scores.
-        unit: For people; with "%" the score is a share of 1 and shown times 100.
+        unit: Shown to people. With "%", the score is a share of 1, shown times 100.
         higher: Whether higher is better.
     """
 
@@ -75,10 +75,10 @@ class Place(Protocol):
     """Where the workers of this process are.
 
     Attributes:
-        num_workers: P, of all processes.
-        workers: Those of this process.
-        part: (which, of how many) of an evaluation is this process's.
-        devices: Of this process, for an evaluation.
+        num_workers: P, in all processes together.
+        workers: The indices of this process's workers.
+        part: (index, count): which part of an evaluation is this process's, and how many parts there are.
+        devices: This process's devices, for an evaluation.
     """
 
     @property
@@ -95,7 +95,7 @@ class Place(Protocol):
         ...
 
     def map(self, function: Callable[..., Any], donate: Sequence[int] = ()) -> Callable[..., Any]:
-        """Compiles a function of one worker's arrays for all workers, of arrays as :meth:`put` returns them."""
+        """Compiles a function of one worker's arrays for all workers; it takes arrays as :meth:`put` returns them."""
         ...
 
 
@@ -103,18 +103,18 @@ class Feed(Protocol):
     """The batches of the workers of this process."""
 
     def next(self, step: int, model: Model, carry: Any) -> tuple[Batch, Any]:
-        """The batch of a step, and the carry to take the step with.
+        """The batch of a step, and the carry that the step begins with.
 
         Args:
-            step: Steps that each worker has taken since the run has had this number of workers. Each call is for the
-                step after that of the last one; the first may be for any.
-            model: As the step will see it, on the devices like ``Batch.arrays``.
-            carry: Likewise.
+            step: Steps that each worker has taken since the run got its present number of workers. The first call may
+                be for any step; each further one is for the step after the last.
+            model: The models that the step will start from, on the devices, arranged like ``Batch.arrays``.
+            carry: The carries, arranged in the same way.
         """
         ...
 
     def close(self) -> None:
-        """Ends what loads in the background."""
+        """Stops whatever loads in the background."""
         ...
 
 
@@ -122,14 +122,14 @@ class Task(Protocol):
     """A workload.
 
     Attributes:
-        name: Of the model and the data, for titles.
+        name: The title of tables and pictures: the data and the model.
         unit: What is counted, in the plural: "rows", "tokens".
-        units_per_step: Of one worker's step; nominal where they vary.
-        units_per_epoch: None where there are no epochs.
+        units_per_step: Units of one worker's step; a nominal number if they vary.
+        units_per_epoch: Units of the training set; None if there are no epochs.
         like: Shapes and dtypes of one worker's model.
-        batch_shapes: The few shapes (trees of ``jax.ShapeDtypeStruct`` of one worker's batch) that a step is compiled
-            for before times count.
-        fingerprint: What must be equal on all processes and stay so when a run is resumed, by a name for people.
+        batch_shapes: Every shape that one worker's batch may have, as trees of ``jax.ShapeDtypeStruct``. The step is
+            compiled for all of them before the run is timed, so there should be few.
+        fingerprint: What must be equal on all processes, and must not change when a run is resumed, by readable names.
         score: What tables and pictures show first.
     """
 
@@ -151,45 +151,45 @@ class Task(Protocol):
     def score(self) -> Score: ...  # noqa: D102
 
     def init(self, seed: int) -> Model:
-        """The model that all workers start from, NumPy arrays; the same for the same seed."""
+        """The model that all workers start from, as NumPy arrays; a pure function of the seed."""
         ...
 
     def carry(self, key: jax.Array) -> Any:
-        """A worker's local state at the start; traced. It is checkpointed, and never exchanged. () without any."""
+        """A worker's local state at the start, or (); traced. Checkpoints keep it, and it is never exchanged."""
         ...
 
     def gradients(self, model: Model, carry: Any, batch: Any, key: jax.Array) -> Gradients:
-        """One worker's gradients; traced and pure. The key is of (seed, step, worker)."""
+        """One worker's gradients; traced and pure. The key is a function of (seed, step, worker)."""
         ...
 
     def feed(self, place: Place, seed: int, first_unit: int) -> Feed:
         """The batches of this process's workers.
 
         Args:
-            place: Where they are.
-            seed: Of the data order.
-            first_unit: Units that all workers together had seen when the run got this number of workers.
+            place: Where the workers are.
+            seed: The seed of the data order.
+            first_unit: Units that all workers together had seen when the run got its present number of workers.
         """
         ...
 
     def evaluate(self, model: Model, place: Place) -> Any:
-        """What this process finds of a model (NumPy arrays) on its part of the evaluation; picklable."""
+        """Evaluates a model (NumPy arrays) on this process's part of the test data; returns anything picklable."""
         ...
 
     def scores(self, parts: Sequence[Any]) -> dict[str, float]:
-        """The scores by name, from what all processes found."""
+        """The scores by name, from what :meth:`evaluate` returned on all processes."""
         ...
 
     def export(self) -> dict[str, Any]:
-        """What a reader of the exported model needs to know to use it; as JSON has it."""
+        """What a reader of the exported model needs to know to use it; must fit into JSON."""
         ...
 
     def finish(self, out: Path, notes: Mapping[str, frozenset[int]], parts: Sequence[Any]) -> dict[str, Any]:
-        """Writes what the workload has to say at the end of a run; what it returns is added to the summary.
+        """Called at the end of a run: writes files of the workload, and returns what it adds to the summary.
 
         Args:
             out: The folder of the run.
-            notes: Those of all batches.
-            parts: What all processes found in the last evaluation.
+            notes: The notes of all batches.
+            parts: What :meth:`evaluate` returned on all processes, in the last evaluation.
         """
         ...

@@ -92,12 +92,13 @@ class GroupAverager:
         self.simulate_lateness = bool(simulate_lateness)
         self.lowering: collectives.Lowering = lowering
 
-    def init(self, tree: Any) -> GroupAverageState:
-        """The state before round 0. It shares no memory with ``tree``, so that both may be donated.
+    def init(self, tree: Any, first_round: int = 0) -> GroupAverageState:
+        """The state before the first round. It shares no memory with ``tree``, so that both may be donated.
 
         Args:
             tree: One worker's pytree (what ``average`` will see). For all workers at once:
                 ``jax.vmap(averager.init)(stacked)``.
+            first_round: The round to begin with, for a run that goes on with a new state.
         """
         published: Any = ()
         policies = leaf_policies(tree, self.policy)
@@ -107,7 +108,7 @@ class GroupAverager:
             published = treedef.unflatten(
                 [jnp.array(_strong(leaf), copy=True) if policy == "mean" else () for leaf, policy in pairs]
             )
-        return GroupAverageState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), published)
+        return GroupAverageState(jnp.full((), first_round, jnp.int32), jnp.zeros((), jnp.int32), published)
 
     def average(
         self, tree: Any, state: GroupAverageState, late: Any = None
@@ -178,7 +179,7 @@ class GroupAverager:
         mean_buffers, unpack_mean = collectives.pack(contributions)
         sync_buffers, unpack_sync = collectives.pack(sync)
 
-        def widen(buffers):  # the sums of a worker alone
+        def widen(buffers):  # the sums of one worker alone
             return [collectives.widen(buffer) for buffer in buffers]
 
         def group_round(groups, tables):
@@ -189,11 +190,8 @@ class GroupAverager:
             return act
 
         def sync_round(buffers):
-            mean, sync = buffers
-            return (
-                collectives.global_sums(mean, self.axis_name, num_workers, vmapped),
-                collectives.global_sums(sync, self.axis_name, num_workers, vmapped),
-            )
+            mean, sync = (collectives.global_sums(part, self.axis_name, num_workers, vmapped) for part in buffers)
+            return mean, sync
 
         def no_round(buffers):
             return widen(buffers[0]), widen(buffers[1])
@@ -219,15 +217,10 @@ class GroupAverager:
         new_sync = [
             jnp.where(is_sync, merge(total, own, num_workers), own) for total, own in zip(sync_sums, sync, strict=True)
         ]
-        new_published = (
-            [
-                jnp.where(is_sync, new, jnp.where(acted, own, old))
-                for new, own, old in zip(new_mean, mean, published, strict=True)
-            ]
-            if published
-            else published
-        )
-        return new_mean, new_sync, new_published
+        if published:
+            triples = zip(new_mean, mean, published, strict=True)
+            published = [jnp.where(is_sync, new, jnp.where(acted, own, old)) for new, own, old in triples]
+        return new_mean, new_sync, published
 
     def _kinds(self, has_sync_leaves: bool) -> "_Kinds":
         schedule = self.schedule

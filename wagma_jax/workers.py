@@ -32,7 +32,7 @@ def replicate(tree: Any, num_workers: int, *, mesh: Mesh | None = None, axis_nam
         raise ValueError(f"num_workers must be at least 1, got {num_workers}: pass the number of workers")
 
     def copies(tree):
-        # with their dtypes for good: Python scalars would be traced again as what a step makes of them
+        # without weak types: a step returns strong ones, and would be traced again for them
         strong = jax.tree.map(lambda x: x if hasattr(x, "dtype") else jnp.asarray(x, jnp.result_type(x)), tree)
         return jax.tree.map(lambda x: jnp.broadcast_to(x, (num_workers, *jnp.shape(x))), strong)
 

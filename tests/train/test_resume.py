@@ -13,7 +13,7 @@ from processes import ROOT
 
 from tests.train import runs
 from tests.train.toy import WORKLOAD, Options
-from train import run
+from train import folders, run
 from train.checkpoints import look, steps
 
 # lateness, shards, keys: everything that draws; an optimizer that counts
@@ -77,7 +77,7 @@ def test_killed_twice_and_resumed_gives_the_same_numbers(tmp_path, capsys):
     assert {path: path.read_bytes() for path in broken.rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_saves_and_says_how_to_go_on(number, tmp_path):
     out = tmp_path / "run"
     changed = ["--checkpoint-every", "100000", "--steps", "10000000", "--eval-every", "100000"]
@@ -289,8 +289,8 @@ def test_one_command_starts_or_goes_on(tmp_path, capsys):
 def test_two_runs_do_not_share_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(time, "strftime", lambda form: "now")
-    outs = {str(run.new_folder("toy", Options())) for _ in range(3)}
+    outs = {str(folders.new_folder("toy", Options())) for _ in range(3)}
     assert outs == {f"runs/toy-wagma-now{suffix}" for suffix in ("", "-1", "-2")}
-    run.new_folder("toy", Options(out=tmp_path / "mine"))
+    folders.new_folder("toy", Options(out=tmp_path / "mine"))
     with pytest.raises(ValueError, match="exists and is not empty"):
-        run.new_folder("toy", Options(out=tmp_path / "mine"))
+        folders.new_folder("toy", Options(out=tmp_path / "mine"))

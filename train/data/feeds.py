@@ -1,4 +1,4 @@
-"""Batches that are loaded ahead, for the workers of a process; and its part of an evaluation."""
+"""Batches that are loaded ahead, for the workers of a process, and the process's part of an evaluation."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +22,7 @@ class LoadedFeed:
         place: Where the workers are.
         options: How to load.
         prepare: Maps a batch with leaves [workers here, batch_size, ...] to (what a step takes of it, its notes).
-            Called in a thread of its own.
+            It runs in another thread.
         chunk: How many examples a thread loads at a time; None: all that the process needs for a step.
     """
 

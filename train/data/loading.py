@@ -10,12 +10,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing import resource_tracker
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from train.data.order import Order
 from train.fields import option
+from train.interrupts import SIGNALS
 
 Tree = dict[str, np.ndarray]
 """Arrays by name, all with the same leading axes."""
@@ -246,9 +248,21 @@ def _load(
         from absl import flags
 
         flags.FLAGS.mark_as_parsed()  # grain hands absl's flags on to its processes
+        _start_tracker()
         workers = grain.MultiprocessingOptions(num_workers=processes, per_worker_buffer_size=2)
         data = data.mp_prefetch(workers, worker_init_fn=_follow_the_parent)
     return Batches(iter(data), chunks_per_batch, assemble)
+
+
+def _start_tracker() -> None:
+    """Starts what multiprocessing has beside its processes, deaf to signals that ask the run to stop."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # which a process inherits
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def _follow_the_parent(index: int, count: int) -> None:
@@ -258,7 +272,7 @@ def _follow_the_parent(index: int, count: int) -> None:
     parent that is killed cannot end anybody.
     """
     del index, count
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     parent = os.getppid()
 

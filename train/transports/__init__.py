@@ -1,1 +1,1 @@
-"""How the workers of a run are spread over programs and processes; no workload, no algorithm."""
+"""How the workers of a run are spread over programs and processes. Nothing here knows a workload or an algorithm."""

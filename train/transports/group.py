@@ -10,23 +10,27 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 T = TypeVar("T")
 
+_SHORTEST = 4096  # bytes
+_PART = 1 << 20  # sizes travel as two int32: above 2 GiB, too
+
 
 class ProcessError(RuntimeError):
-    """What was to be done by all processes failed on some; the message is the first one's."""
+    """Something that all processes had to do failed on some. The message is that of the first of them."""
 
 
 class KeepsTogether(Exception):
-    """What all processes raise at the same time."""
+    """Base of exceptions that all processes raise at the same time."""
 
 
 class Group:
     """One process alone; the base of groups of several.
 
-    All methods but ``is_first`` are to be called by all processes, in the same order.
+    All processes must call the methods in the same order, except ``is_first`` and ``abort``.
 
     Attributes:
         rank: Of this process.
@@ -50,10 +54,10 @@ class Group:
         return self.everyone(value if self.is_first else None)[0]  # type: ignore[return-value]
 
     def abort(self) -> None:
-        """Ends all processes at once; returns where there is no other."""
+        """Ends all processes at once; does nothing if there is no other."""
 
     def close(self) -> None:
-        """Ends the group, when all have come here."""
+        """Ends the group; all processes call it."""
 
     def agreed(self, function: Callable[[], T]) -> T:
         """Calls a function on all processes, and returns its result only if it worked on all.
@@ -74,7 +78,7 @@ class Group:
         return result  # type: ignore[return-value]
 
     def check_same(self, what: Mapping[str, Any]) -> None:
-        """Raises ValueError on all processes if any value, by its name, differs from the first process's."""
+        """Raises ValueError on all processes if any value differs from the first process's value of that name."""
         mine = {name: str(value) for name, value in what.items()}
         everyone = self.everyone(mine)
         for rank, other in enumerate(everyone):
@@ -88,9 +92,9 @@ class Group:
 
     @contextlib.contextmanager
     def ending_together(self, *expected: type[Exception]) -> Iterator[None]:
-        """With several processes, an unexpected exception ends this one at once: the others learn of it and end too.
+        """Ends all processes when an unexpected exception occurs on one of several.
 
-        Without it they would wait, inside of a collective, for a process that waits for them to shut down.
+        Otherwise the others would wait in a collective for this process, which would wait for them to shut down.
 
         Args:
             expected: Kinds of exceptions that all processes raise at the same time.
@@ -119,7 +123,7 @@ class JaxGroup(Group):
 
     @functools.cached_property
     def rank(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Of this process; asking JAX makes its devices, for which some options must be set before."""
+        """Of this process. Asking JAX initializes its devices, before which some options must be set."""
         return jax.process_index()
 
     def everyone(self, value: T) -> list[T]:
@@ -127,11 +131,27 @@ class JaxGroup(Group):
         from jax.experimental import multihost_utils
 
         data = np.frombuffer(pickle.dumps(value), np.uint8)
-        sizes = np.ravel(multihost_utils.process_allgather(np.asarray(data.size, np.int32)))
-        padded = np.zeros(int(sizes.max()), np.uint8)
-        padded[: data.size] = data
-        rows = np.asarray(multihost_utils.process_allgather(padded)).reshape(self.size, -1)
+        parts = np.asarray(multihost_utils.process_allgather(np.asarray(divmod(data.size, _PART), np.int32)))
+        sizes = [int(high) * _PART + int(low) for high, low in parts.reshape(self.size, 2)]
+        rows = np.asarray(multihost_utils.process_allgather(_padded(data, max(sizes)))).reshape(self.size, -1)
         return [pickle.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+
+    def from_first(self, value: T) -> T:
+        """The first process's value (picklable); only that one's crosses the network."""
+        from jax.experimental import multihost_utils
+
+        data = np.frombuffer(pickle.dumps(value if self.is_first else None), np.uint8)
+        high, low = multihost_utils.broadcast_one_to_all(np.asarray(divmod(data.size, _PART), np.int32))
+        size = int(high) * _PART + int(low)
+        sent = _padded(data, size) if self.is_first else _padded(data[:0], size)
+        return pickle.loads(np.asarray(multihost_utils.broadcast_one_to_all(sent))[:size].tobytes())
+
+
+def _padded(data: np.ndarray, size: int) -> np.ndarray:
+    """The bytes with zeros behind them: of few lengths, since JAX compiles for each."""
+    padded = np.zeros(max(1 << (size - 1).bit_length(), _SHORTEST), np.uint8)
+    padded[: data.size] = data
+    return padded
 
 
 class MpiGroup(Group):
@@ -155,6 +175,24 @@ class MpiGroup(Group):
         """The first process's value (picklable)."""
         return self._met().bcast(value)
 
+    def mean(self, tree: Any) -> Any:
+        """The mean of all processes' trees of arrays, on all, as NumPy arrays.
+
+        Sums are taken in float32 or wider. Leaves that are not floating or complex stay as they are. Nothing of an
+        exchange changes by it.
+        """
+        comm = self._met()
+
+        def mean(leaf: Any) -> np.ndarray:
+            leaf = np.asarray(leaf)
+            if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+                return leaf
+            total = np.array(leaf, leaf.dtype if leaf.dtype.itemsize >= 4 else np.float32)
+            comm.Allreduce(_in_place(), total)
+            return (total / self.size).astype(leaf.dtype)
+
+        return jax.tree.map(mean, tree)
+
     def abort(self) -> None:
         """Ends all processes at once."""
         self.world.Abort(1)
@@ -164,18 +202,24 @@ class MpiGroup(Group):
         self.comm.Free()
 
     def _met(self) -> Any:
-        """The communicator, when all have come to the same place: they sleep until then."""
+        """The communicator, once all have come here; they sleep until then instead of polling."""
         from wagma_jax.exchange.barrier import barrier
 
         barrier(self.comm)
         return self.comm
 
 
+def _in_place() -> Any:
+    from mpi4py import MPI
+
+    return MPI.IN_PLACE
+
+
 def attempt(function: Callable[[], T]) -> tuple[T | None, Exception | None]:
-    """What a function returns, or its error to tell others: whatever it is, they must not wait for this process."""
+    """A function's result, or its error. Errors of any kind are caught: others must not wait for this process."""
     try:
         return function(), None
-    except ValueError as problem:
+    except (ValueError, KeepsTogether) as problem:
         return None, problem
     except Exception as problem:
         error = ProcessError(in_a_line(problem))
@@ -184,5 +228,5 @@ def attempt(function: Callable[[], T]) -> tuple[T | None, Exception | None]:
 
 
 def in_a_line(error: Exception) -> str:
-    """The kind of an error and the first line of its message, which libraries make long."""
+    """The kind of an error and the first line of its message, since those of libraries can be long."""
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"

@@ -1,4 +1,4 @@
-"""Joins the processes of one program by ``jax.distributed``: found from Slurm, MPI or a TPU pod, or from options."""
+"""Joins the processes of one program by ``jax.distributed``, as Slurm, MPI, a TPU pod or the options describe them."""
 
 import importlib.util
 import os
@@ -12,9 +12,9 @@ from train.transports import launchers
 from train.transports.group import Group, JaxGroup
 
 INITIALIZATION_TIMEOUT = 300
-"""Seconds in which all processes must have come."""
+"""Seconds within which all processes must have joined."""
 HEARTBEAT_TIMEOUT = 30
-"""Seconds after which a process that has died is missed."""
+"""Seconds after which the others notice that a process has died."""
 
 
 def join(options: RunOptions) -> Group:
@@ -39,7 +39,7 @@ def initialize(
         coordinator: "host:port" of process 0; None: found from the environment.
         num_processes: How many processes; with ``coordinator``.
         process_id: Which of them this is, from 0; with ``coordinator``.
-        environment: Where Slurm and MPI have left what they know.
+        environment: Where Slurm and MPI describe the processes.
 
     Returns:
         The number of processes: 1 if nothing in the arguments or the environment says otherwise.
@@ -70,7 +70,7 @@ def initialize(
                 "and --process-id"
             )
         _initialize(cluster_detection_method=found.method)
-        if found.alone_on_host:  # JAX gives each process one accelerator of its host
+        if found.alone_on_host:  # otherwise JAX gives each process one accelerator of its host
             for name in ("jax_cuda_visible_devices", "jax_rocm_visible_devices"):
                 jax.config.update(name, "all")
         return found.processes

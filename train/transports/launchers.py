@@ -6,12 +6,12 @@ from typing import NamedTuple
 
 
 class Launched(NamedTuple):
-    """What a launcher tells in the environment.
+    """What a launcher says in the environment.
 
     Attributes:
-        processes: How many.
-        method: How JAX is to find them.
-        alone_on_host: Whether this one has the accelerators of its host for itself.
+        processes: How many there are.
+        method: How JAX should find them (``cluster_detection_method``).
+        alone_on_host: Whether this process has the accelerators of its host to itself.
     """
 
     processes: int
@@ -20,8 +20,8 @@ class Launched(NamedTuple):
 
 
 def launched(environment: Mapping[str, str]) -> Launched | None:
-    """What Slurm or MPI tell about the processes of the run; None if there is one."""
-    # Open MPI before Slurm, under which its daemons are started; PMI after it, which Slurm speaks too.
+    """What Slurm or MPI say about the processes of the run; None if there is only one."""
+    # Open MPI before Slurm, which may have started its daemons; PMI after Slurm, which speaks it too.
     for launcher in (_open_mpi, _slurm, _pmi):
         found = launcher(environment)
         if found is not None and found.processes > 1:
@@ -30,7 +30,7 @@ def launched(environment: Mapping[str, str]) -> Launched | None:
 
 
 def mpi_processes(environment: Mapping[str, str]) -> int:
-    """How many processes mpirun, ``wagma launch`` or another that speaks PMI has started; 1 if none has."""
+    """How many processes mpirun, ``wagma launch`` or another launcher that speaks PMI has started; 1 without any."""
     launchers = (_open_mpi(environment), _pmi(environment))
     return next((found.processes for found in launchers if found is not None), 1)
 

@@ -20,13 +20,14 @@ from train.options import DEFAULT_MEET_EVERY, RunOptions
 from train.pytrees import as_shapes
 from train.task import Batch, Mean
 from train.transports import launchers
+from train.transports.compiling import ByShape
 from train.transports.group import Group, MpiGroup
 from train.transports.reports import Reports
 from wagma_jax import algorithms
 from wagma_jax.algorithms import Strategy
 
-TOGETHER = False  # every process writes its own pieces of a checkpoint
-AXIS = "data"  # no collective ever sees it; a schedule is checked as in one program
+TOGETHER = False  # every process writes its own part of a checkpoint
+AXIS = "data"  # no collective sees it; only for building the strategy, whose checks are those of one program
 
 
 def join(options: RunOptions) -> Group:
@@ -99,7 +100,7 @@ class _Found:
 
     Attributes:
         state: Model, optimizer and carry.
-        steps: Steps that this worker has taken since the run has had this number of workers.
+        steps: Steps of this worker since the run got its present number of workers.
         exchange: What ``exchange.state()`` returned; None where the exchange begins anew.
         equal: Whether all workers have the same model.
     """
@@ -143,7 +144,7 @@ class MpiWorkers:
         else:
             self._state, self.steps = self._start(found), 0
         self._by_units = options.clock == "round" and options.epochs is not None
-        self._reports = Reports(group)
+        self._reports = Reports(group, position.step)
         self._compile()
         algorithm = algorithms.find(options.algorithm)
         settings = options.settings(
@@ -154,7 +155,7 @@ class MpiWorkers:
         self._next_meeting = self._after(position.step)
         self._pending: list[dict[str, Mean]] = []
         self._counts = Counts(waited=0.0)
-        self._equal = not isinstance(found, _Found) or found.equal  # whether all models are
+        self._equal = not isinstance(found, _Found) or found.equal  # whether all models are equal
 
     @property
     def round(self) -> int:
@@ -197,8 +198,8 @@ class MpiWorkers:
             distance=distance,
         )
         total = self._position.total_steps
-        # a sync round after the end meets those who have ended
-        at_sync = info.is_sync and (self._by_units or info.round < total)
+        # a sync round past a meeting or past the end is no meeting: workers that are there join it while they rest
+        at_sync = info.is_sync and info.round < self._next_meeting and (self._by_units or info.round < total)
         done = info.round + 1 if at_sync else self.round
         done = done if self._by_units else min(done, total)
         self._equal = at_sync
@@ -207,7 +208,7 @@ class MpiWorkers:
             return Stepped(done, info.tally, True)
         if done >= self._next_meeting or (done >= total and not self._by_units):
             begun = time.perf_counter()
-            sums = self.exchange.meet(tally)  # after it all stand at the same round
+            sums = self.exchange.meet(tally)  # now all are at the same round
             self._counts += Counts(waited=time.perf_counter() - begun)
             done = self.round if self._by_units else min(self.round, total)
             self._next_meeting = self._after(done)
@@ -234,21 +235,21 @@ class MpiWorkers:
         self._reports.tell(step, window)
 
     def reports(self, until: int | None = None) -> list[tuple[int, list[Counts]]]:
-        """On the first process, log points of which all have reported; waits for the one at step ``until``."""
+        """On the first process, the log points that all have reported; waits for the one at step ``until``."""
         return self._reports.heard(until)
 
     def consensus(self) -> Consensus:
-        """The mean of all models; at meetings, called by all."""
+        """The mean of all models; all processes call it, at a meeting."""
         model = self._state.model
         if self._equal:
             return Consensus(jax.tree.map(np.asarray, model), 0.0)
         # with gradients, parameters are equal, and so are the statistics that travel with them
-        mean = self.exchange.consensus(model) if self._learner.exchanges == "models" else model
+        mean = self.group.mean(model) if self._learner.exchanges == "models" else model
         squares = float(self._distance_of_models(model, mean))
         return Consensus(jax.tree.map(np.asarray, mean), squares)
 
     def pieces(self) -> dict[str, Any]:
-        """This worker's state; the model on the first only, where all are equal."""
+        """This worker's state; its model only on the first process if all are equal."""
         state = self._state
         exchange = jax.tree.map(np.asarray, self.exchange.state())
         pieces: dict[str, Any] = {"optimizer": state.optimizer, "carry": state.carry, "exchange": exchange}
@@ -257,11 +258,11 @@ class MpiWorkers:
         return {name: tree for name, tree in pieces.items() if jax.tree.leaves(tree)}
 
     def local_steps(self) -> tuple[int, ...]:
-        """Steps of every worker; called by all."""
+        """Steps of every worker; all processes call it."""
         return tuple(self.group.everyone(self.steps))
 
     def describe(self) -> dict[str, Any]:
-        """What a summary says of the devices."""
+        """What the summary says about devices."""
         return {"processes": self.group.size, "devices": 1}
 
     def __enter__(self) -> "MpiWorkers":
@@ -269,13 +270,13 @@ class MpiWorkers:
         return self
 
     def __exit__(self, kind: Any, *exception: Any) -> None:
-        """Ends the exchange: when all have come here, or at once after an exception."""
+        """Ends the exchange: once all processes have come here, or at once after an exception."""
         self.exchange.__exit__(kind, *exception)
         if kind is None:
             self._reports.close()
 
     def _after(self, done: int) -> float:
-        """The next meeting that is no sync round, in rounds done."""
+        """The rounds done at the next meeting that is not a sync round."""
         every = self._options.meet_every
         if every is None and self.exchange.schedule.sync_period is not None:
             return float("inf")
@@ -294,14 +295,12 @@ class MpiWorkers:
         """Compiles the halves of a step for every shape of a batch, before times count."""
         learner, (model, optimizer, carry, _) = self._learner, self._state
         scalars = np.int32(0), self._worker, np.float32(0)
-        before = jax.jit(learner.before, donate_argnums=1)
-        compiled = {
-            _key(shape): before.lower(model, optimizer, carry, shape, *scalars).compile()
-            for shape in learner.task.batch_shapes
-        }
+        before = jax.jit(learner.before, donate_argnums=(1, 2))
+        lowered = lambda shape: before.lower(model, optimizer, carry, shape, *scalars)
+        compiled = ByShape(learner.task.batch_shapes, lambda shape: lowered(shape).compile())
 
         def first_half(model, optimizer, carry, batch, *scalars):
-            return compiled[_key(batch)](model, optimizer, carry, batch, *scalars)
+            return compiled.of(batch)(model, optimizer, carry, batch, *scalars)
 
         self._before = first_half
         like = jax.eval_shape(learner.exchanged, model)
@@ -312,11 +311,6 @@ class MpiWorkers:
             self._after_exchange = after.lower(model, optimizer, like, np.float32(0)).compile()
         self._distance = jax.jit(learner.square_distance).lower(like, like).compile()
         self._distance_of_models = jax.jit(lambda a, b: square_distance(a["params"], b["params"]))
-
-
-def _key(batch: Any) -> Any:
-    leaves, structure = jax.tree.flatten(batch)
-    return structure, tuple(leaf.shape for leaf in leaves)
 
 
 def restore(options: RunOptions, learner: Learner, place: MpiPlace, checkpoint: Path, saved: Saved) -> _Found:

@@ -20,14 +20,15 @@ from train.learner import Begin, Learner, State, square_distance
 from train.loop import Consensus, Stepped
 from train.options import RunOptions
 from train.task import Batch, Mean
+from train.transports.compiling import ByShape
 from train.transports.group import Group
 from train.transports.joining import join
 from wagma_jax.algorithms import Strategy, build
 
 AXIS = "data"
-TOGETHER = True  # a piece of a checkpoint is written by all processes
-_LATENESS = 3  # beside the seed, in what lateness is drawn from; the data order has the numbers below
-_IN_FLIGHT = 2  # steps dispatched and not done; more would only hold batches in memory
+TOGETHER = True  # all processes write one part of a checkpoint together
+_LATENESS = 3  # with the seed, the key of the lateness's random stream; the data order has the numbers below
+_IN_FLIGHT = 2  # steps dispatched but not done; more would only keep batches in memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,13 +75,13 @@ def place(options: RunOptions, group: Group) -> ProgramPlace:
     return ProgramPlace(options.workers, mesh, (group.rank, group.size))
 
 
-def strategy(options: RunOptions) -> Strategy:
-    """The algorithm; ValueError for settings that it cannot have."""
-    return build(options.algorithm, options.settings(axis_name=AXIS))
+def strategy(options: RunOptions, first_round: int = 0) -> Strategy:
+    """The algorithm, from some round on; ValueError for settings that it cannot have."""
+    return build(options.algorithm, options.settings(axis_name=AXIS, first_round=first_round))
 
 
 class _Made(NamedTuple):
-    """What a step leaves beside the state, [num_workers] each."""
+    """What a step returns besides the state, each [num_workers]."""
 
     metrics: dict[str, Mean]
     late: Any
@@ -114,7 +115,7 @@ class ProgramWorkers:
         del out
         self.group, self.place = group, place
         self._options, self._learner, self._position = options, learner, position
-        self._strategy = strategy(options)
+        self._strategy = strategy(options, position.first_step)
         self._period = self._strategy.schedule.sync_period
         mesh = place.mesh
         self._sharding = devices.sharded(mesh, AXIS)
@@ -131,7 +132,7 @@ class ProgramWorkers:
 
     @property
     def steps(self) -> int:
-        """Steps since the run has had this number of workers."""
+        """Steps since the run got its present number of workers."""
         return self.round - self._position.first_step
 
     @property
@@ -145,7 +146,7 @@ class ProgramWorkers:
         return self._state.carry
 
     def step(self, batch: Batch, carry: Any, share: float, tally: Sequence[int]) -> Stepped:
-        """One step of all workers, dispatched; a meeting at log points, evaluations and checkpoints."""
+        """Dispatches one step of all workers; log points, evaluations and checkpoints are meetings."""
         t = self.round
         state = self._state._replace(carry=carry)
         scalars = np.int32(t), np.float32(share)
@@ -166,7 +167,7 @@ class ProgramWorkers:
         return bool(self._in_flight) and not self._in_flight[-1].late.is_ready()
 
     def local_steps(self) -> tuple[int, ...]:
-        """Steps of every worker of all processes: all take a step in every round."""
+        """Steps of every worker: all take a step in every round."""
         return (self.steps,) * self._options.workers
 
     def counted(self) -> Counts:
@@ -195,13 +196,13 @@ class ProgramWorkers:
         )
 
     def report(self, step: int, window: Counts) -> None:
-        """Tells the first process what this one has counted up to a log point; called by all at the same time."""
+        """Tells the first process what this one has counted up to a log point; all call it at the same time."""
         everyone = self.group.everyone(window)
         if self.group.is_first:
             self._waiting_reports.append((step, everyone))
 
     def reports(self, until: int | None = None) -> list[tuple[int, list[Counts]]]:
-        """On the first process, what has been reported."""
+        """On the first process, what has been reported since the last call."""
         reports, self._waiting_reports = self._waiting_reports, []
         return reports
 
@@ -215,7 +216,7 @@ class ProgramWorkers:
         return pieces_of(self._state)
 
     def describe(self) -> dict[str, Any]:
-        """What a summary says of the devices."""
+        """What the summary says about devices."""
         mesh = self.place.mesh
         return {"processes": self.group.size, "devices": 1 if mesh is None else mesh.size}
 
@@ -223,7 +224,7 @@ class ProgramWorkers:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Nothing is left to do."""
+        """There is nothing to close."""
 
     def _start(self, begin: Begin) -> State:
         """All workers with the same model."""
@@ -243,11 +244,9 @@ class ProgramWorkers:
         )
         step = jax.jit(mapped, donate_argnums=0)
         scalars = np.int32(0), np.float32(0)
-        compiled = {
-            _key(shape): step.lower(self._state, shape, self._late(0), self._workers, *scalars).compile()
-            for shape in shapes
-        }
-        return lambda state, batch, *rest: compiled[_key(batch)](state, batch, *rest)
+        lowered = lambda shape: step.lower(self._state, shape, self._late(0), self._workers, *scalars)
+        compiled = ByShape(shapes, lambda shape: lowered(shape).compile())
+        return lambda state, batch, *rest: compiled.of(batch)(state, batch, *rest)
 
     def _batch(self, shape: Any) -> Any:
         leading = (self._options.workers,)
@@ -287,7 +286,7 @@ class ProgramWorkers:
 
 
 def _create(learner: Learner, strategy: Strategy, first_step: int, model: Any, worker: jax.Array) -> State:
-    """The state of one worker with this model; traced."""
+    """The first state of a worker with this model; traced."""
     return State(
         model,
         learner.optimizer_state(model),
@@ -309,11 +308,6 @@ def _one_step(
     return State(model, optimizer, carry, algorithm), made
 
 
-def _key(batch: Any) -> Any:
-    leaves, structure = jax.tree.flatten(batch)
-    return structure, tuple(leaf.shape for leaf in leaves)
-
-
 def pieces_of(state: State) -> dict[str, Any]:
     """The pieces of a checkpoint; those without a leaf are left out."""
     return {name: tree for name, tree in state._asdict().items() if jax.tree.leaves(tree)}
@@ -327,7 +321,8 @@ def restore(options: RunOptions, learner: Learner, place: ProgramPlace, checkpoi
         Exception: It cannot be read.
     """
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct((options.workers, *x.shape), x.dtype), learner.task.like)
-    create = functools.partial(_create, learner, strategy(options), saved.position.first_step)
+    first_step = saved.position.first_step
+    create = functools.partial(_create, learner, strategy(options, first_step), first_step)
     workers = jax.ShapeDtypeStruct((options.workers,), jnp.int32)
     state = jax.eval_shape(wagma.for_workers(create, axis_name=AXIS), like, workers)
     sharding = devices.sharded(place.mesh, AXIS) or SingleDeviceSharding(jax.devices()[0])

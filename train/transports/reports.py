@@ -13,14 +13,15 @@ class Reports:
 
     Args:
         group: The processes.
+        step: Where this start of the run begins; log points up to it were reported by the one before.
     """
 
-    def __init__(self, group: MpiGroup):
+    def __init__(self, group: MpiGroup, step: int = 0):
         self._comm = group.comm
         self._rank, self._size = group.rank, group.size
         self._requests: list[Any] = []
         self._reports: dict[int, list[tuple[int, Counts]]] = {rank: [] for rank in range(self._size)}
-        self._heard = dict.fromkeys(range(self._size), 0)  # the last log point that each has reported
+        self._heard = dict.fromkeys(range(self._size), step)  # the last log point that each rank has reported
 
     def tell(self, step: int, window: Counts) -> None:
         """Reports to the first process, without waiting for it."""
@@ -31,7 +32,7 @@ class Reports:
         self._requests.append(self._comm.isend((step, window), 0, _TAG))
 
     def heard(self, until: int | None = None) -> list[tuple[int, list[Counts]]]:
-        """On the first process what all have reported of further log points; waits for that at ``until`` if given."""
+        """On the first process, further log points that all have reported; waits for the one at ``until`` if given."""
         if self._rank != 0:
             return []
         for rank in range(1, self._size):
@@ -47,7 +48,7 @@ class Reports:
         return rows
 
     def close(self) -> None:
-        """Waits until what was told is on its way."""
+        """Waits until all posted sends have completed."""
         for request in self._requests:
             request.Wait()
 

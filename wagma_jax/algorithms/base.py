@@ -28,7 +28,7 @@ class Settings:
         quorum: Across processes, how many members of a group start its exchange.
         clock: Across processes, what a worker's call counts: "step" or "round".
         timeout_seconds: Across processes, how long a call waits for others.
-        first_round: Across processes, the round to begin with.
+        first_round: The round to begin with.
         ledger: Across processes, the folder of the ledgers, or None.
         state: Across processes, what ``exchange.state()`` returned, to go on from; None for a new run.
     """

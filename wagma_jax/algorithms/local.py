@@ -1,5 +1,7 @@
 """Local SGD: no exchange but a global mean of the models every sync_period rounds (Stich, ICLR 2019)."""
 
+import functools
+
 from wagma_jax.algorithms.base import Algorithm, Settings, Strategy
 from wagma_jax.averager import GroupAverager
 from wagma_jax.schedule import GroupSchedule
@@ -14,7 +16,7 @@ def xla(settings: Settings) -> Strategy:
         del before, late
         return averager.average(tree, state)
 
-    return Strategy(schedule, averager.init, combine)
+    return Strategy(schedule, functools.partial(averager.init, first_round=settings.first_round), combine)
 
 
 def mpi(settings: Settings, comm, tree):

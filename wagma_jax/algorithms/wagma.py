@@ -1,5 +1,7 @@
 """WAGMA-SGD: models averaged in rotating groups, global means every sync_period rounds (Li et al., TPDS 2021)."""
 
+import functools
+
 from wagma_jax.algorithms.base import Algorithm, Settings, Strategy
 from wagma_jax.averager import GroupAverager
 
@@ -13,7 +15,7 @@ def xla(settings: Settings) -> Strategy:
         del before
         return averager.average(tree, state, late)
 
-    return Strategy(schedule, averager.init, combine)
+    return Strategy(schedule, functools.partial(averager.init, first_round=settings.first_round), combine)
 
 
 def mpi(settings: Settings, comm, tree):

@@ -16,7 +16,7 @@ from wagma_jax.averaging import PolicyFunction
 from wagma_jax.exchange import ending, offsets, startup, transformation
 from wagma_jax.exchange.barrier import barrier
 from wagma_jax.exchange.engine import Engine, ExchangeError
-from wagma_jax.exchange.info import ExchangeInfo, describe
+from wagma_jax.exchange.info import MERGE_NAMES, ExchangeInfo, describe
 from wagma_jax.exchange.models import Models, Taken
 from wagma_jax.exchange.standing import Standing
 from wagma_jax.exchange.storage import Buffers
@@ -25,10 +25,6 @@ from wagma_jax.ledger import entries
 from wagma_jax.protocol.messages import Tally
 from wagma_jax.protocol.rounds import Clock, Rounds
 from wagma_jax.protocol.rules import Merge, Outbox
-
-_MERGES: dict[Merge | None, entries.MergeName] = {
-    Merge.OWN: "own", Merge.SUM: "sum", Merge.LATE: "late", None: "mean"
-}  # fmt: skip
 
 
 class GroupExchange:
@@ -57,14 +53,14 @@ class GroupExchange:
             finds newer rounds complete jumps to them, so that one that is always slow takes fewer steps.
         policy: The per-leaf policy, from a leaf's key path and value to "mean", "keep" or "sync" (mean at sync rounds
             only). None averages floating and complex leaves and keeps all others.
-        timeout_seconds: How long a call waits for others before it raises TimeoutError. ``consensus``, ``meet`` and
-            ``close`` count from when they last heard of another's progress.
+        timeout_seconds: How long a call waits for others before it raises TimeoutError; ``consensus``, ``meet`` and
+            ``close`` count from the last progress of another that they heard of.
         first_round: The round to begin with, for a run that goes on with equal models and without ``state``.
         state: What ``state()`` returned on this rank, for a run that goes on exactly. ``params`` are then this rank's
             own, as its last call returned them, and no rank's are sent to others. All ranks give a state of the same
             round, or none does. None: a new run.
-        ledger: A folder in which each rank writes ``ledger-RANK.jsonl``: who waited for whom, how long, and how stale
-            contributions were, for ``wagma ledger`` and ``replay``. Some 400 bytes a round. None: nothing is written.
+        ledger: A folder in which each rank writes ``ledger-RANK.jsonl``, some 400 bytes a round, for ``wagma ledger``
+            and ``replay``: who waited for whom, how long, and how stale contributions were. None: nothing is written.
 
     Attributes:
         schedule: Who averages with whom.
@@ -72,8 +68,7 @@ class GroupExchange:
         info: What the last call of ``average`` did.
 
     Raises:
-        ValueError: An argument is out of range, or differs between ranks; the trees differ between ranks (on all
-            ranks, naming the first leaf).
+        ValueError: On all ranks: an argument is out of range, or arguments or trees differ (names the first leaf).
         TypeError: ``comm`` is no communicator.
         RuntimeError: MPI was initialized without MPI_THREAD_MULTIPLE.
     """
@@ -121,7 +116,7 @@ class GroupExchange:
         except Exception:
             self._control.Free()
             raise
-        assert arguments is not None
+        assert arguments
         self.schedule, self.rank = arguments.schedule, comm.rank
         self.timeout_seconds = arguments.timeout_seconds
         self._staging, self._leaves, standing = arguments.staging, arguments.leaves, arguments.standing
@@ -221,7 +216,7 @@ class GroupExchange:
             self._leaves = []
             if self._recorder is not None:
                 source = t if self.info.is_sync else None if taken.result is None else taken.result.round
-                leave, merge = time.perf_counter(), _MERGES[taken.merge]
+                leave, merge = time.perf_counter(), MERGE_NAMES[taken.merge]
                 self._recorder.add(
                     entries.Call(t, entered, ready, woken, leave, merge, source, self._base, dict(waits))
                 )

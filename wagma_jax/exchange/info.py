@@ -3,8 +3,15 @@
 from typing import NamedTuple
 
 from wagma_jax.exchange.models import Exchanged
+from wagma_jax.ledger.entries import MergeName
 from wagma_jax.protocol.messages import Tally
+from wagma_jax.protocol.rules import Merge
 from wagma_jax.schedule import GroupSchedule
+
+MERGE_NAMES: dict[Merge | None, MergeName] = {
+    Merge.OWN: "own", Merge.SUM: "sum", Merge.LATE: "late", None: "mean"
+}  # fmt: skip
+"""What the ledger calls the ways in which a call gets its result."""
 
 
 class ExchangeInfo(NamedTuple):
