@@ -18,6 +18,9 @@ os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+import ranks  # noqa: E402
+
+_OUR_RANKS = ranks.prepare()
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
@@ -31,6 +34,23 @@ def optimized():
     jax.config.update("jax_disable_most_optimizations", True)
 
 
+def pytest_addoption(parser):
+    parser.addoption("--long", action="store_true", help="also run the tests that are marked long: minutes of CPU time")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "long: takes minutes of CPU time; runs with --long only")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--long"):
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason="long: runs with --long only"))
+
+
 def pytest_unconfigure():
+    if _OUR_RANKS:
+        ranks.end()
     if _OURS:
         shutil.rmtree(_CACHE, ignore_errors=True)

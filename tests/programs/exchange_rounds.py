@@ -1,15 +1,14 @@
-"""One of several MPI processes: GroupExchange against references, on communicators of 2 to all processes at once."""
+"""Bodies for MPI ranks: GroupExchange against references. As a program: all of them, long, on 2 to all of 8 ranks."""
 
-import argparse
 import contextlib
-import pickle
+import sys
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
+from exchange_common import close, local_step, tree, wait_for
 from mpi4py import MPI
 from reference import LateRuleReference
 
@@ -20,29 +19,6 @@ WORLD = MPI.COMM_WORLD
 SIZES = {2: 2, 3: 2, 4: 2, 5: 3, 6: 3, 8: 4}  # workers: group size
 
 
-def tree(value, dtype=np.float32):
-    """A model that is not equal in any two elements."""
-    grid = np.linspace(-1, 1, 2000, dtype=np.float64)
-    return {
-        "scalar": np.asarray(value, dtype),
-        "matrix": (value + np.arange(35).reshape(5, 7) / 10).astype(dtype),
-        "large": (value * grid).astype(dtype),
-        "steps": np.asarray(3, np.int32),
-    }
-
-
-def local_step(params, worker, t):
-    """W' = W + U, different on every worker and at every round."""
-    rng = np.random.default_rng((worker, t))
-    kick = rng.normal(size=3)
-    return {
-        "scalar": params["scalar"] * np.float32(0.9) + np.float32(kick[0]),
-        "matrix": params["matrix"] * np.float32(0.8) + np.float32(kick[1]),
-        "large": params["large"] * np.float32(0.7) + np.float32(kick[2]),
-        "steps": params["steps"],
-    }
-
-
 def stacked_trees(trees):
     return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *trees)
 
@@ -51,16 +27,9 @@ def of_worker(stacked, worker):
     return jax.tree.map(lambda leaf: np.asarray(leaf)[worker], stacked)
 
 
-def close(ours, reference, tolerance):
-    for name in ours:
-        np.testing.assert_allclose(
-            np.asarray(ours[name]), reference[name], rtol=tolerance, atol=tolerance, err_msg=name
-        )
-
-
-def nobody_late(comm, chained):
-    """The same as the XLA averager, 30 rounds; with ``chained`` in two exchanges at once, one as a transformation."""
-    group_size, rounds = SIZES[comm.size], 30
+def nobody_late(comm, rounds, chained):
+    """The same as the XLA averager; with ``chained`` in two exchanges at once, one as a transformation."""
+    group_size = SIZES[comm.size]
     start = tree(1.0)
     options = {"group_size": group_size, "sync_period": 7, "quorum": group_size, "timeout_seconds": 60}
     mine = []
@@ -116,6 +85,7 @@ def chain(exchange):
 def forced_lateness(comm, dtype):
     """`quorum` members of every group are on time and the others late: the same as the NumPy reference."""
     group_size, rounds, quorum = SIZES[comm.size], 13, max(1, SIZES[comm.size] - 1)
+    dtype = jnp.dtype(dtype)
     schedule = wagma.GroupSchedule(comm.size, group_size, 5)
     rng = np.random.default_rng(comm.size)
     late = np.zeros((rounds, comm.size), bool)
@@ -152,13 +122,6 @@ def forced_lateness(comm, dtype):
             np.testing.assert_allclose(ours, expected, rtol=tolerance, atol=tolerance, err_msg=f"{name} at {t}")
 
 
-def wait_for(condition, seconds=60):
-    end = time.perf_counter() + seconds
-    while not condition():
-        assert time.perf_counter() < end, "waited too long"
-        time.sleep(0.001)
-
-
 @jax.jit
 def burn(x, n):
     return jax.lax.fori_loop(0, n, lambda i, y: jnp.tanh(y @ y), x)
@@ -177,7 +140,11 @@ def dawdle(kind, seconds, square):
 
 
 def stragglers(comm, floats, rounds, clock, quorum=1, seconds=0.003):
-    """No torn or mixed result, every result explained by the records, bit-equal after syncs, staleness bounded."""
+    """No torn or mixed result, every result explained by the records, bit-equal after syncs, staleness bounded.
+
+    Returns:
+        How many calls were late, and how many there were, on all ranks.
+    """
     period = 6
     rng = np.random.default_rng((comm.rank, floats))
     square = jnp.eye(32)
@@ -253,108 +220,6 @@ def unequal_steps(comm):
     return exchange.round
 
 
-def tallies(comm):
-    """What is counted between sync rounds adds up exactly; a worker that rests adds nothing."""
-    start, big = {"w": np.zeros(3, np.float32)}, (1 << 63) - 1
-    with wagma.GroupExchange(comm, start, group_size=2, sync_period=3, timeout_seconds=60) as exchange:
-        counted, params = 0, start
-        for t in range(6):
-            counted += 10**comm.rank
-            params, info = exchange.average(params, (counted, big, -1)[: comm.rank + 1])
-            assert (info.tally == ()) == ((t + 1) % 3 != 0), info
-            if info.tally:
-                sums = (3 * sum(10**rank for rank in range(comm.size)), (comm.size - 1) * big, 2 - comm.size)
-                assert info.tally == sums[: comm.size], info
-                counted = 0
-        for bad, words in ((1 << 63,), "at most 64 bits"), ((0.5,), "integers"), (7, "integers"), ("ab", "integers"):
-            with pytest.raises(ValueError, match=words):
-                exchange.average(params, bad)
-            with pytest.raises(ValueError, match=words):
-                exchange.meet(bad)
-        if comm.rank == 0:
-            assert exchange.meet((5,)) == (5, 7 * (comm.size - 1))
-        else:
-            for _ in range(3):
-                _, info = exchange.average(params, (1,))
-            assert info.tally == (comm.size - 1,), info
-            assert exchange.meet((0, 7)) == (5, 7 * (comm.size - 1))
-        assert exchange.round == 8
-        assert exchange.meet(np.arange(3)) == (0, comm.size, 2 * comm.size)
-
-
-def meetings(comm, sync_period, clock):
-    """Nobody leaves a meeting before all have come; all stand at the same round then, and nothing else has happened."""
-    start = {"w": np.zeros(3, np.float32)}
-    options = {"group_size": 2, "sync_period": sync_period, "clock": clock, "timeout_seconds": 60}
-    came = []
-    with wagma.GroupExchange(comm, start, **options) as exchange:
-        params = start
-        for epoch in range(3):
-            for _ in range(1 + 3 * ((comm.rank + epoch) % 2)):
-                params, _ = exchange.average({"w": params["w"] + np.float32(comm.rank)})
-            time.sleep(0.05 * (comm.rank == epoch))
-            came.append(time.time())
-            number, rounds = exchange.meet((1,)), exchange.round
-            came[-1] = came[-1], time.time()
-            assert number == (comm.size,)
-            assert len(set(comm.allgather(rounds))) == 1, rounds
-            assert exchange._engine.models.inbox.newest is None or exchange._engine.models.inbox.newest.round <= rounds
-    everyone = comm.allgather(came)
-    for times in zip(*everyone, strict=True):
-        assert max(entered for entered, _ in times) <= min(left for _, left in times) + 1e-3, times
-
-
-def interrupted(comm, sync_period):
-    """A run that is interrupted at a meeting, and goes on in a new exchange, has the same bits as one that is not."""
-    group_size, rounds = SIZES[comm.size], 18
-    quorum = max(1, group_size - 1)
-    schedule = wagma.GroupSchedule(comm.size, group_size, sync_period)
-    rng = np.random.default_rng(comm.size)
-    late = np.zeros((rounds, comm.size), bool)
-    for t in range(rounds):
-        for group in schedule.groups(t):
-            late[t, rng.permutation(group)[min(quorum, len(group)) :]] = not schedule.is_sync(t)
-
-    def run(stops):
-        """Stops after these rounds; all that is known at its end."""
-        start = {name: jnp.asarray(leaf) for name, leaf in tree(1.0).items()}
-        start["half"] = jnp.linspace(-1, 1, 99, dtype=jnp.bfloat16)
-        policy = dict.fromkeys(start, "mean") | {"matrix": "sync", "steps": "keep"}
-        options = {"group_size": group_size, "sync_period": sync_period, "quorum": quorum}
-        options |= {"policy": lambda path, leaf: policy[path[0].key], "timeout_seconds": 60}
-        history, params, state = [], start, None
-        begin = 0
-        for end in (*stops, rounds):
-            with wagma.GroupExchange(comm, params, state=state, **options) as exchange:
-                params = exchange.params
-                assert exchange.round == begin - 1
-                for t in range(begin, end):
-                    moved = local_step(params, comm.rank, t) | {"half": params["half"] * (1 + comm.rank)}
-                    moved = {name: jnp.asarray(leaf, params[name].dtype) for name, leaf in moved.items()}
-                    if late[t, comm.rank]:
-                        wait_for(lambda t=t: exchange._engine.complete(t))
-                    params, info = exchange.average(moved)
-                    assert info.late == late[t, comm.rank], (t, info)
-                    history.append((info._replace(waited_seconds=0.0), bits(params)))
-                    comm.barrier()
-                if end != rounds:
-                    exchange.meet()
-                    state = pickle.loads(pickle.dumps(exchange.state()))
-                    assert state["round"] == end - 1
-                    assert ("published" in state) != schedule.is_sync(end - 1), state.keys()
-            begin = end
-        return history
-
-    whole, parts = run(()), run((4, 7, 12))
-    for t, (expected, came) in enumerate(zip(whole, parts, strict=True)):
-        assert expected == came, (t, expected[0], came[0])
-    assert any(info.late for info, _ in whole) or group_size == 1
-
-
-def bits(params):
-    return b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(params))
-
-
 def policies(comm):
     """ "keep" leaves stay, "sync" leaves are averaged at sync rounds only, others at every round."""
 
@@ -391,56 +256,40 @@ def other_device(comm):
     assert new["two"].sharding == spread
 
 
-def check(comm, rounds, floats):
-    """What is checked with so many workers; each check is made with several numbers."""
-    size, lateness = comm.size, {}
-    checks = [
-        lambda: nobody_late(comm, chained=size == 2),
-        lambda: forced_lateness(comm, jnp.bfloat16 if size == 2 else jnp.float32),
-    ]
-    if size == 2:
-        checks.append(lambda: stragglers(comm, floats, rounds // 10, "step"))
-        checks.append(lambda: policies(comm))
-        checks.append(lambda: other_device(comm))
-    if size in (2, 3, 4):
-        checks.append(lambda: tallies(comm))
-        checks.append(lambda: meetings(comm, None if size == 4 else 5, "round" if size == 2 else "step"))
-        checks.append(lambda: interrupted(comm, 5 if size == 3 else None))
-    if size == 3:
-        checks.append(lambda: unequal_steps(comm))
-        checks.append(lambda: lateness.update(jumps=stragglers(comm, 1000, rounds // 6, "round")))
-    if size == 6:
-        checks.append(lambda: lateness.update(quorum_2=stragglers(comm, 1000, rounds // 10, "step", quorum=2)))
-    if size not in (2, 6):
-        number = rounds if size == 4 else rounds // 10
-        checks.append(lambda: lateness.update(late=stragglers(comm, 1000, number, "step")))
-    began = time.perf_counter()
-    times = []
-    for run in checks:
-        run()
-        barrier(comm)
-        times.append(round(time.perf_counter() - began - sum(times), 1))
-    if comm.rank == 0:
-        print(f"{size} workers ok: {lateness}, {times} s", flush=True)
+LONG = 300
+CASES = [
+    *((size, nobody_late, (30, size == 2)) for size in SIZES),
+    *((size, forced_lateness, ("bfloat16" if size == 2 else "float32",)) for size in SIZES),
+    (2, stragglers, (5_000_000, LONG // 10, "step")),
+    (3, stragglers, (1000, LONG // 6, "round")),
+    (3, stragglers, (1000, LONG // 10, "step")),
+    (4, stragglers, (1000, LONG, "step")),
+    (5, stragglers, (1000, LONG // 10, "step")),
+    (6, stragglers, (1000, LONG // 10, "step", 2)),
+    (8, stragglers, (1000, LONG // 10, "step")),
+]
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--splits", nargs="*", type=int, default=[2, 3, 4, 8])
-    parser.add_argument("--rounds", type=int, default=300)
-    parser.add_argument("--floats", type=int, default=5_000_000)
-    options = parser.parse_args()
     done = set()
-    for first in options.splits:  # the first so many processes, and all others
+    for first in (2, 3, 4, 8):  # the first so many processes, and all others
         comm = WORLD.Split(WORLD.rank < first)
         sizes = {first, WORLD.size - first} - done
         if comm.size in sizes and (first != WORLD.size - first or WORLD.rank < first):
-            check(comm, options.rounds, options.floats)
+            for size, body, arguments in CASES:
+                if size == comm.size:
+                    began = time.perf_counter()
+                    result = body(comm, *arguments)
+                    barrier(comm)
+                    if comm.rank == 0:
+                        seconds = time.perf_counter() - began
+                        print(f"{size} workers: {body.__name__}{arguments} ok, {result}, {seconds:.1f} s", flush=True)
         done |= sizes
         barrier(WORLD)
         comm.Free()
 
 
 if __name__ == "__main__":
+    assert not sys.argv[1:]
     jax.config.update("jax_num_cpu_devices", 2)
     main()

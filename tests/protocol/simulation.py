@@ -17,9 +17,10 @@ class Violation(AssertionError):
     """An invariant does not hold."""
 
 
-def require(condition, text):
+def require(condition, text, *values):
+    """Raises if an invariant does not hold; ``values`` are put into the text, which costs time."""
     if not condition:
-        raise Violation(text)
+        raise Violation(text.format(*values))
 
 
 class Trainer(NamedTuple):
@@ -69,6 +70,7 @@ class Cluster:
         self.schedule = schedule
         self.size = schedule.num_workers
         self.machines = [machine(schedule, worker, quorum, clock) for worker in range(self.size)]
+        self._steps = {}  # many interleavings have the same steps
         self.plans = plans
         self.clock = clock
         self.abort_at = abort_at  # this worker's trainer fails instead of its n-th call: (worker, n)
@@ -134,7 +136,7 @@ class Cluster:
         for worker, (trainer, engine) in enumerate(zip(world.trainers, world.engines, strict=True)):
             t = trainer.waits
             waits = isinstance(t, int) and engine.round <= t and not engine.life.over and not self.schedule.is_sync(t)
-            require(not waits, f"worker {worker} waits at round {t} for another's trainer")
+            require(not waits, "worker {} waits at round {} for another's trainer", worker, t)
 
     # the trainer
 
@@ -154,7 +156,7 @@ class Cluster:
         require(target > trainer.counter, "a trainer's rounds grow")
         if self.clock == "round":
             sync = next((k for k in range(engine.round, target) if self.schedule.is_sync(k)), None)
-            require(sync is None, f"a jump passes the open sync round {sync}")
+            require(sync is None, "a jump passes the open sync round {}", sync)
         model = ("W", worker, target)
         outbox = world.outboxes[worker]
         require(target > outbox.version, "versions never decrease, and are told apart")
@@ -173,7 +175,7 @@ class Cluster:
 
     def _check_tally(self, tally, numbers):
         padded = tally + (0,) * (self.size - len(tally))
-        require(padded == tuple(numbers), f"the sums {padded} instead of {tuple(numbers)}")
+        require(padded == tuple(numbers), "the sums {} instead of {}", padded, tuple(numbers))
 
     def _wake(self, world, worker):
         trainer, engine, outbox = world.trainers[worker], world.engines[worker], world.outboxes[worker]
@@ -189,7 +191,11 @@ class Cluster:
         if self.schedule.is_sync(trainer.waits):
             k = trainer.waits
             require(
-                outbox == Outbox(k, ("mean", k)), f"after sync round {k} worker {worker} takes {outbox}, not the mean"
+                outbox == Outbox(k, ("mean", k)),
+                "after sync round {} worker {} takes {}, not the mean",
+                k,
+                worker,
+                outbox,
             )
             trainer = trainer._replace(waits=None, counter=counter, base=k, model=outbox.model)
             return self._set(world, "trainers", worker, trainer)
@@ -198,10 +204,10 @@ class Cluster:
         world = self._set(world, "inboxes", worker, inbox)
         base = trainer.base
         if taken is not None:
-            require(taken.round > base, f"the sum of round {taken.round} enters a model of round {base} (again)")
+            require(taken.round > base, "the sum of round {} enters a model of round {} (again)", taken.round, base)
             base = taken.round
             contained = (worker, version) in taken.total
-            require(contained == (merge == Merge.SUM), f"{merge} of W' = {version} with {taken}")
+            require(contained == (merge == Merge.SUM), "{} of W' = {} with {}", merge, version, taken)
             require(not taken.is_mean or merge == Merge.SUM, "a mean cannot be merged as a sum")
         else:
             require(
@@ -214,7 +220,10 @@ class Cluster:
 
     def _step(self, world, worker, event):
         before = world.engines[worker]
-        after, actions = self.machines[worker].step(before, event)
+        step = (worker, before, event)
+        if step not in self._steps:
+            self._steps[step] = self.machines[worker].step(before, event)
+        after, actions = self._steps[step]
         require(after.round >= before.round, "rounds grow")
         world = self._set(world, "engines", worker, after)
         for position, action in enumerate(actions):
@@ -230,7 +239,7 @@ class Cluster:
             elif isinstance(action, messages.GlobalMean | messages.Barrier):
                 world = self._gather(world, worker, action)
             else:
-                require(action == messages.Shutdown(), f"unknown action {action}")
+                require(action == messages.Shutdown(), "unknown action {}", action)
                 alone = any(t.waits != "rest" and not t.closed for t in world.trainers)
                 require(after.life.aborted or not alone, "an engine leaves while one trains")
                 trainer = world.trainers[worker]._replace(closed=True)
@@ -241,7 +250,7 @@ class Cluster:
         rest = Rest.CONSENSUS if isinstance(action, messages.GlobalMean) else Rest.MEET
         engine = world.engines[worker]
         left = [kind for kind, r, _ in engine.facts if r >= engine.round and kind in (Kind.ARRIVED, Kind.FORCE)]
-        require(not left, f"worker {worker} is woken while a round is activated")
+        require(not left, "worker {} is woken while a round is activated", worker)
         require(all(engine.life.resting in (rest, Rest.NONE) for engine in world.engines), "all rest alike")
         rests = world.trainers[worker].rests
         require(all(trainer.rests >= rests for trainer in world.trainers), "all trainers rest")
@@ -260,19 +269,19 @@ class Cluster:
         version = world.outboxes[worker].version
         require(version <= r, "nobody contributes a model of the future")
         require(
-            version == r or not self.synchronous, f"worker {worker} is late at round {r} although all are waited for"
+            version == r or not self.synchronous, "worker {} is late at round {} although all are waited for", worker, r
         )
         require(sync or not tally, "tallies are those of sync rounds")
         if sync:
             self._check_tally(tally, [r + 1 if other.arrived == r else 0 for other in world.engines])
             rests = engine.life.resting != Rest.NONE
-            require(version == r or rests, f"worker {worker} takes part in sync round {r} with {version}")
+            require(version == r or rests, "worker {} takes part in sync round {} with {}", worker, r, version)
         elif self.schedule.sync_period is not None:
-            require(r - version <= self.schedule.sync_period - 1, f"staleness {r - version} at round {r}")
+            require(r - version <= self.schedule.sync_period - 1, "staleness {} at round {}", r - version, r)
         for peer in group:
             at = world.engines[peer]
             require(
-                at.round == r or (at.round > r and peer in self._members(world, (r, group))), f"{peer} is not at {r}"
+                at.round == r or (at.round > r and peer in self._members(world, (r, group))), "{} is not at {}", peer, r
             )
             after_failure = bool(at.life.aborted)
             activated = sync or self.machines[peer]._activated(at, r) or world.running[peer] is not None or at.round > r
@@ -282,11 +291,14 @@ class Cluster:
             )
             require(
                 activated or coming or after_failure,
-                f"worker {worker} would wait inside round {r} for the trainer of {peer}",
+                "worker {} would wait inside round {} for the trainer of {}",
+                worker,
+                r,
+                peer,
             )
             if sync and not after_failure:
                 served = at.round > r or self.machines[peer]._served(at, r)
-                require(served, f"worker {worker} would wait inside sync round {r} for {peer}")
+                require(served, "worker {} would wait inside sync round {} for {}", worker, r, peer)
         return self._begin(world, worker, r, group, version)
 
     def _begin(self, world, worker, r, group, version):
@@ -308,7 +320,7 @@ class Cluster:
         made_of = frozenset((w, v) for of, w, v in world.contributions if of == (r, group))
         outbox, inbox = world.outboxes[worker], world.inboxes[worker]
         if isinstance(r, tuple):
-            require(len({round_ for _, round_ in made_of}) == 1, f"not all stand at the same round: {made_of}")
+            require(len({round_ for _, round_ in made_of}) == 1, "not all stand at the same round: {}", made_of)
             newest, is_mean = world.engines[worker].round - 1, r[0] == Rest.CONSENSUS
             if is_mean:
                 outbox, inbox = self.global_mean(outbox, inbox, newest, ("mean", r))
@@ -335,7 +347,7 @@ class Cluster:
         }
         activations = [entry for entry in about if entry[2].kind in (Kind.ARRIVED, Kind.FORCE, Kind.READY)]
         most = 2 * (self.schedule.group_size - 1)
-        require(isinstance(r, tuple) or self.schedule.is_sync(r) or len(activations) <= most, f"{activations}")
+        require(isinstance(r, tuple) or self.schedule.is_sync(r) or len(activations) <= most, "{}", activations)
         return world._replace(sent=world.sent - about)
 
     # messages
@@ -343,7 +355,7 @@ class Cluster:
     def _send(self, world, source, action):
         dest, message = action
         require(dest != source, "no message to oneself")
-        require((source, dest, message) not in world.sent, f"{message} is sent to {dest} again")
+        require((source, dest, message) not in world.sent, "{} is sent to {} again", message, dest)
         world = world._replace(sent=world.sent | {(source, dest, message)})
         return world._replace(network=world.network | {(source, dest, messages.Receive(source, message))})
 
@@ -361,11 +373,11 @@ class Cluster:
 
     def check_end(self, world):
         failed = world.died and self.size > 1
-        require(all(engine.life.over for engine in world.engines), f"not all are at their end: {self._stuck(world)}")
+        require(all(engine.life.over for engine in world.engines), "not all are at their end: {}", self._stuck(world))
         # all may have closed before the engine hears that its trainer has failed inside of close()
         unseen = failed and self.dies_resting is not None and not world.trainers[self.dies_resting[0]].plan
         require(world.failed == failed or unseen, "a failure is seen, and only where there is one")
-        require(not any(world.running), f"an exchange is never over: {world.running}")
+        require(not any(world.running), "an exchange is never over: {}", world.running)
         if not failed:
             require(all(trainer.closed for trainer in world.trainers), "all trainers are done")
             require(not world.contributions, "every exchange is over")
@@ -398,7 +410,7 @@ def explore(cluster, limit=2_000_000):
             after = cluster.apply(world, move)
             if after not in seen:
                 seen.add(after)
-                require(len(seen) <= limit, f"more than {limit} states")
+                require(len(seen) <= limit, "more than {} states", limit)
                 stack.append(after)
     return len(seen)
 

@@ -25,7 +25,9 @@ SMALL = [  # workers, group size, sync period, each trainer's plan (of "acm", se
     (3, 2, 3, ("aaa", "aa", "a"), 2),
     (3, 2, None, ("aa", "a", "a"), 1),
     (3, 3, 2, ("aa", "a", "aa"), 2),
-    (4, 2, 2, ("a", "", "a", ""), 1),  # with three, by the round clock, two minutes
+    (4, 2, 2, ("a", "", "a", ""), 1),
+    pytest.param(4, 2, 2, ("a", "a", "a", ""), 1, marks=pytest.mark.long),
+    pytest.param(4, 2, None, ("am", "ma", "ma", "m"), 1, marks=pytest.mark.long),
     (4, 2, 2, ("a", "a", "a", ""), 2),
     (4, 2, 3, ("a", "", "a", ""), 1),
     (2, 2, 4, ("aca", "aca"), 2),

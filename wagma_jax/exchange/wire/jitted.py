@@ -16,7 +16,7 @@ from wagma_jax.averaging import divided
 from wagma_jax.exchange.barrier import barrier
 from wagma_jax.exchange.storage import Buffers, sum_dtype
 from wagma_jax.exchange.wire.large import gather, sum_block
-from wagma_jax.exchange.wire.members import Members
+from wagma_jax.exchange.wire.members import Members, may_be_large
 from wagma_jax.exchange.wire.small import sum_small
 
 
@@ -34,16 +34,22 @@ class Wire:
         self._here = jax.sharding.SingleDeviceSharding(device)
         self._exchanges: dict[tuple[int, ...], tuple[Any, Any]] = {}
         self._allocate: dict[Any, Any] = {}
+        self._nothing = jax.device_put(np.zeros(0, np.float32), device)  # in the place of memory that is not needed
         self._shares: Buffers = ()  # memory for this member's blocks, kept from one exchange to the next
         self._in_flight: Any = None  # what others may still read; kept even if an exchange fails
 
     def memory(self, buffers: Buffers) -> Buffers:
         """Uninitialized memory for the result of an exchange of such buffers, for its ``memory`` argument.
 
+        Small buffers need none.
+
         The thread that calls this allocates it. glibc reuses freed memory for large requests only in the arena of the
         main thread; elsewhere it gets every page from the system anew.
         """
-        return self._uninitialized(tuple((own.size, sum_dtype(own.dtype)) for own in buffers))
+        large = [may_be_large(own) for own in buffers]
+        shapes = tuple((own.size, sum_dtype(own.dtype)) for own in itertools.compress(buffers, large))
+        allocated = iter(self._uninitialized(shapes))
+        return tuple(next(allocated) if is_large else self._nothing for is_large in large)
 
     def exchange(
         self, group: tuple[int, ...], divisor: int, header: tuple[int, int], buffers: Buffers, memory: Buffers

@@ -18,6 +18,11 @@ _TAG = 7
 _TAG_AHEAD = 8
 
 
+def may_be_large(buffer: jax.Array) -> bool:
+    """Whether a buffer is sent ahead in groups of some size."""
+    return buffer.size * buffer.dtype.itemsize > LARGE_BYTES_OF_TWO
+
+
 class Members(NamedTuple):
     """One group of which this process is a member. Members are named by their positions in it.
 
