@@ -7,6 +7,10 @@ from tests.train.toy import WORKLOAD
 from train import run
 
 for command in json.loads(sys.argv[1]):
-    prepared = run.prepare(WORKLOAD, run.parse(WORKLOAD, command))
+    try:
+        prepared = run.prepare(WORKLOAD, run.parse(WORKLOAD, command))
+    except run.AlreadyCompleteError as complete:
+        print(str(complete).replace("\n", " "))
+        continue
     run.run(prepared)
     prepared.group.close()

@@ -94,6 +94,26 @@ def check_that_killed_runs_go_on_to_the_same_bits(several, broken):
         assert [len(one.segments) for one in ledger.read(broken / name)] == [2, 2]
 
 
+def check_that_runs_go_on_longer_and_end_once(several, folder):
+    """Evaluations before the first log point of a start; a run that is complete; meetings beside sync rounds."""
+    longer = shutil.copytree(several / "local", folder / "longer")
+    again = ["--out", str(several / "allreduce"), "--resume-if-exists"]
+    clocks = [
+        "--clock", "round", "--sync-period", "5", "--meet-every", "4", "--straggler", "fixed:1:0.02", "--steps", "22",
+        "--eval-every", "1", "--log-every", "7", "--batch-size", "4", "--group-size", "2", "--checkpoint-every", "0",
+        "--out", str(folder / "clocks"),
+    ]  # fmt: skip
+    commands = [["--resume", str(longer), "--steps", "24", "--log-every", "10", "--eval-every", "4"], again, clocks]
+    before = {path: path.read_bytes() for path in (several / "allreduce").rglob("*") if path.is_file()}
+    status, output = run_ranks(2, ROOT / "tests/programs/train_toy.py", json.dumps(commands), timeout=100)
+    assert status == 0, output
+    assert [row["step"] for row in runs.numbers(longer) if "eval" in row] == [8, 14, 16, 20, 24]
+    assert output.count("is complete: there is nothing left to do") == 2
+    assert {path: path.read_bytes() for path in (several / "allreduce").rglob("*") if path.is_file()} == before
+    meetings = [row["step"] for row in runs.numbers(folder / "clocks") if "eval" in row]
+    assert set(meetings) >= {5, 10, 15, 20, 22}
+
+
 def check_that_another_transport_goes_on_from_the_consensus(out):
     before = runs.consensus(out)
     np.testing.assert_allclose(before, runs.consensus(out / "consensus"), rtol=1e-6)
@@ -111,6 +131,7 @@ def test_two_processes_give_the_numbers_of_one_program_and_go_on_exactly(tmp_pat
         compare(name, several, tmp_path / "alone")
     check_that_what_is_equal_is_saved_once(several)
     check_that_killed_runs_go_on_to_the_same_bits(several, tmp_path / "broken")
+    check_that_runs_go_on_longer_and_end_once(several, tmp_path / "further")
     for name in ("wagma", "no-sync"):
         check_that_another_transport_goes_on_from_the_consensus(several / name)
 

@@ -163,6 +163,15 @@ def test_the_state_after_a_restart_is_the_mean(tmp_path):
     assert (prepared.position.step, prepared.position.local_steps) == (6, (0, 0))
 
 
+def test_after_a_restart_sync_rounds_are_where_they_were(tmp_path):
+    out = tmp_path / "run"
+    runs.train(out, steps=6, group_size=1, checkpoint_every=6)
+    _, rows = runs.train(out, steps=14, workers=2, resume=out, sync_period=4, group_size=1, log_every=1)
+    measured = {row["step"]: row["consensus_distance"] for row in rows if "loss" in row and row["step"] > 6}
+    assert [step for step, distance in measured.items() if distance is not None] == [8, 12]
+    assert all(distance > 0 for distance in (measured[8], measured[12]))
+
+
 def test_a_finished_run_goes_on_with_more_steps(eight_steps, tmp_path):
     out = shutil.copytree(eight_steps[0], tmp_path / "run")
     with pytest.raises(ValueError, match="is at step 8 of 8, which is its end: raise --steps"):

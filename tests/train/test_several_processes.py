@@ -5,6 +5,7 @@ import socket
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from processes import free_port, run_all
 
@@ -100,6 +101,13 @@ def test_two_processes_under_mpirun_resume_the_run_of_one(alone, tmp_path):
     assert status == 0, output
     assert "going on from step 6" in output
     compare(out, alone)
+    # and with fewer workers they begin with the consensus
+    before = runs.consensus(out / "consensus")
+    command += ["--workers", "2", "--steps", "13"]
+    ((status, output),) = run_all([command], environment=environment, timeout=200)
+    assert status == 0, output
+    assert "starting again from the consensus of 4 workers at step 12" in " ".join(output.split())
+    assert 0 < np.abs(runs.consensus(out / "consensus") - before).max() < 0.2
 
 
 def test_what_is_wrong_on_one_process_ends_all_of_them(tmp_path):
