@@ -210,7 +210,7 @@ class MpiGroup(Group):
 
 
 def _in_place() -> Any:
-    from mpi4py import MPI
+    from wagma_jax.exchange import MPI
 
     return MPI.IN_PLACE
 
