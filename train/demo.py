@@ -1,8 +1,8 @@
 """The main job in one command: WAGMA-SGD beside Allreduce-SGD and local SGD, while one random worker is late each step.
 
 Four processes train on the same digits, each on a shard of its own and in the same order, and are delayed alike: at
-every step another one, drawn beforehand, takes longer. Global means are rare: WAGMA-SGD and local SGD have one every
-100 steps. At a barrier every 20 steps all evaluate the mean of their models.
+every step another one, drawn beforehand, takes longer. WAGMA-SGD and local SGD have no global mean before the end. At
+a barrier every 20 steps all evaluate the mean of their models.
 """
 
 import argparse
@@ -18,7 +18,7 @@ WORKERS = 4
 DELAY = 0.1
 OPTIONS = {
     "steps": 200,
-    "sync_period": 100,
+    "sync_period": 200,
     "meet_every": 20,
     "eval_every": 20,
     "sampling": "shard",
@@ -28,7 +28,7 @@ OPTIONS = {
 }
 READING = (
     "What to see: WAGMA-SGD has the speed of local SGD, since nobody waits between barriers, and the accuracy of\n"
-    "Allreduce-SGD, since groups mix the models in every step. Local SGD's models drift apart until a global mean."
+    "Allreduce-SGD, since groups mix the models in every step. Without global means, local SGD's models drift apart."
 )
 
 
