@@ -21,5 +21,9 @@ def describe(packages: Sequence[str], prefixes: tuple[str, ...]) -> dict[str, An
         "python": platform.python_version(),
         "machine": platform.machine(),
         "cpu_count": os.cpu_count(),
-        "environment": {name: value for name, value in os.environ.items() if name.startswith(prefixes)},
+        "environment": {
+            name: value
+            for name, value in os.environ.items()
+            if name.startswith(prefixes) and not name.endswith("_wdir")
+        },
     }
