@@ -30,11 +30,11 @@ ALLOWED = {
         "wagma_jax.averager", "wagma_jax.averaging", "wagma_jax.collectives", "wagma_jax.schedule"
     },
     "wagma_jax/algorithms/base.py": {
-        "wagma_jax.averaging", "wagma_jax.collectives", "wagma_jax.exchange", "wagma_jax.protocol",
-        "wagma_jax.schedule",
+        "wagma_jax.averager", "wagma_jax.averaging", "wagma_jax.collectives", "wagma_jax.exchange",
+        "wagma_jax.protocol", "wagma_jax.schedule",
     },
     "wagma_jax/algorithms/__init__.py": {"wagma_jax.algorithms"},
-    "wagma_jax/algorithms": {"wagma_jax.algorithms.base", "wagma_jax.averager", "wagma_jax.schedule"},
+    "wagma_jax/algorithms": {"wagma_jax.algorithms.base", "wagma_jax.schedule"},
     "wagma_jax/protocol/__init__.py": set(),
     "wagma_jax/protocol/messages.py": set(),
     "wagma_jax/protocol/rules.py": set(),

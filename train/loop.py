@@ -16,7 +16,7 @@ import numpy as np
 from train import console, interrupts
 from train.budget import Budget, Pace
 from train.checkpoints import Checkpoints, Position
-from train.counts import Counts, Rows, total
+from train.counts import Counts, Rows, total, union
 from train.interrupts import Interrupts
 from train.options import RunOptions
 from train.results import MetricsFile
@@ -305,8 +305,7 @@ class Run:
         if whole.waited is not None:
             before = waits or (0.0,) * len(everyone)
             waits = tuple(w + (c.waited or 0.0) for w, c in zip(before, everyone, strict=True))
-        notes = {name: set(start.notes.get(name, ())) | set(whole.notes.get(name, ()))
-                 for name in {**start.notes, **whole.notes}}  # fmt: skip
+        notes = union(start.notes, whole.notes)
         self.position = dataclasses.replace(
             start,
             step=step,

@@ -13,7 +13,7 @@ from train.budget import Length
 from train.data.order import Sampling
 from train.fields import flag, option
 from train.files import write_whole
-from wagma_jax.algorithms import ALGORITHMS, DEFAULT, Settings
+from wagma_jax.algorithms import ALGORITHMS, DEFAULT, Settings, Strategy, build
 
 if TYPE_CHECKING:
     AlgorithmName = str
@@ -164,8 +164,12 @@ class RunOptions:
         """
         if self.epochs is not None and units_per_epoch is None:
             raise ValueError(f"--epochs {self.epochs} has no meaning here, where data has no end: use --steps")
-        by_units = self.transport == "mpi" and self.clock == "round" and self.epochs is not None
-        return Length(self.steps, self.epochs, self.workers * units_per_step, units_per_epoch, by_units)
+        return Length(self.steps, self.epochs, self.workers * units_per_step, units_per_epoch, self.ends_by_units)
+
+    @property
+    def ends_by_units(self) -> bool:
+        """Whether the run ends by the units that were really seen, and not after a number of rounds."""
+        return self.transport == "mpi" and self.clock == "round" and self.epochs is not None
 
     def settings(self, **others: Any) -> Settings:
         """What the algorithm is built from."""
@@ -179,6 +183,10 @@ class RunOptions:
             timeout_seconds=self.timeout_seconds,
             **others,
         )
+
+    def strategy(self, **others: Any) -> Strategy:
+        """The algorithm as one program runs it; ValueError for settings that it cannot have."""
+        return build(self.algorithm, self.settings(**others))
 
     def save(self, out: Path) -> None:
         """Writes the options to a run's folder, for :meth:`load`; without those that are of this start alone."""

@@ -1,10 +1,13 @@
 """Trees of arrays on the host: their layout, means over workers, and random keys as plain numbers."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from wagma_jax.averaging import accumulation_dtype
 
 
 def layout(tree: Any) -> dict[str, list[Any]]:
@@ -31,6 +34,11 @@ def as_numpy(like: Any, num_workers: int | None = None) -> Any:
 def as_shapes(tree: Any) -> Any:
     """The shapes and dtypes of a tree."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+
+
+def with_leaves(trees: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of some trees that have a leaf: what there is to save or read."""
+    return {name: tree for name, tree in trees.items() if jax.tree.leaves(tree)}
 
 
 def is_key(leaf: Any) -> bool:
@@ -77,7 +85,6 @@ def mean_of_workers(tree: Any) -> Any:
     def mean(x):
         if not jnp.issubdtype(x.dtype, jnp.inexact):
             return x[0]
-        wide = x.dtype if x.dtype.itemsize >= 4 else np.float32
-        return x.mean(0, dtype=wide).astype(x.dtype)
+        return x.mean(0, dtype=accumulation_dtype(x.dtype)).astype(x.dtype)
 
     return jax.tree.map(mean, tree)

@@ -17,6 +17,7 @@ from train.options import RunOptions
 from train.pytrees import as_numpy, as_shapes, mean_of_workers
 from train.task import Model
 from train.transports.group import Group
+from wagma_jax.averaging import accumulation_dtype
 
 CHECKPOINTS = "checkpoints"
 CONSENSUS = "consensus"
@@ -150,7 +151,7 @@ def _mean(trees: Iterable[Any]) -> Any:
     first: Any = None
     sums, count = None, 0
     for tree in trees:
-        wide = jax.tree.map(lambda x: x.astype(_wide(x.dtype)), tree)
+        wide = jax.tree.map(_widened, tree)
         sums = wide if sums is None else jax.tree.map(np.add, sums, wide)
         first, count = (tree if first is None else first), count + 1
 
@@ -160,9 +161,8 @@ def _mean(trees: Iterable[Any]) -> Any:
     return jax.tree.map(mean, sums, first)
 
 
-def _wide(dtype: Any) -> Any:
-    inexact = jnp.issubdtype(dtype, jnp.inexact)
-    return np.float32 if inexact and dtype.itemsize < 4 else dtype
+def _widened(leaf: Any) -> Any:
+    return leaf.astype(accumulation_dtype(leaf.dtype)) if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf
 
 
 def load_consensus(path: Path, like: Model, group: Group) -> Model:

@@ -115,7 +115,7 @@ def prepare(workload: Workload[O], options: O, group: Group | None = None) -> Pr
     place = transport.place(options, group)  # before anything else makes JAX initialize its devices
     console.set_speaker(group.is_first)
     group.agreed(options.check)
-    task = group.agreed(lambda: _check_alone(workload, options, transport))
+    task = group.agreed(lambda: _check_alone(workload, options))
     marks = resume.fingerprint(task.fingerprint)
     shared = {flag(name): value for name, value in options.to_json().items() if name != "process_id"}
     group.check_same(shared | marks)
@@ -143,20 +143,21 @@ def prepare(workload: Workload[O], options: O, group: Group | None = None) -> Pr
     return Prepared(workload, options, task, transport, group, place, learner, position, budget, state, out)
 
 
-def _check_alone(workload: Workload[O], options: O, transport: Any) -> Task:
+def _check_alone(workload: Workload[O], options: O) -> Task:
     """What one process can check by itself."""
-    transport.strategy(options)
+    options.strategy()
     if options.tensorboard:
         results.check_tensorboard()
-    if options.resume is not None:
-        saved = workload.options.load(options.resume)
-        options.check_resumes(saved)
-        if options.resume_if_exists and (options.resume / SUMMARY).exists():
-            task = workload.create(options)
-            _check_incomplete(options, options.length(task.units_per_step, task.units_per_epoch))
-        if saved.checkpoint_every == 0:
-            raise ValueError(f"the run in {options.resume} was made with --checkpoint-every 0: start a new run")
-    return workload.create(options)
+    if options.resume is None:
+        return workload.create(options)
+    saved = workload.options.load(options.resume)
+    options.check_resumes(saved)
+    task = workload.create(options)
+    if options.resume_if_exists and (options.resume / SUMMARY).exists():
+        _check_incomplete(options, options.length(task.units_per_step, task.units_per_epoch))
+    if saved.checkpoint_every == 0:
+        raise ValueError(f"the run in {options.resume} was made with --checkpoint-every 0: start a new run")
+    return task
 
 
 def _check_incomplete(options: RunOptions, length: Length) -> None:
@@ -212,7 +213,7 @@ def run(prepared: Prepared) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         loop.Interrupted: On all processes: a signal asked the run to stop; it can be resumed.
     """
     options, task, group, position = prepared.options, prepared.task, prepared.group, prepared.position
-    schedule = prepared.transport.strategy(options).schedule
+    schedule = options.strategy().schedule
     console.say(schedule.describe().splitlines()[0])
     console.say("compiling ...")
     state = prepared.state

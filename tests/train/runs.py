@@ -1,7 +1,11 @@
 """Runs of the toy workload, and what they leave behind."""
 
 import json
+import subprocess
 import sys
+import time
+
+from processes import ROOT
 
 from tests.train.toy import WORKLOAD, Options
 from train import run
@@ -42,3 +46,29 @@ def consensus(path):
     from train.transports.group import Group
 
     return load_consensus(path, Toy(Options()).like, Group())["params"]["w"]
+
+
+def started(command):
+    return subprocess.Popen(
+        [str(word) for word in command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def wait_for(process, condition, seconds=100):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and process.poll() is None and not condition():
+        time.sleep(0.002)
+
+
+def stopped(command, condition, number, seconds=100):
+    """Starts a run and stops it by a signal when a condition holds; what it has printed."""
+    process = started(command)
+    try:
+        wait_for(process, condition, seconds)
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 128 + number, output
+    assert f"{number.name}: stopped at step" in output
+    return output

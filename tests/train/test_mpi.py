@@ -4,9 +4,7 @@ import json
 import re
 import shutil
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -154,19 +152,7 @@ def test_stopped_by_a_signal_while_workers_are_late_it_goes_on(sync, number, tmp
     ]  # fmt: skip
     wagma = Path(sys.executable).parent / "wagma"
     command = [wagma, "launch", "-n", "3", "--", *runs.COMMAND, *options]
-    process = subprocess.Popen(
-        [str(word) for word in command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    try:
-        deadline = time.monotonic() + 90
-        while time.monotonic() < deadline and process.poll() is None and not steps(out / "checkpoints"):
-            time.sleep(0.01)
-        process.send_signal(number)
-        output, _ = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 128 + number, output
-    assert f"{number.name}: stopped at step" in output
+    runs.stopped(command, lambda: steps(out / "checkpoints"), number, seconds=90)
     before = runs.numbers(out)
     output = launched(3, "--resume", out)
     assert "going on from step" in output

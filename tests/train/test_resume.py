@@ -3,13 +3,11 @@
 import json
 import shutil
 import signal
-import subprocess
 import time
 
 import jax
 import numpy as np
 import pytest
-from processes import ROOT
 
 from tests.train import runs
 from tests.train.toy import WORKLOAD, Options
@@ -23,18 +21,6 @@ OPTIONS = [
 ]  # fmt: skip
 
 
-def started(command):
-    return subprocess.Popen(
-        [str(word) for word in command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
-def wait_for(process, condition):
-    deadline = time.monotonic() + 100
-    while time.monotonic() < deadline and process.poll() is None and not condition():
-        time.sleep(0.002)
-
-
 def rows_in(out):
     path = out / "metrics.jsonl"
     return len(path.read_text().splitlines()) if path.exists() else 0
@@ -43,9 +29,9 @@ def rows_in(out):
 def killed(command, out, after, pause):
     """Starts a run and kills it some time after a checkpoint later than a step; the step of its newest one."""
     newest = lambda: max(steps(out / "checkpoints"), default=0)
-    process = started([*command, "--pause", "0.01"])
+    process = runs.started([*command, "--pause", "0.01"])
     try:
-        wait_for(process, lambda: newest() > after)
+        runs.wait_for(process, lambda: newest() > after)
         time.sleep(pause)
     finally:
         process.send_signal(signal.SIGKILL)
@@ -81,15 +67,7 @@ def test_killed_twice_and_resumed_gives_the_same_numbers(tmp_path, capsys):
 def test_a_signal_saves_and_says_how_to_go_on(number, tmp_path):
     out = tmp_path / "run"
     changed = ["--checkpoint-every", "100000", "--steps", "10000000", "--eval-every", "100000"]
-    process = started([*runs.COMMAND, *OPTIONS, *changed, "--out", out])
-    try:
-        wait_for(process, lambda: rows_in(out) > 0)
-        process.send_signal(number)
-        output, _ = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 128 + number, output
-    assert f"{number.name}: stopped at step" in output
+    output = runs.stopped([*runs.COMMAND, *OPTIONS, *changed, "--out", out], lambda: rows_in(out) > 0, number)
     assert f"--resume {out}" in output.replace("\n", "")
     last = [row["step"] for row in runs.numbers(out)][-1]
     assert steps(out / "checkpoints")[0] == last

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wagma_jax.averaging import accumulation_dtype
+
 T = TypeVar("T")
 
 _SHORTEST = 4096  # bytes
@@ -187,7 +189,7 @@ class MpiGroup(Group):
             leaf = np.asarray(leaf)
             if not jnp.issubdtype(leaf.dtype, jnp.inexact):
                 return leaf
-            total = np.array(leaf, leaf.dtype if leaf.dtype.itemsize >= 4 else np.float32)
+            total = np.array(leaf, accumulation_dtype(leaf.dtype))
             comm.Allreduce(_in_place(), total)
             return (total / self.size).astype(leaf.dtype)
 

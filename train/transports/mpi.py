@@ -17,17 +17,15 @@ from train.counts import Counts, Distance
 from train.learner import Begin, Learner, State, square_distance
 from train.loop import Consensus, Stepped
 from train.options import DEFAULT_MEET_EVERY, RunOptions
-from train.pytrees import as_shapes
+from train.pytrees import as_shapes, with_leaves
 from train.task import Batch, Mean
 from train.transports import launchers
 from train.transports.compiling import ByShape
 from train.transports.group import Group, MpiGroup
 from train.transports.reports import Reports
 from wagma_jax import algorithms
-from wagma_jax.algorithms import Strategy
 
 TOGETHER = False  # every process writes its own part of a checkpoint
-AXIS = "data"  # no collective sees it; only for building the strategy, whose checks are those of one program
 
 
 def join(options: RunOptions) -> Group:
@@ -89,11 +87,6 @@ def place(options: RunOptions, group: Group) -> MpiPlace:
     return MpiPlace(options.workers, group.rank)
 
 
-def strategy(options: RunOptions) -> Strategy:
-    """The algorithm; ValueError for settings that it cannot have."""
-    return algorithms.build(options.algorithm, options.settings(axis_name=AXIS))
-
-
 @dataclasses.dataclass(frozen=True)
 class _Found:
     """One worker's state in a checkpoint.
@@ -143,7 +136,6 @@ class MpiWorkers:
             self._state, self.steps, self._exchange_state = found.state, found.steps, found.exchange
         else:
             self._state, self.steps = self._start(found), 0
-        self._by_units = options.clock == "round" and options.epochs is not None
         self._reports = Reports(group, position.step)
         self._compile()
         algorithm = algorithms.find(options.algorithm)
@@ -197,20 +189,20 @@ class MpiWorkers:
             waited=info.waited_seconds,
             distance=distance,
         )
-        total = self._position.total_steps
+        total, by_units = self._position.total_steps, self._options.ends_by_units
         # a sync round past a meeting or past the end is no meeting: workers that are there join it while they rest
-        at_sync = info.is_sync and info.round < self._next_meeting and (self._by_units or info.round < total)
+        at_sync = info.is_sync and info.round < self._next_meeting and (by_units or info.round < total)
         done = info.round + 1 if at_sync else self.round
-        done = done if self._by_units else min(done, total)
+        done = done if by_units else min(done, total)
         self._equal = at_sync
         if at_sync:
             self._next_meeting = self._after(done)
             return Stepped(done, info.tally, True)
-        if done >= self._next_meeting or (done >= total and not self._by_units):
+        if done >= self._next_meeting or (done >= total and not by_units):
             begun = time.perf_counter()
             sums = self.exchange.meet(tally)  # now all are at the same round
             self._counts += Counts(waited=time.perf_counter() - begun)
-            done = self.round if self._by_units else min(self.round, total)
+            done = self.round if by_units else min(self.round, total)
             self._next_meeting = self._after(done)
             return Stepped(done, sums)
         return Stepped(done)
@@ -255,7 +247,7 @@ class MpiWorkers:
         pieces: dict[str, Any] = {"optimizer": state.optimizer, "carry": state.carry, "exchange": exchange}
         if not self._equal or self.group.is_first:
             pieces["model"] = state.model
-        return {name: tree for name, tree in pieces.items() if jax.tree.leaves(tree)}
+        return with_leaves(pieces)
 
     def local_steps(self) -> tuple[int, ...]:
         """Steps of every worker; all processes call it."""
@@ -329,7 +321,7 @@ def restore(options: RunOptions, learner: Learner, place: MpiPlace, checkpoint: 
         jax.eval_shape(lambda worker: learner.carry(worker, 0), jnp.zeros((), jnp.int32)),
         (),
     )
-    wanted = {name: tree for name, tree in state._asdict().items() if jax.tree.leaves(tree)}
+    wanted = with_leaves(state._asdict())
     equal = sum("model" in pieces for pieces in saved.parts.values()) == 1
     found = {}
     if equal:

@@ -19,11 +19,12 @@ from train.counts import Counts, Distance
 from train.learner import Begin, Learner, State, square_distance
 from train.loop import Consensus, Stepped
 from train.options import RunOptions
+from train.pytrees import with_leaves
 from train.task import Batch, Mean
 from train.transports.compiling import ByShape
 from train.transports.group import Group
 from train.transports.joining import join
-from wagma_jax.algorithms import Strategy, build
+from wagma_jax.algorithms import Strategy
 
 AXIS = "data"
 TOGETHER = True  # all processes write one part of a checkpoint together
@@ -75,11 +76,6 @@ def place(options: RunOptions, group: Group) -> ProgramPlace:
     return ProgramPlace(options.workers, mesh, (group.rank, group.size))
 
 
-def strategy(options: RunOptions, first_round: int = 0) -> Strategy:
-    """The algorithm, from some round on; ValueError for settings that it cannot have."""
-    return build(options.algorithm, options.settings(axis_name=AXIS, first_round=first_round))
-
-
 class _Made(NamedTuple):
     """What a step returns besides the state, each [num_workers]."""
 
@@ -115,7 +111,7 @@ class ProgramWorkers:
         del out
         self.group, self.place = group, place
         self._options, self._learner, self._position = options, learner, position
-        self._strategy = strategy(options, position.first_step)
+        self._strategy = options.strategy(axis_name=AXIS, first_round=position.first_step)
         self._period = self._strategy.schedule.sync_period
         mesh = place.mesh
         self._sharding = devices.sharded(mesh, AXIS)
@@ -213,7 +209,7 @@ class ProgramWorkers:
 
     def pieces(self) -> dict[str, Any]:
         """The state of all workers, [num_workers, ...]."""
-        return pieces_of(self._state)
+        return with_leaves(self._state._asdict())
 
     def describe(self) -> dict[str, Any]:
         """What the summary says about devices."""
@@ -277,12 +273,8 @@ class ProgramWorkers:
 
     def _meets(self, done: int) -> bool:
         options = self._options
-        periods = [
-            options.log_every,
-            options.eval_every,
-            *([options.checkpoint_every] * (options.checkpoint_every > 0)),
-        ]
-        return done >= self._position.total_steps or any(done % period == 0 for period in periods)
+        periods = (options.log_every, options.eval_every, options.checkpoint_every)
+        return done >= self._position.total_steps or any(period and done % period == 0 for period in periods)
 
 
 def _create(learner: Learner, strategy: Strategy, first_step: int, model: Any, worker: jax.Array) -> State:
@@ -308,11 +300,6 @@ def _one_step(
     return State(model, optimizer, carry, algorithm), made
 
 
-def pieces_of(state: State) -> dict[str, Any]:
-    """The pieces of a checkpoint; those without a leaf are left out."""
-    return {name: tree for name, tree in state._asdict().items() if jax.tree.leaves(tree)}
-
-
 def restore(options: RunOptions, learner: Learner, place: ProgramPlace, checkpoint: Path, saved: Saved) -> State:
     """The state of all workers from a checkpoint of the same set-up; nothing is compiled.
 
@@ -322,13 +309,15 @@ def restore(options: RunOptions, learner: Learner, place: ProgramPlace, checkpoi
     """
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct((options.workers, *x.shape), x.dtype), learner.task.like)
     first_step = saved.position.first_step
-    create = functools.partial(_create, learner, strategy(options, first_step), first_step)
+    create = functools.partial(_create, learner, options.strategy(axis_name=AXIS, first_round=first_step), first_step)
     workers = jax.ShapeDtypeStruct((options.workers,), jnp.int32)
     state = jax.eval_shape(wagma.for_workers(create, axis_name=AXIS), like, workers)
     sharding = devices.sharded(place.mesh, AXIS) or SingleDeviceSharding(jax.devices()[0])
     state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state)
-    return state._replace(**checkpoints.read(checkpoint, saved, checkpoints.part_of(None), pieces_of(state)))
+    return state._replace(
+        **checkpoints.read(checkpoint, saved, checkpoints.part_of(None), with_leaves(state._asdict()))
+    )
 
 
 WORKERS = ProgramWorkers
-__all__ = ["TOGETHER", "WORKERS", "join", "place", "restore", "strategy"]
+__all__ = ["TOGETHER", "WORKERS", "join", "place", "restore"]

@@ -1,11 +1,13 @@
 """What an algorithm is: an entry of the table, built from settings into a strategy or an exchange."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from wagma_jax.averager import GroupAverager
 from wagma_jax.averaging import AverageInfo
 from wagma_jax.collectives import AxisName
 from wagma_jax.schedule import GroupSchedule
@@ -119,6 +121,17 @@ class Algorithm:
     xla: Callable[[Settings], Strategy]
     mpi: "Callable[[Settings, Any, Any], GroupExchange]"
     options: type | None = None
+
+
+def averaging(schedule: GroupSchedule, settings: Settings, simulate_lateness: bool = False) -> Strategy:
+    """The strategy of averaging by a schedule; without ``simulate_lateness`` nobody is late, whatever ``late`` says."""
+    averager = GroupAverager(schedule, settings.axis_name, simulate_lateness=simulate_lateness)
+
+    def combine(tree, before, state, late):
+        del before
+        return averager.average(tree, state, late if simulate_lateness else None)
+
+    return Strategy(schedule, functools.partial(averager.init, first_round=settings.first_round), combine)
 
 
 def default_group_size(num_workers: int) -> int:

@@ -1,22 +1,12 @@
 """Local SGD: no exchange but a global mean of the models every sync_period rounds (Stich, ICLR 2019)."""
 
-import functools
-
-from wagma_jax.algorithms.base import Algorithm, Settings, Strategy
-from wagma_jax.averager import GroupAverager
+from wagma_jax.algorithms.base import Algorithm, Settings, Strategy, averaging
 from wagma_jax.schedule import GroupSchedule
 
 
 def xla(settings: Settings) -> Strategy:
     """Groups of one. All wait for all at the sync rounds, so that nobody is ever late."""
-    schedule = GroupSchedule(settings.num_workers, 1, settings.sync_period)
-    averager = GroupAverager(schedule, settings.axis_name)
-
-    def combine(tree, before, state, late):
-        del before, late
-        return averager.average(tree, state)
-
-    return Strategy(schedule, functools.partial(averager.init, first_round=settings.first_round), combine)
+    return averaging(GroupSchedule(settings.num_workers, 1, settings.sync_period), settings)
 
 
 def mpi(settings: Settings, comm, tree):
