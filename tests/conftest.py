@@ -15,6 +15,8 @@ os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(10 << 30)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 # Most of the tests' time goes into compiling what runs for milliseconds: LLVM need not optimize it.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
+# Open MPI's component ofi sleeps for a second at the start of each process where it finds no fabric.
+os.environ.setdefault("OMPI_MCA_btl", "^ofi")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
