@@ -42,8 +42,10 @@ ALLOWED = {
     "wagma_jax/protocol/rounds.py": {
         "wagma_jax.protocol.lifecycle", "wagma_jax.protocol.messages", "wagma_jax.schedule",
     },
+    "wagma_jax/lineage.py": set(),
     "wagma_jax/exchange/barrier.py": set(),
-    "wagma_jax/exchange/ending.py": set(),
+    "wagma_jax/exchange/children.py": {"wagma_jax.lineage"},
+    "wagma_jax/exchange/ending.py": {"wagma_jax.exchange.children"},
     "wagma_jax/exchange/mailbox.py": set(),
     "wagma_jax/exchange/standing.py": {"wagma_jax.schedule"},
     "wagma_jax/exchange/storage.py": {"wagma_jax.averaging"},
@@ -71,13 +73,14 @@ ALLOWED = {
         "wagma_jax.exchange.models", "wagma_jax.ledger.entries", "wagma_jax.protocol", "wagma_jax.schedule"
     },
     "wagma_jax/exchange/startup.py": {
-        "wagma_jax.averaging", "wagma_jax.exchange.barrier", "wagma_jax.exchange.recorder",
-        "wagma_jax.exchange.staging", "wagma_jax.exchange.standing", "wagma_jax.exchange.storage",
+        "wagma_jax.averaging", "wagma_jax.exchange.barrier", "wagma_jax.exchange.children",
+        "wagma_jax.exchange.recorder", "wagma_jax.exchange.staging", "wagma_jax.exchange.standing", "wagma_jax.exchange.storage",
         "wagma_jax.exchange.wire", "wagma_jax.ledger.entries", "wagma_jax.protocol", "wagma_jax.schedule",
     },
     "wagma_jax/exchange/transformation.py": {"wagma_jax.averaging", "wagma_jax.transformations"},
     "wagma_jax/exchange/exchange.py": {
-        "wagma_jax.averaging", "wagma_jax.exchange.barrier", "wagma_jax.exchange.ending", "wagma_jax.exchange.engine",
+        "wagma_jax.averaging", "wagma_jax.exchange.barrier", "wagma_jax.exchange.children",
+        "wagma_jax.exchange.ending", "wagma_jax.exchange.engine",
         "wagma_jax.exchange.info", "wagma_jax.exchange.models", "wagma_jax.exchange.offsets",
         "wagma_jax.exchange.standing", "wagma_jax.exchange.startup", "wagma_jax.exchange.storage",
         "wagma_jax.exchange.transformation", "wagma_jax.exchange.wire", "wagma_jax.ledger.entries",
@@ -88,6 +91,7 @@ ALLOWED = {
         "wagma_jax.ledger",
     },
     "wagma_jax/exchange/__init__.py": {
+        "wagma_jax.exchange.children",
         "wagma_jax.exchange.engine", "wagma_jax.exchange.exchange", "wagma_jax.exchange.info",
     },
     "wagma_jax/__init__.py": {

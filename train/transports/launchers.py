@@ -4,6 +4,8 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from wagma_jax import lineage
+
 
 class Launched(NamedTuple):
     """What a launcher says in the environment.
@@ -20,7 +22,9 @@ class Launched(NamedTuple):
 
 
 def launched(environment: Mapping[str, str]) -> Launched | None:
-    """What Slurm or MPI say about the processes of the run; None if there is only one."""
+    """What Slurm or MPI say about the processes of the run; None if there is only one, or in a child of a rank."""
+    if lineage.parent(environment) is not None:
+        return None
     # Open MPI before Slurm, which may have started its daemons; PMI after Slurm, which speaks it too.
     for launcher in (_open_mpi, _slurm, _pmi):
         found = launcher(environment)
@@ -31,6 +35,8 @@ def launched(environment: Mapping[str, str]) -> Launched | None:
 
 def mpi_processes(environment: Mapping[str, str]) -> int:
     """How many processes mpirun, ``wagma launch`` or another launcher that speaks PMI has started; 1 without any."""
+    if lineage.parent(environment) is not None:
+        return 1
     launchers = (_open_mpi(environment), _pmi(environment))
     return next((found.processes for found in launchers if found is not None), 1)
 

@@ -1,6 +1,9 @@
 """Averaging across processes over MPI. Needs the extra ``mpi``."""
 
 try:
+    from wagma_jax.exchange import children
+
+    children.prepare()
     import mpi4jax  # noqa: F401
     from mpi4py import MPI
 except ImportError as error:
@@ -8,6 +11,8 @@ except ImportError as error:
         "averaging across processes needs mpi4py and mpi4jax, which the extra 'mpi' brings: "
         "pip install 'wagma_jax[mpi]'"
     ) from error
+
+children.joined()
 
 from wagma_jax.exchange.engine import ExchangeError
 from wagma_jax.exchange.exchange import GroupExchange

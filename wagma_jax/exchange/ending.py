@@ -12,6 +12,8 @@ from typing import Any
 
 from mpi4py import MPI
 
+from wagma_jax.exchange import children
+
 SWITCH_INTERVAL = 2e-4  # seconds for which a thread may hold Python's GIL while an exchange is open
 GOODBYE_SECONDS = 3.0  # after a failure: how long a process waits for the others to end, before it ends them
 _TAG = 12
@@ -48,6 +50,8 @@ def exits(code: Any) -> None:
 
 
 def _at_exit() -> None:
+    if children.is_child():
+        return
     code = _exit_code or int(bool(_open) or hasattr(sys, "last_value"))  # the latter by an uncaught exception
     for abort in list(_open.values()):
         abort()

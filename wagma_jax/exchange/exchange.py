@@ -13,7 +13,7 @@ import optax
 from mpi4py import MPI
 
 from wagma_jax.averaging import PolicyFunction
-from wagma_jax.exchange import ending, offsets, startup, transformation
+from wagma_jax.exchange import children, ending, offsets, startup, transformation
 from wagma_jax.exchange.barrier import barrier
 from wagma_jax.exchange.engine import Engine, ExchangeError
 from wagma_jax.exchange.info import MERGE_NAMES, ExchangeInfo, describe
@@ -322,7 +322,7 @@ class GroupExchange:
             ExchangeError: Another worker has failed.
             TimeoutError: The others have not come within ``timeout_seconds``.
         """
-        if self._closed:
+        if self._closed or children.is_child():
             return
         self._finish_steps()
         with self._call("close"):
@@ -353,6 +353,7 @@ class GroupExchange:
     @contextlib.contextmanager
     def _call(self, name: str):
         """One call at a time, while it is open; an error inside is told to all others."""
+        children.refuse(f"{name}()")
         if self._closed:
             raise RuntimeError(f"{name}() was called after the exchange was closed: build a new GroupExchange")
         if not self._lock.acquire(blocking=False):
@@ -374,7 +375,7 @@ class GroupExchange:
             jax.effects_barrier()
 
     def _abort(self, text: str) -> None:
-        if not self._closed:
+        if not self._closed and not children.is_child():
             self._closed = True
             self._engine.abort(text)
             if self._recorder is not None:

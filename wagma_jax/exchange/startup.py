@@ -14,6 +14,7 @@ import numpy as np
 from mpi4py import MPI
 
 from wagma_jax.averaging import PolicyFunction
+from wagma_jax.exchange import children
 from wagma_jax.exchange.barrier import barrier
 from wagma_jax.exchange.recorder import Recorder
 from wagma_jax.exchange.staging import ALIGNMENT, Staging
@@ -59,8 +60,9 @@ def check_process(comm: Any) -> MPI.Intracomm:
 
     Raises:
         TypeError: ``comm`` is no communicator.
-        RuntimeError: MPI was initialized without MPI_THREAD_MULTIPLE.
+        RuntimeError: MPI was initialized without MPI_THREAD_MULTIPLE, or this process was started by a rank.
     """
+    children.refuse("GroupExchange()")
     comm = MPI.COMM_WORLD if comm is None else comm
     if not isinstance(comm, MPI.Intracomm):
         raise TypeError(f"comm must be an mpi4py.MPI.Intracomm or None, got {comm!r}: pass for example MPI.COMM_WORLD")
@@ -108,6 +110,7 @@ def check_arguments(
     if not timeout_seconds > 0:
         raise ValueError(f"timeout_seconds must be positive, got {timeout_seconds!r}")
     staging = Staging(params, policy)
+    children.keep([staging.device.client, jax.local_devices()[0].client])
     leaves = staging.check(params)
     before = _between("first_round", first_round, 0, MOST_ROUNDS) - 1
     standing = Standing(before, before, before) if state is None else restore(state)
