@@ -6,13 +6,13 @@ try:
     children.prepare()
     import mpi4jax  # noqa: F401
     from mpi4py import MPI
+
+    children.joined()
 except ImportError as error:
     raise ImportError(
         "averaging across processes needs mpi4py and mpi4jax, which the extra 'mpi' brings: "
         "pip install 'wagma_jax[mpi]'"
     ) from error
-
-children.joined()
 
 from wagma_jax.exchange.engine import ExchangeError
 from wagma_jax.exchange.exchange import GroupExchange
