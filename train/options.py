@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from train import stragglers
 from train.budget import Length
 from train.data.order import Sampling
-from train.fields import flag, option
+from train.fields import Checked, flag, option
 from train.files import write_whole
 from wagma_jax.algorithms import ALGORITHMS, DEFAULT, Settings, Strategy, build
 
@@ -25,7 +25,7 @@ DEFAULT_MEET_EVERY = 50  # where there are no sync rounds
 
 
 @dataclasses.dataclass(frozen=True)
-class RunOptions:
+class RunOptions(Checked):
     """Which algorithm trains on how many workers, for how long, and where the results go.
 
     Attributes:
@@ -125,6 +125,7 @@ class RunOptions:
             raise ValueError("--resume and --evaluate exclude each other: resume the run first, then evaluate it")
         if self.resume_if_exists and self.out is None:
             raise ValueError("--resume-if-exists needs to know which run: give --out, the same at every start")
+        super().check()
 
     def _check_transport(self) -> None:
         delays = stragglers.parse(self.straggler)
