@@ -87,9 +87,10 @@ class GossipSchedule:
 
     def describe(self) -> str:
         """One line for people."""
-        others = sorted({len(row) - 1 for row in self.shifts})
-        rounds = "every round" if self.period == 1 else f"in turn of {self.period} rounds"
-        return f"{self.num_workers} workers, each sends to {' or '.join(map(str, others))} others, the same {rounds}"
+        others = self.group_size - 1
+        rounds = "the same every round" if self.period == 1 else f"in turn of {self.period} rounds"
+        count = f"{others} other" if others == 1 else f"{others} others"
+        return f"{self.num_workers} workers, each sends to {count}, {rounds}"
 
 
 def ring(num_workers: int) -> GossipSchedule:
@@ -104,7 +105,8 @@ def ring(num_workers: int) -> GossipSchedule:
 def exponential(num_workers: int) -> GossipSchedule:
     """Every worker sends to the one 2^k ahead, k = 0, 1, ... in turn (Assran et al., ICML 2019, appendix A).
 
-    The weights are 1/2. If P is a power of two, log2 P rounds of mixing alone are the exact global mean.
+    The weights are 1/2. If P is a power of two, log2 P rounds of mixing alone are the exact global mean. (The authors'
+    code also sends 2^k back, in rounds between these; this follows the text of the paper.)
     """
     hops = max(num_workers - 1, 0).bit_length()
     return GossipSchedule(num_workers, tuple((0, 1 << k) for k in range(hops)) or ((0,),))

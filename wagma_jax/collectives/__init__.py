@@ -14,8 +14,8 @@ Lowerings of a group's sum:
 All add in float32 or wider and in an order that does not depend on the member, so members get the same bits.
 
 Modules: ``axes`` (the workers' axis), ``packing`` (buffers), ``lowerings`` (a group's sum in each way), ``sums`` (which
-way), ``neighbours`` (sums over those a worker receives from), ``lockstep`` (what is equal on all workers), ``means`` (the
-functions for users).
+way), ``neighbours`` (sums over those a worker receives from), ``lockstep`` (what is equal on all workers), ``means``
+(the functions for users).
 """
 
 from wagma_jax.collectives.axes import AxisName, axis_size, canonical_axis, check_varying
