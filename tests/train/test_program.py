@@ -189,7 +189,7 @@ def test_an_algorithm_has_options_and_a_state_of_its_own(tmp_path):
     np.testing.assert_array_equal(runs.consensus(broken / "consensus"), runs.consensus(whole / "consensus"))
     plain, _ = runs.train(tmp_path / "plain", steps=8, algorithm="sgp")
     assert plain["options"]["sgp"] == {"overlap": 0}
-    with pytest.raises(ValueError, match="overlap of sgp must be 0 or 1, got 2"):
+    with pytest.raises(SystemExit):
         runs.command_line(*words[:4], "--sgp.overlap", 2, "--out", tmp_path / "no")
 
 
