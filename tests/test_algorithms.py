@@ -5,10 +5,13 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from contexts import CONTEXTS
 
+import wagma_jax as wagma
 from wagma_jax.algorithms import ALGORITHMS, Settings, build, default_group_size, find
+from wagma_jax.algorithms.sgp import SgpOptions
 
 P = 8
 # algorithm -> (group size, sync period) that it amounts to with P = 8, S = 2, tau = 4
@@ -16,6 +19,8 @@ ROWS = {
     "allreduce": (8, 1),
     "local": (1, 4),
     "wagma": (2, 4),
+    "dpsgd": (3, None),
+    "sgp": (2, None),
 }
 
 
@@ -25,8 +30,126 @@ def test_every_algorithm_has_a_row():
         assert algorithm.name == name
         assert algorithm.summary
         assert algorithm.exchanges in ("models", "gradients")
-        assert algorithm.options is None or isinstance(algorithm.options, type)
+        assert algorithm.options is None or algorithm.options() == algorithm.options()
         assert find(name) is algorithm
+
+
+def trained(name, num_workers, steps, *, context="vmap", dtype=np.float32, options=None):
+    """The models [P, 3] after each step of SGD on the workers' own quadratics, by the optax transformation."""
+    inner = optax.sgd(0.1)
+    transformation = {
+        "allreduce": lambda: wagma.allreduce_sgd(inner),
+        "local": lambda: wagma.local_sgd(inner, num_workers, 4),
+        "dpsgd": lambda: wagma.dpsgd(inner, num_workers),
+        "sgp": lambda: wagma.sgp(inner, num_workers, **(options or {})),
+    }[name]()
+    targets = np.random.default_rng(0).normal(size=(num_workers, 3)).astype(dtype)
+
+    def step(params, state, target):
+        updates, state = transformation.update(
+            {"w": params["w"] - target, "n": jnp.zeros((), jnp.int32)}, state, params
+        )
+        return optax.apply_updates(params, updates), state
+
+    run = CONTEXTS[context](step, num_workers)
+    params = {"w": jnp.zeros((num_workers, 3), dtype), "n": jnp.arange(num_workers)}
+    state = jax.vmap(transformation.init)(params)
+    models = []
+    for _ in range(steps):
+        params, state = run(params, state, jnp.asarray(targets))
+        np.testing.assert_array_equal(params["n"], np.arange(num_workers))  # integers stay local
+        models.append(np.asarray(params["w"], np.float64))
+    return models, np.asarray(targets, np.float64), state
+
+
+def reference(name, num_workers, steps, targets, overlap=0):
+    """The same in NumPy, from the papers, by loops over workers."""
+    P, models = num_workers, []
+    x, w = np.zeros((P, 3)), np.ones(P)
+    hops = [2**k for k in range(20) if 2**k < P]  # SGP: worker i sends to i + 2^k
+    on_way: list[tuple[int, np.ndarray, float]] = []  # (to, half of x, half of w)
+    for t in range(steps):
+        z = x / w[:, None]
+        stepped = x - 0.1 * (z - targets)
+        if name == "dpsgd":  # Lian et al., algorithm 1
+            neighbours = [sorted({(i - 1) % P, i, (i + 1) % P}) for i in range(P)]
+            x = np.array([x[n].mean(0) for n in neighbours]) - 0.1 * (x - targets)
+        elif name == "sgp" and P > 1:  # Assran et al., algorithms 1 and 2
+            new = [((i + hops[t % len(hops)]) % P, stepped[i] / 2, w[i] / 2) for i in range(P)]
+            x, w = stepped / 2, w / 2
+            for to, half, weight in on_way if overlap else new:
+                x[to] += half
+                w[to] += weight
+            on_way = new
+        elif name == "allreduce":
+            x = x - 0.1 * (x - targets).mean(0)
+        else:
+            x = stepped
+            if name == "local" and (t + 1) % 4 == 0:
+                x = np.broadcast_to(x.mean(0), x.shape)
+        models.append(x / w[:, None])
+    return models
+
+
+CASES = [("allreduce", {}), ("local", {}), ("dpsgd", {}), ("sgp", {}), ("sgp", {"overlap": 1})]
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_transformations_follow_their_papers(name, options, num_workers):
+    models, targets, _ = trained(name, num_workers, 9, options=options)
+    expected = reference(name, num_workers, 9, targets, **options)
+    np.testing.assert_allclose(models, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("context", [context for context in CONTEXTS if context != "vmap"])
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_transformations_agree_in_every_context(name, options, context):
+    models, targets, _ = trained(name, 4, 5, options=options, context=context)
+    np.testing.assert_allclose(models, reference(name, 4, 5, targets, **options), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "options"), CASES[2:])
+def test_narrow_models_are_mixed_in_float32(name, options):
+    models, targets, _ = trained(name, 4, 6, options=options, dtype=jnp.bfloat16)
+    np.testing.assert_allclose(models, reference(name, 4, 6, targets, **options), atol=0.02)
+
+
+def test_mass_is_preserved_with_overlap():
+    """The weights and, without steps, the models: what workers hold, and what is on its way."""
+    strategy = build("sgp", Settings(5, options=SgpOptions(overlap=1)))
+    models = jnp.asarray(np.random.default_rng(3).normal(size=(5, 4)), jnp.float32)
+    state, total = jax.vmap(strategy.init)(models), np.asarray(models, np.float64).sum(0)
+    combine = jax.jit(wagma.for_workers(lambda model, state: strategy.combine(model, model, state, None)[:2]))
+    for _ in range(30):
+        models, state = combine(models, state)
+        np.testing.assert_allclose((state.weight + state.sent[1]).sum(), 5, rtol=1e-6)
+        shares = jax.vmap(strategy.share)(models, state)
+        np.testing.assert_allclose(np.asarray(shares, np.float64).sum(0), total, rtol=1e-5, atol=1e-5)
+    assert len({float(weight) for weight in state.weight}) == 1
+    assert 0.5 < float(state.weight[0]) < 0.8  # a third is on its way
+    np.testing.assert_allclose(models, np.broadcast_to(total / 5, (5, 4)), atol=0.05)
+
+
+@pytest.mark.parametrize("name", ["dpsgd", "sgp"])
+def test_mixing_refuses_what_cannot_be_right(name):
+    transformation = getattr(wagma, name)(optax.sgd(0.1), 4)
+    params = jnp.zeros((3, 2))
+    state = jax.vmap(transformation.init)(params)
+    run = lambda update: jax.vmap(update, axis_name="data")(params, state)
+    with pytest.raises(ValueError, match="axis 'data' has 3 indices, but the algorithm is for num_workers=4"):
+        run(lambda p, s: transformation.update(p, s, p))
+    with pytest.raises(ValueError, match="not bound"):
+        transformation.update(params[0], transformation.init(params[0]), params[0])
+    with pytest.raises(ValueError, match="params"):
+        run(lambda p, s: transformation.update(p, s))
+    strategy = build(name, Settings(3))
+    with pytest.raises(ValueError, match="before must be a tree like the model after the step"):
+        jax.vmap(lambda p: strategy.combine({"a": p}, p, strategy.init(p), None), axis_name="data")(params)
+    with pytest.raises(ValueError, match="num_workers must be at least 1, got 0"):
+        getattr(wagma, name)(optax.sgd(0.1), 0)
+    with pytest.raises(ValueError, match="overlap of sgp must be 0 or 1, got 2"):
+        wagma.sgp(optax.sgd(0.1), 4, overlap=2)
 
 
 def one_step(name, strategy, model, state, target, late):
@@ -66,7 +189,7 @@ def test_converges_to_the_optimum_of_the_mean(name, context):
     models, targets, infos = train(name, context, 8)
     for t, (model, info) in enumerate(zip(models, infos, strict=True)):
         w, stats = model["params"], model["stats"]
-        is_sync = (t + 1) % ROWS[name][1] == 0
+        is_sync = ROWS[name][1] is not None and (t + 1) % ROWS[name][1] == 0
         np.testing.assert_allclose(w.mean(0), targets.mean(0) * (1 - 0.8 ** (t + 1)), rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(stats["mean"].mean(), targets.mean(), rtol=1e-5, atol=1e-6)
         np.testing.assert_array_equal(stats["count"], np.arange(P) + t + 1)
@@ -87,7 +210,7 @@ def test_schedule_says_what_it_amounts_to(name):
 def test_takes_lateness(name):
     late = np.random.default_rng(1).random((7, P)) < 0.5
     _, _, infos = train(name, "vmap", 7, late=late)
-    waits = ROWS[name][1] == 1 or ROWS[name][0] == 1
+    waits = name != "wagma"
     for t, info in enumerate(infos):
         expected = np.zeros(P, bool) if waits or info.is_sync.any() else late[t]
         np.testing.assert_array_equal(info.late, expected)
@@ -103,7 +226,7 @@ def test_one_worker_is_plain_sgd(name):
 
 
 def test_bad_settings():
-    with pytest.raises(ValueError, match="one of allreduce, local, wagma, got 'sgp2'"):
+    with pytest.raises(ValueError, match="one of allreduce, dpsgd, local, sgp, wagma, got 'sgp2'"):
         build("sgp2", Settings(8))
     with pytest.raises(ValueError, match="group_size"):
         build("wagma", Settings(8, 9))

@@ -16,6 +16,7 @@ ALLOWED = {
     "wagma_jax/partitions.py": set(),
     "wagma_jax/schedule.py": {"wagma_jax.partitions"},
     "wagma_jax/averaging.py": set(),
+    "wagma_jax/gossip.py": {"wagma_jax.schedule"},
     "wagma_jax/collectives/axes.py": {"wagma_jax.averaging"},
     "wagma_jax/collectives/packing.py": {"wagma_jax.collectives.axes"},
     "wagma_jax/collectives/lockstep.py": {"wagma_jax.collectives.axes"},
@@ -23,7 +24,9 @@ ALLOWED = {
     "wagma_jax/collectives/sums.py": {
         "wagma_jax.collectives.axes", "wagma_jax.collectives.lowerings", "wagma_jax.schedule"
     },
-    "wagma_jax/collectives": {"wagma_jax.averaging", "wagma_jax.collectives", "wagma_jax.schedule"},
+    "wagma_jax/collectives": {
+        "wagma_jax.averaging", "wagma_jax.collectives", "wagma_jax.gossip", "wagma_jax.schedule"
+    },
     "wagma_jax/averager.py": {"wagma_jax.averaging", "wagma_jax.schedule", "wagma_jax.collectives"},
     "wagma_jax/workers.py": {"wagma_jax.schedule"},
     "wagma_jax/transformations.py": {
@@ -31,10 +34,13 @@ ALLOWED = {
     },
     "wagma_jax/algorithms/base.py": {
         "wagma_jax.averager", "wagma_jax.averaging", "wagma_jax.collectives", "wagma_jax.exchange",
-        "wagma_jax.protocol", "wagma_jax.schedule",
+        "wagma_jax.gossip", "wagma_jax.protocol", "wagma_jax.schedule",
     },
     "wagma_jax/algorithms/__init__.py": {"wagma_jax.algorithms"},
-    "wagma_jax/algorithms": {"wagma_jax.algorithms.base", "wagma_jax.schedule"},
+    "wagma_jax/algorithms": {
+        "wagma_jax.algorithms.base", "wagma_jax.algorithms.mixing", "wagma_jax.averaging", "wagma_jax.collectives",
+        "wagma_jax.gossip", "wagma_jax.schedule", "wagma_jax.transformations",
+    },
     "wagma_jax/protocol/__init__.py": set(),
     "wagma_jax/protocol/messages.py": set(),
     "wagma_jax/protocol/rules.py": set(),
@@ -96,8 +102,8 @@ ALLOWED = {
         "wagma_jax.exchange.engine", "wagma_jax.exchange.exchange", "wagma_jax.exchange.info",
     },
     "wagma_jax/__init__.py": {
-        "wagma_jax.averager", "wagma_jax.averaging", "wagma_jax.collectives", "wagma_jax.exchange",
-        "wagma_jax.schedule", "wagma_jax.transformations", "wagma_jax.workers",
+        "wagma_jax.algorithms", "wagma_jax.averager", "wagma_jax.averaging", "wagma_jax.collectives",
+        "wagma_jax.exchange", "wagma_jax.schedule", "wagma_jax.transformations", "wagma_jax.workers",
     },
     "wagma_jax/ledger/entries.py": {"wagma_jax.schedule"},
     "wagma_jax/ledger/codec.py": {"wagma_jax.ledger.entries"},

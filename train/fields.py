@@ -22,6 +22,13 @@ def option(
     return dataclasses.field(default=default, metadata={"resume": resume, "mpi_only": mpi_only, "same": same})
 
 
+class Checked:
+    """Options that can be checked. Each class of options checks its own fields, and calls ``super().check()``."""
+
+    def check(self) -> None:
+        """Raises ValueError, which names the option of the command line, for what is out of range or contradictory."""
+
+
 def flag(name: str) -> str:
     """How the command line spells an option."""
     return f"--{name.replace('_', '-')}"

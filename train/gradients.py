@@ -1,11 +1,45 @@
 """The loss of a worker's batch and its gradients, computed at once or one micro-batch after the other."""
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import optax
+
+from train.fields import Checked
+
+Precision = Literal["float32", "bfloat16"]
+
+
+@dataclasses.dataclass(frozen=True)
+class GradientOptions(Checked):
+    """How a worker computes the gradients of a classification.
+
+    Attributes:
+        label_smoothing: Share of every label that is spread evenly over all classes.
+        accumulate: Micro-batches that a worker's batch is split into, whose gradients are averaged before the
+            optimizer step: less memory; normalization by batch statistics looks at one micro-batch at a time.
+        precision: Of activations and matrix products; parameters, normalization, loss and optimizer stay float32.
+    """
+
+    label_smoothing: float = 0.0
+    accumulate: int = 1
+    precision: Precision = "float32"
+
+    def check(self) -> None:
+        """Raises ValueError for what is out of range."""
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"--label-smoothing must be in [0, 1), got {self.label_smoothing}: the default is 0.0")
+        if not isinstance(self.accumulate, int) or self.accumulate < 1:
+            raise ValueError(
+                f"--accumulate must be an integer of at least 1, got {self.accumulate}: 1 does not split the batch"
+            )
+        if self.precision not in get_args(Precision):
+            choices = ", ".join(get_args(Precision))
+            raise ValueError(f"--precision must be one of {choices}, got {self.precision!r}: pass one of those")
+        super().check()
 
 
 def mean_loss_and_gradients(

@@ -1,8 +1,7 @@
 """Trains a ResNet on images: ``python -m train.images --algorithm wagma --workers 8``."""
 
 import dataclasses
-import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -12,16 +11,17 @@ import numpy as np
 import optax
 
 from models.resnet import RESNETS, ResNet, ResNetConfig
-from train import console, devices, recipe, run
+from train import console, recipe, run
 from train.data import feeds, loading
-from train.data.images import Augmentation, Dataset, catalog
+from train.data.images import Augmentation, Dataset, catalog, unreadable
 from train.data.order import Order
+from train.evaluation import Evaluation
 from train.fields import option
-from train.gradients import cross_entropy, mean_loss_and_gradients
+from train.gradients import GradientOptions, cross_entropy, mean_loss_and_gradients
 from train.networks import Network, network, statistics
 from train.options import RunOptions
 from train.presets import PRESETS
-from train.task import Gradients, Mean, Model, Place, Score
+from train.task import Defaults, Gradients, Mean, Model, Place, Score
 
 if TYPE_CHECKING:
     PresetName = str
@@ -33,7 +33,7 @@ ROWS_PER_DEVICE = 250  # of an evaluation
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(RunOptions, recipe.RecipeOptions, loading.LoadingOptions):
+class Options(RunOptions, recipe.RecipeOptions, GradientOptions, loading.LoadingOptions):
     """Train a ResNet on images with several workers, in one program or in one process each.
 
     Attributes:
@@ -62,8 +62,6 @@ class Options(RunOptions, recipe.RecipeOptions, loading.LoadingOptions):
     def check(self) -> None:
         """Raises ValueError for numbers out of range."""
         super().check()
-        self.check_recipe()
-        self.check_loading()
         if self.batch_size % self.accumulate:
             raise ValueError(
                 f"--batch-size {self.batch_size} cannot be split into --accumulate {self.accumulate} equal parts: use "
@@ -105,7 +103,7 @@ class Findings(NamedTuple):
     unreadable: frozenset[int]
 
 
-class Images:
+class Images(Defaults):
     """Image classification; see ``train.task.Task``.
 
     Args:
@@ -139,23 +137,14 @@ class Images:
         self.units_per_step, self.units_per_epoch = options.batch_size, examples
         self.fingerprint = {"training examples": examples, "classes": self.data.classes}
         shape = (options.batch_size, *self.data.image_shape)
-        self.batch_shapes = [
-            {
-                "image": jax.ShapeDtypeStruct(shape, np.uint8),
-                "label": jax.ShapeDtypeStruct(shape[:1], np.int32),
-            }
-        ]
-        self._evaluations: dict[Any, Callable[..., Any]] = {}
+        image, label = jax.ShapeDtypeStruct(shape, np.uint8), jax.ShapeDtypeStruct(shape[:1], np.int32)
+        self.batch_shapes = [{"image": image, "label": label}]
+        self._sums = Evaluation(self.evaluation_step)
         self._lost: frozenset[int] = frozenset()  # test examples that were found to be unreadable
 
     def init(self, seed: int) -> Model:
         """Parameters and statistics from a seed."""
         return self.network.init(seed)
-
-    def carry(self, key: jax.Array) -> Any:
-        """Nothing is carried from step to step."""
-        del key
-        return ()
 
     def gradients(self, model: Model, carry: Any, batch: Mapping[str, jax.Array], key: jax.Array) -> Gradients:
         """Gradients of the mean cross-entropy; batch: image uint8 [batch, h, w, channels], label int32 [batch]."""
@@ -185,7 +174,7 @@ class Images:
         order = Order(len(data.train), options.workers, options.batch_size, seed, options.sampling, first_unit)
 
         def prepare(batch):
-            lost = unreadable(batch)
+            lost = unreadable.indices(batch)
             for index in lost - named:
                 named.add(index)
                 if len(named) <= WARNINGS:
@@ -196,20 +185,27 @@ class Images:
 
     def evaluate(self, model: Model, place: Place) -> Findings:
         """Sums over this process's part of the test set, on all its devices at once."""
-        mesh = devices.mesh_of(place.devices, "examples")
-        if mesh not in self._evaluations:
-            self._evaluations[mesh] = jax.jit(functools.partial(eval_step, self))
-        model = jax.device_put(model, devices.replicated(mesh))
-        sums: dict[str, float] = {}
-        lost: frozenset[int] = frozenset()
-        data = self.data
-        for batch, inside in feeds.evaluation_part(data.test, place, self.options, ROWS_PER_DEVICE, data.chunk):
-            lost |= unreadable(batch)
-            counts = inside & (batch["unreadable"] < 0)
-            arguments = devices.place((inputs(batch), counts), mesh, "examples")
-            for name, value in jax.device_get(self._evaluations[mesh](model, *arguments)).items():
-                sums[name] = sums.get(name, 0.0) + float(value)
-        return Findings(sums, lost)
+        data, lost = self.data, set()
+
+        def batches():
+            for batch, inside in feeds.evaluation_part(data.test, place, self.options, ROWS_PER_DEVICE, data.chunk):
+                lost.update(unreadable.indices(batch))
+                yield inputs(batch), inside & (batch["unreadable"] < 0)
+
+        return Findings(self._sums(model, place, batches()), frozenset(lost))
+
+    def evaluation_step(self, model: Model, batch: Mapping[str, jax.Array], counts: jax.Array) -> dict[str, jax.Array]:
+        """Sums over the examples that count (bool [batch]); traced."""
+        logits = self.network.for_evaluation(model)(self.normalize(batch["image"]))
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        best = jax.lax.top_k(logits, min(5, logits.shape[-1]))[1]
+        among = best == batch["label"][:, None]
+        return {
+            "accuracy": jnp.sum(among[:, 0] & counts),
+            "top5_accuracy": jnp.sum(among.any(-1) & counts),
+            "loss": jnp.sum(losses, where=counts),
+            "count": jnp.sum(counts),
+        }
 
     def scores(self, parts: Sequence[Findings]) -> dict[str, float]:
         """Loss and accuracy on the whole test set.
@@ -246,16 +242,11 @@ class Images:
 
     def finish(self, out: Path, notes: Mapping[str, Iterable[int]], parts: Sequence[Findings]) -> dict[str, Any]:
         """Lists the files that could not be read, if there are any."""
-        data = self.data
-        train = sorted(notes.get("unreadable", ()))
-        test = sorted(frozenset[int]().union(*(part.unreadable for part in parts)))
-        lines = [f"train: {data.train.describe(i)}" for i in train] + [f"test: {data.test.describe(i)}" for i in test]
-        if lines:
-            path = out / "unreadable.txt"
-            path.write_text("\n".join(lines) + "\n")
-            console.warn(f"{len(lines)} examples could not be read, and are listed in {path}")
+        train = frozenset(notes.get("unreadable", ()))
+        test = frozenset[int]().union(*(part.unreadable for part in parts))
+        unreadable.write_list(out / "unreadable.txt", self.data, train, test)
         return {
-            "test_examples": len(data.test) - len(test),
+            "test_examples": len(self.data.test) - len(test),
             "unreadable": {"train": len(train), "test": len(test)},
         }
 
@@ -263,26 +254,6 @@ class Images:
 def inputs(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """What a step takes of a batch."""
     return {"image": batch["image"], "label": batch["label"]}
-
-
-def unreadable(batch: Mapping[str, np.ndarray]) -> frozenset[int]:
-    """Indices of the examples of a batch that could not be read."""
-    return frozenset(batch["unreadable"][batch["unreadable"] >= 0].tolist())
-
-
-def eval_step(task: Images, model: Model, batch: Mapping[str, jax.Array], counts: jax.Array) -> dict[str, jax.Array]:
-    """Sums over the examples that count (bool [batch]); traced."""
-    logits = task.network.for_evaluation(model)(task.normalize(batch["image"]))
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-    correct = jnp.argmax(logits, -1) == batch["label"]
-    best = jax.lax.top_k(logits, min(5, logits.shape[-1]))[1]
-    among = (best == batch["label"][:, None]).any(-1)
-    return {
-        "accuracy": jnp.sum(correct & counts),
-        "top5_accuracy": jnp.sum(among & counts),
-        "loss": jnp.sum(losses, where=counts),
-        "count": jnp.sum(counts),
-    }
 
 
 def optimizer(options: Options) -> optax.GradientTransformationExtraArgs:

@@ -11,21 +11,38 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from train import stragglers
 from train.budget import Length
 from train.data.order import Sampling
-from train.fields import flag, option
+from train.fields import Checked, flag, option
 from train.files import write_whole
-from wagma_jax.algorithms import ALGORITHMS, DEFAULT, Settings, Strategy, build
+from wagma_jax.algorithms import ALGORITHMS, DEFAULT, Settings, Strategy, build, find
 
 if TYPE_CHECKING:
     AlgorithmName = str
 else:
     AlgorithmName = Literal[tuple(sorted(ALGORITHMS))]
 
+if TYPE_CHECKING:
+
+    class AlgorithmOptions(Checked):
+        """The options that single algorithms have: one field for each such algorithm, of its name."""
+
+else:
+    AlgorithmOptions = dataclasses.make_dataclass(
+        "AlgorithmOptions",
+        [
+            (name, algorithm.options, option(algorithm.options(), resume="restarts"))
+            for name, algorithm in ALGORITHMS.items()
+            if algorithm.options is not None
+        ],
+        bases=(Checked,),
+        frozen=True,
+    )
+
 OPTIONS_FILE = "options.json"
 DEFAULT_MEET_EVERY = 50  # where there are no sync rounds
 
 
 @dataclasses.dataclass(frozen=True)
-class RunOptions:
+class RunOptions(AlgorithmOptions):
     """Which algorithm trains on how many workers, for how long, and where the results go.
 
     Attributes:
@@ -116,6 +133,7 @@ class RunOptions:
                 raise ValueError(f"{flag(name)} must not be negative, got {value}")
         if not 0 <= self.late_probability < 1:
             raise ValueError(f"--late-probability must be in [0, 1), got {self.late_probability}")
+        self._check_algorithm()
         self._check_transport()
         if self.epochs is not None and not 0 < self.epochs < math.inf:
             raise ValueError(f"--epochs must be above 0, got {self.epochs}")
@@ -125,6 +143,21 @@ class RunOptions:
             raise ValueError("--resume and --evaluate exclude each other: resume the run first, then evaluate it")
         if self.resume_if_exists and self.out is None:
             raise ValueError("--resume-if-exists needs to know which run: give --out, the same at every start")
+        super().check()
+
+    def _check_algorithm(self) -> None:
+        for name, algorithm in ALGORITHMS.items():
+            if algorithm.options is None or name == self.algorithm or getattr(self, name) == algorithm.options():
+                continue
+            raise ValueError(
+                f"--{name}.* is for --algorithm {name}, got {getattr(self, name)} with --algorithm {self.algorithm}: "
+                "leave it out, or choose that algorithm"
+            )
+        if self.transport == "mpi" and find(self.algorithm).mpi is None:
+            raise ValueError(
+                f"--algorithm {self.algorithm} runs in one program only, got --transport mpi: use --transport xla, or "
+                f"one of {', '.join(name for name, each in ALGORITHMS.items() if each.mpi is not None)}"
+            )
 
     def _check_transport(self) -> None:
         delays = stragglers.parse(self.straggler)
@@ -181,6 +214,7 @@ class RunOptions:
             quorum=self.quorum,
             clock=self.clock,
             timeout_seconds=self.timeout_seconds,
+            options=getattr(self, self.algorithm, None),
             **others,
         )
 
@@ -258,4 +292,6 @@ class RunOptions:
 def _from_json(value: Any, hint: Any) -> Any:
     if isinstance(value, str) and Path in typing.get_args(hint):
         return Path(value)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return hint(**typing.cast(dict[str, Any], value))
     return tuple(value) if isinstance(value, list) else value

@@ -10,11 +10,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from train.fields import flag
+from train.fields import Checked, flag
 
 ScheduleName = Literal["cosine", "linear", "step", "constant", "inverse-sqrt"]
 OptimizerName = Literal["sgd", "lars", "adam", "adamw"]
-PrecisionName = Literal["float32", "bfloat16"]
 
 # Options that only some optimizers have. Given to others they would do nothing, which is never what was meant.
 _OWNERS: dict[str, tuple[OptimizerName, ...]] = {
@@ -30,8 +29,8 @@ _ROUNDING = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
-class RecipeOptions:
-    """How a worker computes gradients and takes its optimizer steps.
+class RecipeOptions(Checked):
+    """How a worker takes its optimizer steps.
 
     Attributes:
         learning_rate: The highest rate, reached after the warm-up.
@@ -53,10 +52,6 @@ class RecipeOptions:
         weight_decay: Pulls the weights towards 0; norms and biases are left out. sgd, lars and adam add decay *
             weights to the gradient (L2 regularization); adamw subtracts rate * decay * weights apart from it.
         decoupled_weight_decay: With sgd, subtract rate * decay * weights apart from the momentum, as adamw always does.
-        label_smoothing: Share of every label that is spread evenly over all classes.
-        accumulate: Micro-batches that a worker's batch is split into, whose gradients are averaged before the
-            optimizer step: less memory; normalization by batch statistics looks at one micro-batch at a time.
-        precision: Of activations and convolutions; parameters, normalization, loss and optimizer stay float32.
     """
 
     learning_rate: float = 0.1
@@ -72,15 +67,13 @@ class RecipeOptions:
     epsilon: float = 1e-8
     weight_decay: float = 1e-4
     decoupled_weight_decay: bool = False
-    label_smoothing: float = 0.0
-    accumulate: int = 1
-    precision: PrecisionName = "float32"
 
-    def check_recipe(self) -> None:
-        """Raises ValueError, which names the option of the command line, for what is out of range or contradictory."""
+    def check(self) -> None:
+        """Raises ValueError for what is out of range or contradictory."""
         self._check_ranges()
         self._check_schedule()
         self._check_optimizer()
+        super().check()
 
     def _check_ranges(self) -> None:
         for name, high in (
@@ -90,7 +83,6 @@ class RecipeOptions:
             ("beta1", 1),
             ("beta2", 1),
             ("weight_decay", 1),
-            ("label_smoothing", 1),
         ):
             value = getattr(self, name)
             if not 0 <= value < high:
@@ -100,14 +92,9 @@ class RecipeOptions:
             raise ValueError(f"--epsilon must be above 0 and finite, got {self.epsilon}: the default is 1e-8")
         if not 0 < self.step_factor <= 1:
             raise ValueError(f"--step-factor must be in (0, 1], got {self.step_factor}: the default is 0.1")
-        if not isinstance(self.accumulate, int) or self.accumulate < 1:
-            raise ValueError(
-                f"--accumulate must be an integer of at least 1, got {self.accumulate}: 1 does not split the batch"
-            )
         for name, choices in (
             ("schedule", get_args(ScheduleName)),
             ("optimizer", get_args(OptimizerName)),
-            ("precision", get_args(PrecisionName)),
         ):
             value = getattr(self, name)
             if value not in choices:

@@ -273,7 +273,7 @@ def _finish(
         "transport": options.transport,
         "workers": options.workers,
         "group_size": schedule.group_size,
-        "group_sizes": sorted({len(group) for group in schedule.groups(0)}),
+        "group_sizes": schedule.group_sizes,
         "sync_period": schedule.sync_period,
         "clock": options.clock,
         "quorum": options.quorum,

@@ -1,7 +1,7 @@
 """What a workload gives to training, and what training gives to a workload: interfaces, no logic.
 
-A workload is one class that has the members of :class:`Task`. It never sees other workers, axis names, transports or
-algorithms; training never sees what its data mean.
+A workload is one class that has the members of :class:`Task`; it may inherit some from :class:`Defaults`. It never
+sees other workers, axis names, transports or algorithms; training never sees what its data mean.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -116,6 +116,26 @@ class Feed(Protocol):
     def close(self) -> None:
         """Stops whatever loads in the background."""
         ...
+
+
+class Defaults:
+    """For a task to inherit: the members of :class:`Task` that many workloads have no use for."""
+
+    units_per_epoch: int | None = None
+
+    def carry(self, key: jax.Array) -> Any:
+        """Nothing is carried from step to step."""
+        del key
+        return ()
+
+    def export(self) -> dict[str, Any]:
+        """Nothing needs to be known about the exported model."""
+        return {}
+
+    def finish(self, out: Path, notes: Mapping[str, frozenset[int]], parts: Sequence[Any]) -> dict[str, Any]:
+        """Nothing is written, and nothing added to the summary."""
+        del out, notes, parts
+        return {}
 
 
 class Task(Protocol):

@@ -8,6 +8,10 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from wagma_jax.algorithms.allreduce import allreduce_sgd
+    from wagma_jax.algorithms.dpsgd import dpsgd
+    from wagma_jax.algorithms.local import local_sgd
+    from wagma_jax.algorithms.sgp import sgp
     from wagma_jax.averager import GroupAverager, GroupAverageState
     from wagma_jax.averaging import AverageInfo
     from wagma_jax.collectives import consensus, consensus_distance, group_mean
@@ -19,6 +23,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
+    "algorithms.allreduce": ("allreduce_sgd",),
+    "algorithms.dpsgd": ("dpsgd",),
+    "algorithms.local": ("local_sgd",),
+    "algorithms.sgp": ("sgp",),
     "averager": ("GroupAverageState", "GroupAverager"),
     "averaging": ("AverageInfo",),
     "collectives": ("consensus", "consensus_distance", "group_mean"),
@@ -37,12 +45,16 @@ __all__ = [
     "GroupExchange",
     "GroupSchedule",
     "allreduce_gradients",
+    "allreduce_sgd",
     "consensus",
     "consensus_distance",
+    "dpsgd",
     "for_workers",
     "group_average",
     "group_mean",
+    "local_sgd",
     "replicate",
+    "sgp",
     "wagma",
 ]
 

@@ -97,6 +97,11 @@ class GroupSchedule:
         t = _round(t)
         return self.sync_period is not None and (t + 1) % self.sync_period == 0
 
+    @property
+    def group_sizes(self) -> list[int]:
+        """The sizes of the groups of an ordinary round, ascending."""
+        return sorted({len(group) for group in self.groups(0)})
+
     @functools.cached_property
     def period(self) -> int:
         """Rounds after which the sequence of ordinary groups repeats; at most ``num_workers``."""

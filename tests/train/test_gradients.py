@@ -8,7 +8,7 @@ from contexts import CONTEXTS, data_mesh
 from flax import nnx
 
 import wagma_jax as wagma
-from train.gradients import cross_entropy, mean_loss_and_gradients
+from train.gradients import GradientOptions, cross_entropy, mean_loss_and_gradients
 
 
 def linear_loss(params, carry, batch):
@@ -157,3 +157,23 @@ def test_cross_entropy_is_its_definition(smoothing):
     actual = jax.jit(cross_entropy, static_argnums=2)(jnp.asarray(logits, jnp.float32), jnp.asarray(labels), smoothing)
     assert actual.dtype == jnp.float32
     np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"label_smoothing": -0.1}, r"--label-smoothing must be in \[0, 1\), got -0.1: the default is 0.0"),
+        ({"label_smoothing": 1.0}, r"--label-smoothing must be in"),
+        ({"label_smoothing": float("nan")}, "got nan"),
+        ({"accumulate": 0}, "--accumulate must be an integer of at least 1, got 0"),
+        ({"accumulate": 1.5}, "--accumulate must be an integer"),
+        ({"precision": "float16"}, "--precision must be one of float32, bfloat16, got 'float16'"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        GradientOptions(**options).check()
+
+
+def test_good_options():
+    GradientOptions(label_smoothing=0.1, accumulate=4, precision="bfloat16").check()

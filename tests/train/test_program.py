@@ -1,6 +1,7 @@
 """Runs of a toy workload in one program: what they count, write, and leave behind."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from tests.train import runs
 from tests.train.toy import Toy
 from train import devices
 from train.devices import mesh_of, worker_mesh
+from wagma_jax.algorithms.sgp import SgpOptions
 
 KEYS = {
     "algorithm", "transport", "workers", "group_size", "sync_period", "clock", "seed", "steps", "unit", "examples",
@@ -25,7 +27,7 @@ def wagma_run(tmp_path_factory):
     return out, *runs.train(out, steps=8, late_probability=0.3, sync_period=4)
 
 
-@pytest.mark.parametrize("algorithm", ["wagma", "allreduce", "local"])
+@pytest.mark.parametrize("algorithm", ["wagma", "allreduce", "local", "dpsgd", "sgp"])
 def test_a_run_leaves_its_results(algorithm, wagma_run, tmp_path):
     if algorithm == "wagma":
         out, summary, rows = wagma_run
@@ -48,9 +50,13 @@ def test_a_run_leaves_its_results(algorithm, wagma_run, tmp_path):
     assert np.mean(logged) == pytest.approx(written["late_fraction"])
     # measured at sync rounds, and nowhere else
     distances = [row["consensus_distance"] for row in rows if "loss" in row]
-    assert [distance is None for distance in distances] == [algorithm != "allreduce", False] * 2
-    assert (max(d for d in distances if d is not None) < 1e-6) == (algorithm == "allreduce")
-    assert written["consensus_distance"] == distances[-1]
+    if algorithm in ("dpsgd", "sgp"):  # there are none
+        assert distances == [None] * 4
+        assert written["consensus_distance"] > 0
+    else:
+        assert [distance is None for distance in distances] == [algorithm != "allreduce", False] * 2
+        assert (max(d for d in distances if d is not None) < 1e-6) == (algorithm == "allreduce")
+        assert written["consensus_distance"] == distances[-1]
     assert written["drawn"] > 50  # what batches had to say, of all steps
 
 
@@ -131,6 +137,11 @@ def test_command_line(tmp_path):
         ({"batch_size": -1}, "--batch-size"),
         ({"meet_every": 0, "transport": "mpi"}, "--meet-every must be at least 1"),
         ({"late_probability": 1.0}, "--late-probability must be in"),
+        ({"algorithm": "dpsgd", "transport": "mpi"}, "--algorithm dpsgd runs in one program only, got --transport mpi"),
+        (
+            {"sgp": SgpOptions(overlap=1)},
+            r"--sgp.\* is for --algorithm sgp, got .*overlap=1. with --algorithm w",
+        ),
         ({"seed": -1}, "--seed"),
         ({"group_size": 5}, "group_size must be between 1 and num_workers=4, got 5"),
         ({"sync_period": 0}, "sync_period must be at least 1"),
@@ -161,6 +172,25 @@ def test_bad_options_are_refused_before_anything_is_written(options, message, tm
     with pytest.raises(ValueError, match=message):
         runs.train(**{"steps": 8, "out": tmp_path / "run", **options})
     assert not list(tmp_path.iterdir())
+
+
+def test_an_algorithm_has_options_and_a_state_of_its_own(tmp_path):
+    """Both are kept for a resumed run: what is on its way in SGP is there again."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    words = ["--workers", 4, "--algorithm", "sgp", "--sgp.overlap", 1, "--steps", 8, "--checkpoint-every", 4]
+    words += ["--log-every", 2]
+    runs.command_line(*words, "--out", whole)
+    assert runs.summary(whole)["options"]["sgp"] == {"overlap": 1}
+    shutil.copytree(whole, broken)
+    (broken / "summary.json").unlink()
+    shutil.rmtree(broken / "checkpoints" / "8")
+    runs.command_line("--resume", broken)
+    assert runs.numbers(broken) == runs.numbers(whole)
+    np.testing.assert_array_equal(runs.consensus(broken / "consensus"), runs.consensus(whole / "consensus"))
+    plain, _ = runs.train(tmp_path / "plain", steps=8, algorithm="sgp")
+    assert plain["options"]["sgp"] == {"overlap": 0}
+    with pytest.raises(SystemExit):
+        runs.command_line(*words[:4], "--sgp.overlap", 2, "--out", tmp_path / "no")
 
 
 def test_epochs_need_an_end_of_the_data(tmp_path, monkeypatch):

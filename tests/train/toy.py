@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from train import recipe, run
+from train.data.arrays import ArrayFeed, batch_shapes
+from train.data.order import Order
 from train.fields import option
 from train.options import RunOptions
-from train.task import Batch, Gradients, Mean, Score
+from train.task import Defaults, Gradients, Mean, Score
 
 WIDTH, EXAMPLES = 5, 240
 
@@ -28,10 +30,6 @@ class Options(RunOptions, recipe.RecipeOptions):
     noise: float = 0.01
     pause: float = option(0.0, resume="free")
 
-    def check(self) -> None:
-        super().check()
-        self.check_recipe()
-
 
 class Carry(NamedTuple):
     """Steps taken, and a random key: something of every kind that a checkpoint must keep."""
@@ -40,20 +38,16 @@ class Carry(NamedTuple):
     key: jax.Array
 
 
-class Toy:
+class Toy(Defaults):
     name, unit, score = "toy", "rows", Score("error", higher=False)
-    units_per_epoch = EXAMPLES
+    units_per_epoch, fingerprint = EXAMPLES, {"rows": EXAMPLES}
 
     def __init__(self, options: Options):
-        self.options = options
-        self.units_per_step = options.batch_size
+        self.options, self.units_per_step = options, options.batch_size
+        x = np.random.default_rng(7).normal(size=(EXAMPLES, WIDTH)).astype(np.float32)
+        self.data = {"x": x, "y": x @ np.arange(1, WIDTH + 1, dtype=np.float32)}
+        self.batch_shapes = batch_shapes(self.data, options.batch_size)
         self.like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self.init(0))
-        self.fingerprint = {"rows": EXAMPLES}
-        row = jax.ShapeDtypeStruct((options.batch_size, WIDTH), np.float32)
-        self.batch_shapes = [{"x": row, "y": jax.ShapeDtypeStruct((options.batch_size,), np.float32)}]
-        rng = np.random.default_rng(7)
-        self.x = rng.normal(size=(EXAMPLES, WIDTH)).astype(np.float32)
-        self.y = self.x @ np.arange(1, WIDTH + 1, dtype=np.float32)
 
     def init(self, seed):
         weights = np.random.default_rng(seed).normal(size=WIDTH).astype(np.float32)
@@ -64,51 +58,40 @@ class Toy:
 
     def gradients(self, model, carry, batch, key):
         targets = batch["y"] + self.options.noise * jax.random.normal(key, batch["y"].shape)
-
-        def loss_function(params):
-            return jnp.mean(jnp.square(batch["x"] @ params["w"] - targets))
-
-        loss, grads = jax.value_and_grad(loss_function)(model["params"])
+        error = lambda params: jnp.mean(jnp.square(batch["x"] @ params["w"] - targets))
+        loss, grads = jax.value_and_grad(error)(model["params"])
         stats = {"mean": 0.9 * model["stats"]["mean"] + 0.1 * targets.mean()}
         carry = Carry(carry.steps + 1, jax.random.fold_in(carry.key, carry.steps))
         return Gradients(grads, stats, carry, {"loss": Mean(loss, jnp.ones(()))})
 
     def feed(self, place, seed, first_unit):
-        return ToyFeed(self, place, seed, first_unit)
+        options = self.options
+        order = Order(EXAMPLES, options.workers, options.batch_size, seed, options.sampling, first_unit)
+        return ToyFeed(self.data, order, place, options.pause)
 
     def evaluate(self, model, place):
         which, parts = place.part
-        error = self.x[which::parts] @ model["params"]["w"] - self.y[which::parts]
-        return float(np.square(error).sum()), len(error)
+        x, y = self.data["x"][which::parts], self.data["y"][which::parts]
+        return float(np.square(x @ model["params"]["w"] - y).sum()), len(y)
 
     def scores(self, parts):
         return {"error": sum(total for total, _ in parts) / sum(count for _, count in parts)}
-
-    def export(self):
-        return {"width": WIDTH}
 
     def finish(self, out, notes, parts):
         return {"drawn": len(notes.get("drawn", ()))}
 
 
-class ToyFeed:
-    def __init__(self, toy, place, seed, first_unit):
-        self.toy, self.place, self.seed, self.first = toy, place, seed, first_unit
+class ToyFeed(ArrayFeed):
+    """Takes its time, and notes which rows it gives."""
+
+    def __init__(self, data, order, place, pause):
+        super().__init__(data, order, place)
+        self.pause = pause
 
     def next(self, step, model, carry):
-        size, options = self.toy.options.batch_size, self.toy.options
-        time.sleep(options.pause)
-        rows = []
-        for worker in self.place.workers:
-            draws = np.random.default_rng((self.seed, self.first, step, worker))
-            own = np.arange(worker, EXAMPLES, options.workers) if options.sampling == "shard" else np.arange(EXAMPLES)
-            rows.append(draws.choice(own, size))
-        rows = np.stack(rows)
-        arrays = self.place.put({"x": self.toy.x[rows], "y": self.toy.y[rows]})
-        return Batch(arrays, np.full(len(rows), size), {"drawn": frozenset(rows.ravel().tolist())}), carry
-
-    def close(self):
-        pass
+        time.sleep(self.pause)
+        batch, carry = super().next(step, model, carry)
+        return batch._replace(notes={"drawn": frozenset(self.rows(step).ravel().tolist())}), carry
 
 
 WORKLOAD = run.Workload("toy", Options, Toy, recipe.create_optimizer, module="tests.train.toy")

@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from train.data.order import Order
-from train.fields import option
+from train.fields import Checked, option
 from train.interrupts import SIGNALS
 
 Tree = dict[str, np.ndarray]
@@ -49,7 +49,7 @@ class Examples(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class LoadingOptions:
+class LoadingOptions(Checked):
     """How a script loads its data.
 
     Attributes:
@@ -60,12 +60,13 @@ class LoadingOptions:
     loader_threads: int = option(8, resume="free")
     loader_processes: int = option(0, resume="free")
 
-    def check_loading(self) -> None:
+    def check(self) -> None:
         """Raises ValueError for numbers out of range."""
         if self.loader_threads < 1:
             raise ValueError(f"--loader-threads must be at least 1, got {self.loader_threads}")
         if self.loader_processes < 0:
             raise ValueError(f"--loader-processes must not be negative, got {self.loader_processes}")
+        super().check()
 
 
 class Batches(Iterator[T]):

@@ -81,6 +81,10 @@ class Order:
             indices[here] = permutation(size, (self.seed, *key, int(epoch)))[within[here]]
         return first + stride * indices
 
+    def batch(self, step: int, worker: int) -> np.ndarray:
+        """Which examples a worker takes at a step, int64 [batch_size]."""
+        return self.indices(self.positions(step, worker), worker)
+
     def take(self, step: int, workers: Sequence[int], rows: range) -> tuple[np.ndarray, "Draws"]:
         """What some workers take at a step.
 

@@ -143,6 +143,7 @@ class MpiWorkers:
             ledger=out,
             **({"first_round": position.step} if self._exchange_state is None else {"state": self._exchange_state}),
         )
+        assert algorithm.mpi is not None, "the options have been checked"
         self.exchange = algorithm.mpi(settings, group.world, learner.exchanged(self._state.model))
         self._next_meeting = self._after(position.step)
         self._pending: list[dict[str, Mean]] = []

@@ -204,7 +204,7 @@ class ProgramWorkers:
 
     def consensus(self) -> Consensus:
         """The mean of all models."""
-        model, squares = self._consensus(self._state.model)
+        model, squares = self._consensus(self._state.model, self._state.algorithm)
         return Consensus(jax.tree.map(np.asarray, model), float(devices.local(squares).sum(dtype=np.float64)))
 
     def pieces(self) -> dict[str, Any]:
@@ -253,9 +253,10 @@ class ProgramWorkers:
     def _mean(self) -> Any:
         mesh = self.place.mesh
 
-        def mean(models, squares_of=square_distance):
-            each = wagma.for_workers(functools.partial(wagma.consensus, axis_name=AXIS), axis_name=AXIS, mesh=mesh)
-            means = each(models)
+        def mean(models, states, squares_of=square_distance):
+            share = self._strategy.share
+            mean_of = lambda model, state: wagma.consensus(share(model, state), axis_name=AXIS)
+            means = wagma.for_workers(mean_of, axis_name=AXIS, mesh=mesh)(models, states)
             apart = wagma.for_workers(lambda a, b: squares_of(a["params"], b["params"]), axis_name=AXIS, mesh=mesh)
             return jax.tree.map(lambda leaf: leaf[0], means), apart(models, means)
 

@@ -1,7 +1,11 @@
 """Allreduce-SGD: the mean gradient of all workers at every step, the synchronous baseline."""
 
+import optax
+
 from wagma_jax.algorithms.base import Algorithm, Settings, Strategy, averaging
+from wagma_jax.collectives import AxisName
 from wagma_jax.schedule import GroupSchedule
+from wagma_jax.transformations import allreduce_gradients
 
 
 def xla(settings: Settings) -> Strategy:
@@ -12,6 +16,21 @@ def xla(settings: Settings) -> Strategy:
 def mpi(settings: Settings, comm, tree):
     """Every round is a sync round."""
     return settings.exchange(comm, tree, GroupSchedule(comm.size, comm.size, 1))
+
+
+def allreduce_sgd(
+    inner: optax.GradientTransformation, axis_name: AxisName = "data"
+) -> optax.GradientTransformationExtraArgs:
+    """Allreduce-SGD with any optimizer: ``optax.chain(allreduce_gradients(axis_name), inner)``.
+
+    Args:
+        inner: The optimizer, which gets the mean gradient. Parameters stay equal on all workers.
+        axis_name: The mapped axis (or tuple of mesh axes) whose indices are the workers.
+
+    Raises:
+        ValueError: From ``update``: as :func:`wagma_jax.allreduce_gradients`.
+    """
+    return optax.chain(allreduce_gradients(axis_name), inner)
 
 
 ALGORITHM = Algorithm("allreduce", "Allreduce-SGD: global gradient mean at every step", "gradients", xla, mpi)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from wagma_jax.averager import GroupAverager
 from wagma_jax.averaging import AverageInfo
 from wagma_jax.collectives import AxisName
+from wagma_jax.gossip import GossipSchedule
 from wagma_jax.schedule import GroupSchedule
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class Settings:
         first_round: The round to begin with.
         ledger: Across processes, the folder of the ledgers, or None.
         state: Across processes, what ``exchange.state()`` returned, to go on from; None for a new run.
+        options: The options that the algorithm alone has, of the type that its table entry names; None: the defaults.
     """
 
     num_workers: int
@@ -46,6 +48,7 @@ class Settings:
     first_round: int = 0
     ledger: Path | None = None
     state: Any = None
+    options: Any = None
 
     def schedule(self) -> GroupSchedule:
         """The schedule of rotating groups with these settings; ValueError for bad ones."""
@@ -86,18 +89,21 @@ class Strategy:
     """An algorithm inside one XLA program; its functions run per worker and are traced.
 
     Attributes:
-        schedule: The groups and sync rounds that it amounts to.
+        schedule: The groups and sync rounds, or the neighbours, that it amounts to.
         init: Maps a tree like those that ``combine`` takes to the strategy's first state.
         combine: Maps (tree, before, state, late) to (tree, state, info). Where the algorithm exchanges models, ``tree``
             is this worker's model after its local step, and comes back as the model to go on with. Where it exchanges
             gradients, ``tree`` holds this worker's gradients and the model's statistics, such as
             ``{"params": gradients, "stats": statistics}``, and both come back averaged, for the local optimizer.
             ``before`` is the model at which the step began. ``late`` is a boolean scalar, or None for nobody.
+        share: Maps (tree, state) to the tree whose mean over all workers is the consensus: the model itself, unless
+            the state holds a part of it.
     """
 
-    schedule: GroupSchedule
+    schedule: GroupSchedule | GossipSchedule
     init: Callable[[Any], Any]
     combine: Callable[[Any, Any, Any, Any], tuple[Any, Any, AverageInfo]]
+    share: Callable[[Any, Any], Any] = lambda tree, state: tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +117,7 @@ class Algorithm:
             model's statistics.
         xla: Builds the strategy that runs inside one XLA program; ValueError for settings that it cannot have.
         mpi: Builds the exchange over a communicator, one process per worker, from (settings, communicator, a tree like
-            those that are exchanged).
+            those that are exchanged); None for an algorithm that runs in one program only.
         options: The dataclass of the options that this algorithm alone has, or None.
     """
 
@@ -119,7 +125,7 @@ class Algorithm:
     summary: str
     exchanges: Literal["models", "gradients"]
     xla: Callable[[Settings], Strategy]
-    mpi: "Callable[[Settings, Any, Any], GroupExchange]"
+    mpi: "Callable[[Settings, Any, Any], GroupExchange] | None" = None
     options: type | None = None
 
 

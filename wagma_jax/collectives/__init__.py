@@ -14,13 +14,15 @@ Lowerings of a group's sum:
 All add in float32 or wider and in an order that does not depend on the member, so members get the same bits.
 
 Modules: ``axes`` (the workers' axis), ``packing`` (buffers), ``lowerings`` (a group's sum in each way), ``sums`` (which
-way), ``lockstep`` (what is equal on all workers), ``means`` (the functions for users).
+way), ``neighbours`` (sums over those a worker receives from), ``lockstep`` (what is equal on all workers), ``means``
+(the functions for users).
 """
 
 from wagma_jax.collectives.axes import AxisName, axis_size, canonical_axis, check_varying
 from wagma_jax.collectives.lockstep import per_worker
 from wagma_jax.collectives.lowerings import LOWERINGS, GroupTables, Lowering, check_lowering, group_tables, widen
 from wagma_jax.collectives.means import consensus, consensus_distance, group_mean, mean_of_all
+from wagma_jax.collectives.neighbours import received_sums
 from wagma_jax.collectives.packing import pack
 from wagma_jax.collectives.sums import global_sums, group_sums
 
@@ -42,5 +44,6 @@ __all__ = [
     "mean_of_all",
     "pack",
     "per_worker",
+    "received_sums",
     "widen",
 ]

@@ -151,8 +151,8 @@ def test_close_does_not_wait_for_a_batch():
 
 
 def test_loading_options_out_of_range():
-    LoadingOptions().check_loading()
+    LoadingOptions().check()
     with pytest.raises(ValueError, match="--loader-threads must be at least 1, got 0"):
-        LoadingOptions(loader_threads=0).check_loading()
+        LoadingOptions(loader_threads=0).check()
     with pytest.raises(ValueError, match="--loader-processes must not be negative, got -1"):
-        LoadingOptions(loader_processes=-1).check_loading()
+        LoadingOptions(loader_processes=-1).check()
