@@ -139,7 +139,7 @@ class Engine:
             TimeoutError: It took longer than ``timeout`` seconds; says who was waited for.
         """
         with self._changed:
-            self._wait(lambda: self.state.round > t, timeout, f"round {t}")
+            self._wait(lambda: self.state.round > t and self.models.is_ready(t), timeout, f"round {t}")
             self._waits.watch(())
             return self.state.round - 1, self.models.collect(t), self._waits.seconds
 
