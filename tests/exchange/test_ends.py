@@ -37,7 +37,7 @@ def test_an_exception_ends_those_who_wait_and_those_who_compute():
     status, output = run(3, "exception")
     assert status == 1
     assert raised(1, output) == "LookupError: no more data"
-    assert raised(0, output) == "wagma_jax.exchange.engine.ExchangeError: rank 1 ended with LookupError: no more data"
+    assert raised(0, output) == "wagma_jax.ExchangeError: rank 1 ended with LookupError: no more data"
 
 
 @pytest.mark.parametrize("others", ["wait", "compute"])

@@ -115,7 +115,7 @@ def two_threads(comm):
             results = []
             thread = threading.Thread(target=lambda: results.append(exchange.average(params)))
             thread.start()
-            wait_until(exchange._lock.locked)
+            wait_until(exchange._call.lock.locked)
             for name, arguments in {"average": [params], "consensus": [params], "meet": [], "close": []}.items():
                 with expect(RuntimeError, f"{name}() was called from two threads at once"):
                     getattr(exchange, name)(*arguments)

@@ -63,6 +63,7 @@ class Cluster:
         machine=Rounds,
         abort_at=None,
         dies_resting=None,
+        dies_waiting=None,
         mean=global_mean,
         inbox=Inbox,
         barrier=True,
@@ -75,6 +76,7 @@ class Cluster:
         self.clock = clock
         self.abort_at = abort_at  # this worker's trainer fails instead of its n-th call: (worker, n)
         self.dies_resting = dies_resting  # this worker's trainer may fail at any time of its n-th rest: (worker, n)
+        self.dies_waiting = dies_waiting  # the same of its n-th call, one of "a"
         self.barrier = barrier  # whether nobody leaves a rest before all have entered
         self.global_mean = mean
         self.inbox = inbox
@@ -96,12 +98,9 @@ class Cluster:
         for worker in range(self.size):
             trainer, engine = world.trainers[worker], world.engines[worker]
             if not trainer.closed and not engine.life.over and not engine.life.aborted:
-                ready = trainer.waits is None or (trainer.waits != "rest" and engine.round > trainer.waits)
-                if trainer.waits == "rest":
-                    ready = engine.life.resting == Rest.NONE and not self._pending(world, worker)
-                if ready:
+                if self._is_ready(world, worker):
                     moves.append(("trainer", worker))
-                elif trainer.waits == "rest" and self.dies_resting == (worker, trainer.rests):
+                if self._may_die(trainer, worker):
                     moves.append(("dies", worker))
             if world.running[worker] is not None and self._all_in(world, worker):
                 moves.append(("completed", worker))
@@ -109,6 +108,22 @@ class Cluster:
             if world.running[dest] is None and not self._overtakes(world, source, dest, event):
                 moves.append(("deliver", source, dest, event))
         return moves
+
+    def _is_ready(self, world, worker):
+        trainer, engine = world.trainers[worker], world.engines[worker]
+        if trainer.waits is None:
+            return True
+        if trainer.waits == "rest":
+            return engine.life.resting == Rest.NONE and not self._pending(world, worker)
+        is_replaced = world.inboxes[worker].is_replaced and not self.schedule.is_sync(trainer.waits)
+        return engine.round > trainer.waits and not is_replaced
+
+    def _may_die(self, trainer, worker):
+        """At any time inside of a call, also when what it waits for has come."""
+        if trainer.waits == "rest":
+            return self.dies_resting == (worker, trainer.rests)
+        calls = len(self.plans[worker]) - len(trainer.plan)
+        return trainer.waits is not None and self.dies_waiting == (worker, calls)
 
     def _overtakes(self, world, source, dest, event):
         """A trainer's events come in order; of messages only an ABORT must not overtake what its sender said before."""
@@ -210,9 +225,7 @@ class Cluster:
             require(contained == (merge == Merge.SUM), "{} of W' = {} with {}", merge, version, taken)
             require(not taken.is_mean or merge == Merge.SUM, "a mean cannot be merged as a sum")
         else:
-            require(
-                self.clock == "round" or newest > trainer.waits or base >= trainer.waits or base >= 0, "a sum is there"
-            )
+            require(base >= newest, "the sum of round {} is there, but not merged: {}", newest, base)
         trainer = trainer._replace(waits=None, counter=counter, base=base)
         return self._set(world, "trainers", worker, trainer)
 
@@ -299,6 +312,8 @@ class Cluster:
             if sync and not after_failure:
                 served = at.round > r or self.machines[peer]._served(at, r)
                 require(served, "worker {} would wait inside sync round {} for {}", worker, r, peer)
+        if not sync and version != r:  # the result is a sum, for which that of an untaken one may be overwritten
+            world = self._set(world, "inboxes", worker, world.inboxes[worker].reuse()[0])
         return self._begin(world, worker, r, group, version)
 
     def _begin(self, world, worker, r, group, version):

@@ -77,6 +77,22 @@ def test_every_interleaving_of_a_failure_at_rest_ends_everywhere(sync_period, pl
     assert explore(Cluster(schedule, plans, 1, clock, dies_resting=dies_resting)) > 20
 
 
+@pytest.mark.parametrize("clock", ["step", "round"])
+@pytest.mark.parametrize(
+    ("sync_period", "plans", "dies_waiting"),
+    [
+        (None, ("aa", "aa"), (0, 2)),
+        (2, ("aa", "aa"), (1, 1)),
+        (2, ("aa", "aa"), (0, 2)),
+        (None, ("am", "am", "m"), (1, 1)),
+        (2, ("aa", "a", "aa"), (2, 1)),
+    ],
+)
+def test_every_interleaving_of_a_failure_inside_a_call_ends_everywhere(sync_period, plans, dies_waiting, clock):
+    schedule = GroupSchedule(len(plans), 2, sync_period)
+    assert explore(Cluster(schedule, plans, 1, clock, dies_waiting=dies_waiting)) > 20
+
+
 @st.composite
 def clusters(draw):
     num_workers = draw(st.integers(1, 9))
@@ -203,6 +219,17 @@ class TakenAgain(Inbox):
         return TakenAgain(result)
 
 
+class ThrownAway(Inbox):
+    """A sum that was not taken is gone when the next exchange begins."""
+
+    def reuse(self):
+        inbox, memory = super().reuse()
+        return inbox._replace(is_replaced=False), memory
+
+    def put(self, result):
+        return ThrownAway(result)
+
+
 def mean_not_published(outbox, inbox, version, mean):
     return outbox, type(inbox)()
 
@@ -214,6 +241,7 @@ MUTANTS = {
     "call": ((3, 2, 2), ("aa", "aa", ""), 1, "step", {"machine": NoCall}),
     "order of a jump": ((3, 2, 2), ("aa", "aa", "a"), 1, "round", {"machine": JumpsAnywhere}),
     "taken once": ((3, 2, None), ("aa", "aaa", "aa"), 1, "step", {"inbox": TakenAgain}),
+    "untaken sums": ((2, 2, None), ("aaa", "aaa"), 1, "step", {"inbox": ThrownAway}),
     "publication of the mean": ((2, 2, 2), ("aaa", "aa"), 1, "step", {"mean": mean_not_published}),
     "no tally at rest": ((2, 2, 2), ("aa", ""), 1, "step", {"machine": RestsWithATally}),
     "tallies of sync rounds only": ((2, 2, 2), ("aa", "aa"), 1, "step", {"machine": KeepsTallies}),

@@ -15,6 +15,17 @@ def test_the_newest_sum_is_taken_once_and_tells_whether_it_holds_the_own_model()
     assert newer.collect(version=3)[1:] == (Merge.SUM, newer.newest)
 
 
+def test_a_sum_that_is_not_taken_is_overwritten_by_the_next_for_which_a_trainer_waits():
+    inbox = Inbox().put(GroupSum(3, own=2, size=2, total="sum of round 3"))
+    taken = inbox.collect(version=3)[0]
+    assert taken.reuse() == (taken, None)
+    replaced, memory = inbox.reuse()
+    assert (replaced.is_replaced, memory) == (True, "sum of round 3")
+    with pytest.raises(AssertionError, match="wait for the exchange"):
+        replaced.collect(version=4)
+    assert replaced.put(GroupSum(4, own=2, size=2, total="")).collect(version=3)[1] == Merge.LATE
+
+
 def test_versions_never_decrease():
     outbox = Outbox(-1, "W_0").publish(3, "W'")
     with pytest.raises(AssertionError):

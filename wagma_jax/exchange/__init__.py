@@ -14,7 +14,7 @@ except ImportError as error:
         "pip install 'wagma_jax[mpi]'"
     ) from error
 
-from wagma_jax.exchange.engine import ExchangeError
+from wagma_jax.exchange.errors import ExchangeError
 from wagma_jax.exchange.exchange import GroupExchange
 from wagma_jax.exchange.info import ExchangeInfo
 

@@ -12,11 +12,10 @@ from typing import Any
 
 from mpi4py import MPI
 
-from wagma_jax.exchange import children
+from wagma_jax.exchange import children, tags
 
 SWITCH_INTERVAL = 2e-4  # seconds for which a thread may hold Python's GIL while an exchange is open
 GOODBYE_SECONDS = 3.0  # after a failure: how long a process waits for the others to end, before it ends them
-_TAG = 12
 
 _open: dict[Hashable, Callable[[], None]] = {}  # what to call for those that are open at the end; keeps them alive
 _switch_interval: list[float] = []
@@ -52,21 +51,22 @@ def exits(code: Any) -> None:
 def _at_exit() -> None:
     if children.is_child():
         return
-    code = _exit_code or int(bool(_open) or hasattr(sys, "last_value"))  # the latter by an uncaught exception
+    uncaught = hasattr(sys, "last_value")  # an exception, perhaps before any exchange, for which others wait
+    code = _exit_code or int(bool(_open) or uncaught)
     for abort in list(_open.values()):
         abort()
-    if not _failed or MPI.Is_finalized():
+    if not (_failed or uncaught) or MPI.Is_finalized():
         return
     world = MPI.COMM_WORLD
     end = time.perf_counter() + GOODBYE_SECONDS
     others = set(range(world.size)) - {world.rank}
-    requests = [world.isend(code, rank, _TAG) for rank in others]
+    requests = [world.isend(code, rank, tags.GOODBYE) for rank in others]
     if not code:
         return
     codes = {code}
     status = MPI.Status()
     while others and time.perf_counter() < end:
-        message = world.improbe(MPI.ANY_SOURCE, _TAG, status)
+        message = world.improbe(MPI.ANY_SOURCE, tags.GOODBYE, status)
         if message is None:
             time.sleep(0.01)
             continue
@@ -78,3 +78,6 @@ def _at_exit() -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         world.Abort(max(codes))
+
+
+atexit.register(_at_exit)

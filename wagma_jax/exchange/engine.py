@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from mpi4py import MPI
 
+from wagma_jax.exchange.errors import ExchangeError, described
 from wagma_jax.exchange.events import Events
 from wagma_jax.exchange.mailbox import Mailbox
 from wagma_jax.exchange.models import Exchanged, Models, Taken
@@ -26,10 +27,6 @@ from wagma_jax.protocol.rounds import Rounds, State
 EAGER_SECONDS = 5e-3  # most waits of a trainer are shorter
 WIND_UP_SECONDS = 5.0  # after a failure: how long what was promised to others is waited for
 ANSWER_SECONDS = 1.0
-
-
-class ExchangeError(RuntimeError):
-    """The run is over: this worker's engine or another worker has failed."""
 
 
 class _Inside(NamedTuple):
@@ -142,7 +139,7 @@ class Engine:
             TimeoutError: It took longer than ``timeout`` seconds; says who was waited for.
         """
         with self._changed:
-            self._wait(lambda: self.state.round > t, timeout, f"round {t}")
+            self._wait(lambda: self.state.round > t and self.models.is_ready(t), timeout, f"round {t}")
             self._waits.watch(())
             return self.state.round - 1, self.models.collect(t), self._waits.seconds
 
@@ -170,17 +167,24 @@ class Engine:
         """
         return self._rest(Rest.MEET, tally, timeout)
 
-    def close(self, timeout: float) -> None:
-        """Serves the others until all have closed, and ends the thread."""
+    def close(self, timeout: float) -> float:
+        """Serves the others until all have closed, and ends the thread.
+
+        Returns:
+            The seconds that are left of ``timeout`` for what else belongs to the end.
+        """
         self._events.post(messages.Retire(Rest.CLOSE))
         with self._changed:
             self._wait(lambda: self.state.life.over, timeout, "close()", resting=True)
-        self._thread.join(timeout)
+            deadline = self._progress + timeout
+        self._thread.join(max(0.0, deadline - time.perf_counter()))
         if self._thread.is_alive():
-            raise TimeoutError(f"the engine's thread has not ended within {timeout:.0f} s")
+            missing = sorted({*self.mailbox.others} - self._byes)
+            raise TimeoutError(f"close() has waited for {timeout:.1f} s for the last messages of the ranks {missing}")
         self.models.clear()
         self.wire.release()
         self.raise_failure()
+        return deadline - time.perf_counter()
 
     def abort(self, text: str) -> None:
         """Tells all others that this worker has failed, and ends the thread as soon as nobody counts on it."""
@@ -250,7 +254,7 @@ class Engine:
                 self._handle(event)
             self._finish()
         except BaseException as error:
-            text = f"rank {self.machine.worker}'s exchange failed: {type(error).__name__}: {error}"
+            text = f"rank {self.machine.worker}'s exchange failed: {described(error)}"
             with self._changed:
                 self._failure = self._failure or (text, error)
             self.mailbox.send_all(Message(Kind.ABORT, 0, text=text))

@@ -1,7 +1,6 @@
 """Wait-avoiding group model averaging for training scripts: one object per process."""
 
-import contextlib
-import threading
+import functools
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -13,9 +12,10 @@ import optax
 from mpi4py import MPI
 
 from wagma_jax.averaging import PolicyFunction
-from wagma_jax.exchange import children, ending, offsets, startup, transformation
-from wagma_jax.exchange.barrier import barrier
-from wagma_jax.exchange.engine import Engine, ExchangeError
+from wagma_jax.exchange import children, offsets, startup, transformation
+from wagma_jax.exchange.calls import Calls
+from wagma_jax.exchange.engine import Engine
+from wagma_jax.exchange.gathering import Gathering
 from wagma_jax.exchange.info import MERGE_NAMES, ExchangeInfo, describe
 from wagma_jax.exchange.models import Models, Taken
 from wagma_jax.exchange.standing import Standing
@@ -89,13 +89,13 @@ class GroupExchange:
         state: Mapping[str, Any] | None = None,
         ledger: Path | str | None = None,
     ):
-        self._closed = True  # until everything is there
         comm = startup.check_process(comm)
-        barrier(comm)
-        self._control = comm.Dup()  # of control messages
-        arguments, error = None, None
-        try:
-            arguments = startup.check_arguments(
+        gathering = Gathering(comm, startup.limit(timeout_seconds))
+        self._call = Calls(gathering)
+        with self._call.constructor():
+            gathering.enter()
+            check = functools.partial(
+                startup.check_arguments,
                 comm,
                 params,
                 group_size=group_size,
@@ -109,23 +109,21 @@ class GroupExchange:
                 state=state,
                 ledger=ledger,
             )
-        except Exception as caught:
-            error = caught
-        try:
-            startup.agree(self._control, arguments, state is not None, error)
-        except Exception:
-            self._control.Free()
-            raise
-        assert arguments
-        self.schedule, self.rank = arguments.schedule, comm.rank
+            self._open(gathering, startup.agree(gathering, check))
+
+    def _open(self, gathering: Gathering, arguments: startup.Arguments) -> None:
+        """The constructor's work, once all ranks have come and agree."""
+        self.schedule, self.rank = arguments.schedule, gathering.rank
         self.timeout_seconds = arguments.timeout_seconds
         self._staging, self._leaves, standing = arguments.staging, arguments.leaves, arguments.standing
-        self._data = comm.Dup()  # of models
+        self._gathering = gathering
+        self._control = gathering.comm  # of control messages
+        self._data = gathering.duplicate()  # of models
         wire = Wire(self._data, self._staging.device)
         model, self._differs = self._staging.pack(self._leaves), False
-        if state is None:
-            model, self._differs = startup.broadcast(self._control, self._staging, model)
-        startup.warm_up(wire, self._staging, self.schedule, model)
+        if not arguments.resumes:
+            model, self._differs = startup.broadcast(gathering, self._staging, model)
+        startup.warm_up(gathering, wire, self._staging, self.schedule, model)
         self._start: Buffers | None = model
         self._counter = standing.round
         self._base = standing.base
@@ -137,7 +135,7 @@ class GroupExchange:
         self._in_steps = False  # whether a jitted step calls average()
         self._recorder = arguments.recorder
         if self._recorder is not None:
-            self._recorder.add(startup.start_entry(arguments, self.rank, offsets.measure(self._control)))
+            self._recorder.add(startup.start_entry(arguments, self.rank, offsets.measure(gathering)))
             self._recorder.write(everything=True)  # without it what follows could not be read after a crash
         published = Outbox(standing.version, model if arguments.published is None else arguments.published)
         self._engine = Engine(
@@ -149,10 +147,8 @@ class GroupExchange:
             standing.round + 1,
             self._recorder,
         )
-        self._lock = threading.Lock()
-        ending.opened(self, lambda: self._abort(f"rank {self.rank} ended without close()"))
-        self._closed = False
         self._engine.start()
+        self._call.opened(self._engine, self._recorder)
 
     @property
     def round(self) -> int:
@@ -200,6 +196,7 @@ class GroupExchange:
             model = self._staging.pack(leaves)
             ready = time.perf_counter()
             self._stands = self._returned = None
+            self._call.count_on()
             t = self._engine.arrive(model, self._counter, tally)
             self._start, self._leaves = None, leaves
             del model, params
@@ -242,6 +239,7 @@ class GroupExchange:
             self._leaves = self._staging.check(params)
             model = self._staging.pack(self._leaves)
             ready = time.perf_counter()
+            self._call.count_on()
             newest, mean = self._engine.consensus(model, self.timeout_seconds)
             woken = time.perf_counter()
             self._counter = self._base = self._stands = self._returned = newest
@@ -273,6 +271,7 @@ class GroupExchange:
         with self._call("meet"):
             entered = time.perf_counter()
             self._stands = None
+            self._call.count_on()
             self._counter, sums = self._engine.meet(tally, self.timeout_seconds)
             self._stands = self._counter
             if self._recorder is not None:
@@ -322,18 +321,18 @@ class GroupExchange:
             ExchangeError: Another worker has failed.
             TimeoutError: The others have not come within ``timeout_seconds``.
         """
-        if self._closed or children.is_child():
+        if self._call.closed or children.is_child():
             return
         self._finish_steps()
         with self._call("close"):
-            self._engine.close(self.timeout_seconds)
-            self._closed = True
+            self._call.count_on()
+            self._gathering.end(self._engine.close(self.timeout_seconds))
             if self._recorder is not None:
-                self._recorder.add(offsets.measure(self._control))
+                self._recorder.add(offsets.measure(self._gathering))
                 self._recorder.add(entries.End())
                 self._recorder.close()
             self._start, self._leaves = None, []
-            ending.closed(self, failed=False)
+            self._call.close()
             self._control.Free()
             self._data.Free()
 
@@ -344,43 +343,14 @@ class GroupExchange:
         if error is None:
             self.close()
         else:
-            if isinstance(error, SystemExit):
-                ending.exits(error.code)
-            self._abort(f"rank {self.rank} ended with {kind.__name__}: {error}")
+            self._call.fail(error)
 
     # helpers
-
-    @contextlib.contextmanager
-    def _call(self, name: str):
-        """One call at a time, while it is open; an error inside is told to all others."""
-        children.refuse(f"{name}()")
-        if self._closed:
-            raise RuntimeError(f"{name}() was called after the exchange was closed: build a new GroupExchange")
-        if not self._lock.acquire(blocking=False):
-            raise RuntimeError(f"{name}() was called from two threads at once: call it from one")
-        try:
-            self._engine.enter()
-            self._engine.raise_failure()
-            yield
-        except (ExchangeError, TimeoutError) as error:
-            self._abort(f"rank {self.rank} ended with {type(error).__name__}: {error}")
-            raise
-        finally:
-            self._engine.leave()
-            self._lock.release()
 
     def _finish_steps(self) -> None:
         """Waits for jitted steps that were dispatched, but have not called ``average`` yet."""
         if self._in_steps:
             jax.effects_barrier()
-
-    def _abort(self, text: str) -> None:
-        if not self._closed and not children.is_child():
-            self._closed = True
-            self._engine.abort(text)
-            if self._recorder is not None:
-                self._recorder.close()
-            ending.closed(self, failed=True)
 
     def _merged(self, taken: Taken) -> Any:
         """The new tree; notes which round's result is in it."""

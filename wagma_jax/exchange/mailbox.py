@@ -5,8 +5,9 @@ from typing import Any
 
 from mpi4py import MPI
 
+from wagma_jax.exchange import tags
+
 LOOKS = 3
-_TAG = 11
 _SHORTEST_SLEEP = 20e-6  # seconds
 
 
@@ -35,7 +36,7 @@ class Mailbox:
         """The source and the content of the next message, None if there is none. Also moves sends forward."""
         # Open MPI looks first and makes progress then: what comes in by that is only seen by a later look
         for _ in range(LOOKS):
-            message = self._comm.improbe(MPI.ANY_SOURCE, _TAG, self._status)
+            message = self._comm.improbe(MPI.ANY_SOURCE, tags.MAIL, self._status)
             if message is not None:
                 return self._status.Get_source(), message.recv()
         self._test()
@@ -43,7 +44,7 @@ class Mailbox:
 
     def send(self, dest: int, content: Any) -> None:
         """Sends a message."""
-        request = self._comm.isend(content, dest, _TAG)
+        request = self._comm.isend(content, dest, tags.MAIL)
         if not request.Test():  # which also makes the progress that puts the message on its way
             self._requests.append(request)
         self.sent += 1

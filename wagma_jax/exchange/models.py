@@ -99,20 +99,14 @@ class Models:
         self._pool.begin_reading(model)
         buffers = self.part(model, t)
         is_mean = self._is_sync(t) or version == t
-        memory = None if is_mean else self._untaken_memory()
+        memory = None
+        if not is_mean:
+            self.inbox, memory = self.inbox.reuse()
         return Contribution(version, buffers, is_mean, self.memory(len(buffers)) if memory is None else memory)
 
     def memory(self, size: int) -> Buffers | None:
         """Memory for a result of ``size`` buffers, None if there is none."""
         return self._pool.take(size)
-
-    def _untaken_memory(self) -> Buffers | None:
-        """The memory of a sum that the trainer has not come for; it is to be replaced."""
-        newest = self.inbox.newest
-        if newest is None or newest.taken:
-            return None
-        self.inbox = Inbox()
-        return newest.total
 
     def put(self, exchanged: Exchanged, contribution: Contribution, result: Buffers, tally: Tally) -> None:
         """The result of a round."""
@@ -136,8 +130,12 @@ class Models:
         """The exchange is over."""
         self._pool.end_reading(self.outbox.model)
 
+    def is_ready(self, t: int) -> bool:
+        """Whether the trainer can take something after its round t; else once the exchange in progress is over."""
+        return self._is_sync(t) or not self.inbox.is_replaced
+
     def collect(self, t: int) -> Taken:
-        """What the trainer takes after its round t."""
+        """What the trainer takes after its round t, once it is ready."""
         exchanged = self._exchanged.get(t)
         if self._is_sync(t):
             return Taken(exchanged, None, None, self.outbox.model, self._tally)

@@ -1,11 +1,13 @@
 """How an exchange begins: arguments are checked, ranks agree, models are made equal, and everything is compiled."""
 
+import functools
+import hashlib
 import operator
 import os
 import platform
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +17,8 @@ from mpi4py import MPI
 
 from wagma_jax.averaging import PolicyFunction
 from wagma_jax.exchange import children
-from wagma_jax.exchange.barrier import barrier
+from wagma_jax.exchange.errors import described
+from wagma_jax.exchange.gathering import Gathering
 from wagma_jax.exchange.recorder import Recorder
 from wagma_jax.exchange.staging import ALIGNMENT, Staging
 from wagma_jax.exchange.standing import MOST_ROUNDS, Standing, restore
@@ -26,6 +29,7 @@ from wagma_jax.protocol.messages import Tally
 from wagma_jax.protocol.rounds import Clock
 from wagma_jax.schedule import GroupSchedule, integer
 
+DEFAULT_TIMEOUT_SECONDS = 600.0
 BROADCAST_BYTES = 1 << 24  # at a time
 
 
@@ -40,6 +44,7 @@ class Arguments(NamedTuple):
         staging: Between trees and buffers.
         leaves: Of ``params``.
         standing: Where this worker stands.
+        resumes: Whether that was given by ``state``.
         published: What it has published, if that is not ``params``.
         recorder: Of the ledger, or None.
     """
@@ -51,6 +56,7 @@ class Arguments(NamedTuple):
     staging: Staging
     leaves: list[Any]
     standing: Standing
+    resumes: bool
     published: Buffers | None
     recorder: Recorder | None
 
@@ -126,6 +132,7 @@ def check_arguments(
         staging,
         leaves,
         standing._replace(published=None),
+        state is not None,
         published,
         None if ledger is None else Recorder(ledger, comm.rank),
     )
@@ -146,35 +153,56 @@ def check_tally(tally: Sequence[int]) -> Tally:
     return numbers
 
 
-def agree(comm: MPI.Intracomm, arguments: Arguments | None, state_given: bool, error: Exception | None) -> None:
-    """Raises on all ranks if one has an error, or other arguments than rank 0.
+def limit(timeout_seconds: Any) -> float:
+    """How long the ranks wait for each other until all arguments are checked; some rank may have passed anything."""
+    usable = isinstance(timeout_seconds, int | float) and timeout_seconds > 0
+    return min(float(timeout_seconds), threading.TIMEOUT_MAX) if usable else DEFAULT_TIMEOUT_SECONDS
+
+
+def agree(gathering: Gathering, check: Callable[[], Arguments]) -> Arguments:
+    """This rank's arguments; raises on all ranks if one has an error, or other arguments than rank 0.
+
+    Args:
+        gathering: Of all ranks.
+        check: Returns the arguments, or raises what is wrong with them.
 
     Raises:
         ValueError: Another rank has an error, or the arguments differ.
-        Exception: ``error``, if there is one.
+        Exception: What ``check`` raises.
     """
-    barrier(comm)
-    text = None if error is None else f"{type(error).__name__}: {error}"
-    everyone = comm.allgather((text, None if arguments is None else _description(arguments, state_given)))
-    if error is not None:
-        raise error
-    for rank, (text, _) in enumerate(everyone):
-        if text is not None:
-            raise ValueError(f"rank {rank} could not build its exchange: {text}")
-    for rank, (_, other) in enumerate(everyone):
-        difference = _difference(everyone[0][1], other)
+    arguments, text, error = None, "", None
+    try:
+        arguments = check()
+    except Exception as caught:
+        text, error = described(caught), caught
+    description = None if arguments is None else _description(arguments)
+    digest = hashlib.sha256(repr(description).encode()).digest()
+    everyone = gathering.allgather(np.frombuffer(bytes([error is not None]) + digest, np.uint8))
+    wrong = np.flatnonzero(everyone[:, 0])
+    if wrong.size:
+        rank = int(wrong[0])
+        text = gathering.broadcast_object(text, rank)
+        gathering.agreed_to_fail()
+        raise error or ValueError(f"rank {rank} could not build its exchange: {text}")
+    assert arguments
+    _, firsts = np.unique(everyone, axis=0, return_index=True)
+    for rank in sorted(set(firsts.tolist()) - {0}):
+        first, other = gathering.broadcast_object(description, 0), gathering.broadcast_object(description, rank)
+        difference = _difference(first, other)
         if difference:
+            gathering.agreed_to_fail()
             raise ValueError(f"rank {rank} and rank 0 differ: {difference}; pass the same on all ranks")
+    return arguments
 
 
-def _description(arguments: Arguments, state_given: bool) -> tuple[dict[str, str], list[Any], str]:
+def _description(arguments: Arguments) -> tuple[dict[str, str], list[Any], str]:
     """What must be equal on all ranks: settings, leaves and structure."""
     settings = {
         "schedule": repr(arguments.schedule),
         "quorum": str(arguments.quorum),
         "clock": arguments.clock,
         "first_round": str(arguments.standing.round + 1),
-        "state": "given" if state_given else "not given",
+        "state": "given" if arguments.resumes else "not given",
         "ledger": "not written" if arguments.recorder is None else "written",
     }
     return settings, arguments.staging.describe(), str(arguments.staging.treedef)
@@ -198,18 +226,17 @@ def _difference(expected: Any, came: Any) -> str | None:
     return None if expected[2] == came[2] else f"the tree is {came[2]} there, and {expected[2]} on rank 0"
 
 
-def broadcast(comm: MPI.Intracomm, staging: Staging, model: Buffers) -> tuple[Buffers, bool]:
+def broadcast(gathering: Gathering, staging: Staging, model: Buffers) -> tuple[Buffers, bool]:
     """Rank 0's buffers, and whether this rank's differ from them."""
-    barrier(comm)
     result, differs = [], False
     for own in model:
         mine = np.asarray(own).view(np.uint8)
         theirs = _aligned_empty(mine.size)
-        if comm.rank == 0:
+        if gathering.rank == 0:
             theirs[:] = mine
         for start in range(0, theirs.size, BROADCAST_BYTES):
             part = slice(start, start + BROADCAST_BYTES)
-            comm.Bcast(theirs[part], root=0)
+            gathering.broadcast(theirs[part], 0)
             differs = differs or not np.array_equal(mine[part], theirs[part])
         result.append(jax.device_put(theirs.view(own.dtype), staging.device, may_alias=True))
     return staging.copy(tuple(result)), differs
@@ -222,7 +249,7 @@ def _aligned_empty(nbytes: int) -> np.ndarray:
     return memory[offset : offset + nbytes]
 
 
-def warm_up(wire: Wire, staging: Staging, schedule: GroupSchedule, model: Buffers) -> None:
+def warm_up(gathering: Gathering, wire: Wire, staging: Staging, schedule: GroupSchedule, model: Buffers) -> None:
     """Compiles everything, and makes every exchange once, so that no round waits for a compiler."""
     staging.warm_up(model)
     ordinary = staging.ordinary(model)
@@ -235,9 +262,11 @@ def warm_up(wire: Wire, staging: Staging, schedule: GroupSchedule, model: Buffer
     exchanges.append((everyone, -1, model))
     for group, _, buffers in exchanges:
         wire.prepare(group, buffers)
-    wire.barrier()  # before anybody waits inside of an exchange
+    gathering.barrier()  # before anybody waits inside of an exchange
     for group, t, buffers in exchanges:
-        wire.exchange(group, 1, (t, -1), buffers, wire.memory(buffers))
+        arguments = group, 1, (t, -1), buffers, wire.memory(buffers)
+        gathering.run(functools.partial(wire.exchange, *arguments))
+        del arguments
 
 
 def start_entry(arguments: Arguments, rank: int, offset: Offset) -> Start:

@@ -61,9 +61,23 @@ class Inbox(NamedTuple):
 
     Attributes:
         newest: The sum of the newest ordinary round that this worker took part in since the last global mean.
+        is_replaced: Whether an exchange is writing its sum to the memory of one that was not taken. A trainer that
+            arrives meanwhile waits for it, since nobody waits for a trainer inside of an exchange; it would have
+            nothing to merge otherwise, although rounds have passed.
     """
 
     newest: GroupSum | None = None
+    is_replaced: bool = False
+
+    def reuse(self) -> tuple["Inbox", Any]:
+        """The memory of the newest sum, for an exchange that begins; None if it was taken, or is none.
+
+        Returns:
+            The inbox until ``put``, and the memory.
+        """
+        if self.newest is None or self.newest.taken:
+            return self, None
+        return self._replace(newest=None, is_replaced=True), self.newest.total
 
     def put(self, result: GroupSum) -> "Inbox":
         """The inbox after another round: the newest sum replaces the one before."""
@@ -80,6 +94,7 @@ class Inbox(NamedTuple):
             The inbox after it, the rule that makes the next model, and the sum that the rule wants (None for
             ``Merge.OWN``).
         """
+        assert not self.is_replaced, "the trainer has to wait for the exchange"
         newest = self.newest
         if newest is None or newest.taken:
             return self, Merge.OWN, None

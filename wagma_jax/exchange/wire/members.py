@@ -10,12 +10,12 @@ import mpi4jax
 from jax import lax
 from mpi4py import MPI
 
+from wagma_jax.exchange import tags
+
 LARGE_BYTES = 1 << 21  # above which buffers are sent ahead
 LARGE_BYTES_OF_TWO = 1 << 18  # the same in groups of two, which need only one phase
 MESSAGE_BYTES = 1 << 20  # of large buffers: received at a time from all members together ...
 LEAST_MESSAGE_BYTES = 1 << 16  # ... but from each member at least this
-_TAG = 7
-_TAG_AHEAD = 8
 
 
 def may_be_large(buffer: jax.Array) -> bool:
@@ -85,13 +85,13 @@ class Members(NamedTuple):
             for i in range(count):
                 at = start + min(i * piece, size - piece)
                 message = MPI.buffer.fromaddress(address + at * itemsize, piece * itemsize, readonly=True)
-                requests.append(self.comm.Isend([message, datatype], self.group[dest], _TAG_AHEAD))
+                requests.append(self.comm.Isend([message, datatype], self.group[dest], tags.AHEAD))
         return requests
 
     def receive_ahead(self, source: int, size: int, dtype: Any) -> jax.Array:
         """Receives the next message of what another member has sent ahead."""
         like = jnp.zeros(size, _mpi_dtype(dtype))  # only its shape is used
-        received = mpi4jax.recv(like, source=self.group[source], tag=_TAG_AHEAD, comm=self.comm)
+        received = mpi4jax.recv(like, source=self.group[source], tag=tags.AHEAD, comm=self.comm)
         return lax.bitcast_convert_type(received, dtype)
 
     def swap(self, block: jax.Array, dest: int, source: int, size: int, dtype: Any) -> jax.Array:
@@ -105,7 +105,7 @@ class Members(NamedTuple):
     def _sendrecv(self, block: jax.Array, dest: int, source: int, size: int, dtype: Any) -> jax.Array:
         like = jnp.zeros(size, _mpi_dtype(dtype))  # only its shape is used
         sent = lax.bitcast_convert_type(block, _mpi_dtype(block.dtype))
-        received = mpi4jax.sendrecv(sent, like, source, dest, sendtag=_TAG, recvtag=_TAG, comm=self.comm)
+        received = mpi4jax.sendrecv(sent, like, source, dest, sendtag=tags.SWAP, recvtag=tags.SWAP, comm=self.comm)
         return lax.bitcast_convert_type(received, dtype)
 
 
