@@ -109,13 +109,18 @@ def divided(total: jax.Array, size: Any) -> jax.Array:
     """
     if isinstance(size, int):
         return total / size
-    return total * (1 / jnp.asarray(size).astype(jnp.finfo(total.dtype).dtype))
+    return total * (1 / jnp.asarray(size).astype(jnp.finfo(total.dtype).dtype)).astype(total.dtype)
 
 
 def additive_update(old: Any, new: jax.Array) -> jax.Array:
-    """The update with which ``optax.apply_updates`` turns ``old`` into ``new``, in the accumulation dtype."""
+    """The update with which ``optax.apply_updates`` turns ``old`` into ``new``, in the accumulation dtype.
+
+    Under strict dtype promotion it is in the dtype of ``new``: ``apply_updates`` could not add another.
+    """
     wide = accumulation_dtype(new.dtype)
-    return new.astype(wide) - jnp.asarray(old).astype(wide)
+    difference = new.astype(wide) - jnp.asarray(old).astype(wide)
+    config: Any = jax.config  # its attributes are made at run time
+    return difference.astype(new.dtype) if config.jax_numpy_dtype_promotion == "strict" else difference
 
 
 def _dtype(leaf: Any) -> Any:

@@ -8,6 +8,7 @@ from wagma_jax.exchange import children, ending
 from wagma_jax.exchange.engine import Engine
 from wagma_jax.exchange.errors import ExchangeError, described
 from wagma_jax.exchange.gathering import Gathering
+from wagma_jax.exchange.isolation import own_settings
 from wagma_jax.exchange.recorder import Recorder
 
 
@@ -72,7 +73,8 @@ class Calls:
             try:
                 self._engine.enter()
                 self._engine.raise_failure()
-                yield
+                with own_settings():
+                    yield
             except (ExchangeError, TimeoutError) as error:
                 self.fail(error)
                 raise

@@ -13,6 +13,7 @@ from mpi4py import MPI
 
 from wagma_jax.exchange.errors import ExchangeError, described
 from wagma_jax.exchange.events import Events
+from wagma_jax.exchange.isolation import isolated
 from wagma_jax.exchange.mailbox import Mailbox
 from wagma_jax.exchange.models import Exchanged, Models, Taken
 from wagma_jax.exchange.recorder import Recorder
@@ -89,7 +90,9 @@ class Engine:
         self._progress = self._left  # when something last happened here
         self._inquiry = Inquiry(self.mailbox, machine.worker)
         self._byes: set[int] = set()
-        self._thread = threading.Thread(target=self._run, name=f"wagma exchange {machine.worker}", daemon=True)
+        self._thread = threading.Thread(
+            target=isolated(self._run), name=f"wagma exchange {machine.worker}", daemon=True
+        )
 
     # the trainer's side
 

@@ -7,16 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import optax
 from mpi4py import MPI
 
 from wagma_jax.averaging import PolicyFunction
-from wagma_jax.exchange import children, offsets, startup, transformation
+from wagma_jax.exchange import callbacks, children, offsets, startup, transformation
 from wagma_jax.exchange.calls import Calls
 from wagma_jax.exchange.engine import Engine
 from wagma_jax.exchange.gathering import Gathering
 from wagma_jax.exchange.info import MERGE_NAMES, ExchangeInfo, describe
+from wagma_jax.exchange.isolation import own_settings
 from wagma_jax.exchange.models import Models, Taken
 from wagma_jax.exchange.standing import Standing
 from wagma_jax.exchange.storage import Buffers
@@ -119,11 +119,12 @@ class GroupExchange:
         self._gathering = gathering
         self._control = gathering.comm  # of control messages
         self._data = gathering.duplicate()  # of models
-        wire = Wire(self._data, self._staging.device)
-        model, self._differs = self._staging.pack(self._leaves), False
-        if not arguments.resumes:
-            model, self._differs = startup.broadcast(gathering, self._staging, model)
-        startup.warm_up(gathering, wire, self._staging, self.schedule, model)
+        with own_settings():
+            wire = Wire(self._data, self._staging.device)
+            model, self._differs = self._staging.pack(self._leaves), False
+            if not arguments.resumes:
+                model, self._differs = startup.broadcast(gathering, self._staging, model)
+            startup.warm_up(gathering, wire, self._staging, self.schedule, model)
         self._start: Buffers | None = model
         self._counter = standing.round
         self._base = standing.base
@@ -161,7 +162,8 @@ class GroupExchange:
         if self._start is None:
             raise RuntimeError("params are those at the start, and are gone after the first call of average()")
         self._differs = False
-        return self._staging.unpack(self._leaves, self._start)
+        with own_settings():
+            return self._staging.unpack(self._leaves, self._start)
 
     def average(self, params: Any, tally: Sequence[int] = ()) -> tuple[Any, ExchangeInfo]:
         """One round: publishes W' and takes the group's mean, or merges the newest sum if this worker is late.
@@ -310,6 +312,9 @@ class GroupExchange:
         ``update`` needs ``params``; W' is what ``optax.apply_updates`` gives. The updates that it returns lead to the
         average within one unit in the last place (leaves narrower than float32: exactly, by updates in float32). What
         was done is in ``info`` when the step is over (JAX dispatches steps ahead: ``jax.block_until_ready``).
+
+        Raises:
+            RuntimeError: XLA has one thread on this CPU, so that the step would wait for itself.
         """
         self._in_steps = True
         return transformation.as_transformation(lambda target: self.average(target)[0], self._staging.policies)
@@ -350,7 +355,7 @@ class GroupExchange:
     def _finish_steps(self) -> None:
         """Waits for jitted steps that were dispatched, but have not called ``average`` yet."""
         if self._in_steps:
-            jax.effects_barrier()
+            callbacks.finish()
 
     def _merged(self, taken: Taken) -> Any:
         """The new tree; notes which round's result is in it."""

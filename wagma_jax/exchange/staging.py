@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wagma_jax.averaging import PolicyFunction, accumulation_dtype, leaf_name, leaf_policies, merge
+from wagma_jax.exchange.isolation import callers_x64, cpu_device, dtype_of, without_mesh
 from wagma_jax.exchange.storage import Buffers, storage_dtype, stored, sum_dtype, values
 
 ALIGNMENT = 64  # bytes; XLA takes a view as it is only where it begins at a multiple
@@ -47,15 +48,17 @@ class Staging:
 
     Raises:
         ValueError, TypeError: From the policy.
+        RuntimeError: JAX has no CPU device.
     """
 
     def __init__(self, params: Any, policy: PolicyFunction | None = None):
         self.policies = leaf_policies(params, policy)
+        self._x64 = callers_x64()
         paths_and_leaves, self.treedef = jax.tree_util.tree_flatten_with_path(params)
         self.names = [leaf_name(path) for path, _ in paths_and_leaves]
         self.shapes = [np.shape(leaf) for _, leaf in paths_and_leaves]
-        self.dtypes = [_dtype(leaf) for _, leaf in paths_and_leaves]
-        self.device = jax.local_devices(backend="cpu")[0]
+        self.dtypes = [dtype_of(leaf, self._x64) for _, leaf in paths_and_leaves]
+        self.device = cpu_device()
         self.layouts = self._layouts()
         self.copies = self.nbytes < SMALL_LEAF_BYTES * sum(len(layout.parts) for layout in self.layouts)
         self._seen: list[Any] = []  # what trees that were found good consist of
@@ -119,7 +122,7 @@ class Staging:
         return leaves
 
     def _check_leaf(self, i: int, leaf: Any) -> None:
-        name, shape, dtype, came = self.names[i], self.shapes[i], self.dtypes[i], _dtype(leaf)
+        name, shape, dtype, came = self.names[i], self.shapes[i], self.dtypes[i], dtype_of(leaf, self._x64)
         if np.shape(leaf) != shape or came != dtype:
             raise ValueError(
                 f"{name} must be {dtype}{list(shape)} as in params, got {came}{list(np.shape(leaf))}: pass the "
@@ -142,6 +145,7 @@ class Staging:
         """
         wanted = [[leaves[part.leaf] for part in layout.parts] for layout in self.layouts]
         if self._elsewhere(leaves):
+            wanted = jax.tree.map(without_mesh, wanted)
             wanted = jax.device_put(wanted, self.device)  # starts all transfers before it waits for one
         return jax.block_until_ready(self._pack(wanted))
 
@@ -266,8 +270,3 @@ def _merged_late(totals: Buffers, own: Buffers, size: jax.Array) -> Buffers:
     return tuple(
         stored(merge(total, values(buffer), size, late=True)) for total, buffer in zip(totals, own, strict=True)
     )
-
-
-def _dtype(leaf: Any) -> Any:
-    """The dtype that the leaf has, or will have, in JAX."""
-    return leaf.dtype if isinstance(leaf, jax.Array) else jnp.result_type(leaf)

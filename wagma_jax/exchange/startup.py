@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import operator
-import os
 import platform
 import threading
 import warnings
@@ -19,10 +18,12 @@ from wagma_jax.averaging import PolicyFunction
 from wagma_jax.exchange import children
 from wagma_jax.exchange.errors import described
 from wagma_jax.exchange.gathering import Gathering
+from wagma_jax.exchange.isolation import own_settings
 from wagma_jax.exchange.recorder import Recorder
 from wagma_jax.exchange.staging import ALIGNMENT, Staging
 from wagma_jax.exchange.standing import MOST_ROUNDS, Standing, restore
 from wagma_jax.exchange.storage import Buffers
+from wagma_jax.exchange.threads import xla_threads
 from wagma_jax.exchange.wire import Wire
 from wagma_jax.ledger.entries import Offset, Start
 from wagma_jax.protocol.messages import Tally
@@ -77,7 +78,7 @@ def check_process(comm: Any) -> MPI.Intracomm:
             "MPI was initialized without MPI_THREAD_MULTIPLE, which the background thread needs: leave "
             "mpi4py.rc.thread_level at 'multiple', and use an MPI that was built with threads"
         )
-    threads = int(os.environ.get("NPROC") or len(os.sched_getaffinity(0)))
+    threads = xla_threads()
     if threads < 2 and jax.config.read("jax_cpu_enable_async_dispatch"):
         warnings.warn(
             f"XLA has {threads} thread for computations on this CPU, so that the exchange waits while a step computes: "
@@ -123,7 +124,8 @@ def check_arguments(
     begin = standing.round + 1
     if first_round not in (0, begin):
         raise ValueError(f"first_round is {first_round}, but state goes on with round {begin}: leave first_round out")
-    published = None if standing.published is None else staging.from_arrays(standing.published)
+    with own_settings():
+        published = None if standing.published is None else staging.from_arrays(standing.published)
     return Arguments(
         schedule,
         quorum,

@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from jax.experimental import io_callback
 
 from wagma_jax.averaging import Policy, additive_update
+from wagma_jax.exchange import callbacks
 from wagma_jax.transformations import raise_no_params
 
 
@@ -20,7 +20,11 @@ def as_transformation(
     Args:
         average: Maps W' to the average; called by the step while it runs.
         policies: Of each leaf.
+
+    Raises:
+        RuntimeError: XLA has one thread only.
     """
+    callbacks.check_threads()
 
     def averaged_arrays(target: Any) -> Any:
         return jax.tree.map(np.asarray, average(target))
@@ -31,7 +35,7 @@ def as_transformation(
             raise_no_params(updates)
         target = optax.apply_updates(params, updates)
         like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), target)
-        averaged = io_callback(averaged_arrays, like, target, ordered=True)
+        averaged = callbacks.call_in_order(averaged_arrays, like, target)
         remaining = iter(policies)
 
         def emit(w, u, new):

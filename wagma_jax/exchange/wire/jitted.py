@@ -2,14 +2,11 @@
 
 import functools
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Primitive, jaxpr_as_fun
-from jax.interpreters import mlir
 from mpi4py import MPI
 
 from wagma_jax.averaging import divided
@@ -18,6 +15,7 @@ from wagma_jax.exchange.storage import Buffers, sum_dtype
 from wagma_jax.exchange.wire.large import gather, sum_block
 from wagma_jax.exchange.wire.members import Members, may_be_large
 from wagma_jax.exchange.wire.small import sum_small
+from wagma_jax.jax_internals import without_effects
 
 
 class Wire:
@@ -131,7 +129,7 @@ class Wire:
         if shapes not in self._allocate:
             members = Members(self.comm, (self.comm.rank,))
             function = lambda: tuple(members.uninitialized(size, dtype) for size, dtype in shapes)
-            self._allocate[shapes] = jax.jit(_without_effects(function), out_shardings=self._here)
+            self._allocate[shapes] = jax.jit(without_effects(function), out_shardings=self._here)
         return self._allocate[shapes]()
 
     def _compiled(self, group: tuple[int, ...]) -> tuple[Any, Any]:
@@ -140,7 +138,7 @@ class Wire:
             members = Members(self.comm, group)  # the closure must not hold the object that holds it
             here = self._here
             jitted = lambda function: jax.jit(
-                _without_effects(functools.partial(function, members)),
+                without_effects(functools.partial(function, members)),
                 donate_argnums=2,
                 keep_unused=True,
                 in_shardings=here,
@@ -148,30 +146,6 @@ class Wire:
             )
             self._exchanges[group] = jitted(_sum_up), jitted(_all_gather)
         return self._exchanges[group]
-
-
-def _without_effects(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function for ``jax.jit``; its calls of mpi4jax are ordered among themselves, but with nothing outside.
-
-    The token that orders them is made inside. Otherwise JAX threads one token through all calls in the process. It does
-    that in Python, at half a millisecond a call.
-    """
-
-    def wrapped(*args):
-        jaxpr, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
-        primitive = Primitive("exchange")
-        primitive.multiple_results = True
-        primitive.def_abstract_eval(lambda *_: jaxpr.out_avals)
-
-        def lower(context, *operands):
-            tokens = mlir.TokenSet.create(list(jaxpr.effects))
-            inlined = mlir.lower_fun(jaxpr_as_fun(jaxpr), multiple_results=True)
-            return inlined(context.replace(tokens_in=tokens), *operands)
-
-        mlir.register_lowering(primitive, lower, platform="cpu")
-        return jax.tree.unflatten(jax.tree.structure(shapes), primitive.bind(*jax.tree.leaves(args)))
-
-    return wrapped
 
 
 def _sum_up(members: Members, arguments: jax.Array, buffers: Buffers, into: Buffers):

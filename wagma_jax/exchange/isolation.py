@@ -1,0 +1,134 @@
+"""The settings of JAX under which the exchange computes, whatever the caller's are.
+
+A user's settings would change what the exchange compiles (a mesh, 64-bit types, strict promotion), make it fail (checks
+for NaNs read uninitialized memory), or have it compiled again in the middle of a run: they are a part of the key by
+which JAX finds what it has compiled. They hold for a thread or for the process, so each thread that calls compiled
+functions of the exchange enters ``own_settings`` first.
+"""
+
+import contextlib
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, ParamSpec, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_config: Any = jax.config  # its attributes are made at run time
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+class _Caller(threading.local):
+    """The caller's setting that matters inside of ``own_settings``; None outside of it."""
+
+    x64: bool | None = None
+
+
+_caller = _Caller()
+
+
+@contextlib.contextmanager
+def own_settings() -> Iterator[None]:
+    """Inside of it, JAX in this thread has the settings of the exchange.
+
+    Raises:
+        RuntimeError: It is entered while JAX traces a function.
+    """
+    if _caller.x64 is not None:
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(jax.set_mesh(None))
+        except ValueError as error:
+            raise RuntimeError(
+                "the exchange was called while JAX traces a function, where there are no values to exchange: call it "
+                "outside of jax.jit and other transformations, or use as_transformation() inside of a jitted step"
+            ) from error
+        x64 = bool(_config.jax_enable_x64)
+        for setting in _settings(_cpu_or_none()):
+            stack.enter_context(setting)
+        stack.callback(setattr, _caller, "x64", None)
+        _caller.x64 = x64
+        yield
+
+
+def isolated(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """The function, called inside of ``own_settings``."""
+
+    @functools.wraps(function)
+    def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        with own_settings():
+            return function(*args, **kwargs)
+
+    return wrapped
+
+
+def callers_x64() -> bool:
+    """Whether 64-bit types are enabled for the caller, inside of ``own_settings`` or not."""
+    return bool(_config.jax_enable_x64) if _caller.x64 is None else _caller.x64
+
+
+def dtype_of(leaf: Any, x64: bool) -> Any:
+    """The dtype that a leaf has, or will have, in JAX.
+
+    Args:
+        leaf: An array or scalar.
+        x64: Whether 64-bit types are enabled for those who own it.
+    """
+    if isinstance(leaf, jax.Array):
+        return leaf.dtype
+    with jax.enable_x64(x64):
+        return jnp.result_type(leaf)
+
+
+def without_mesh(leaf: Any) -> Any:
+    """A leaf as an array or NumPy array that belongs to no mesh, for ``jax.device_put``.
+
+    Else an array on a mesh with explicit axes drags its mesh into what is computed with it, also from another device.
+    """
+    if not isinstance(leaf, jax.Array) or isinstance(leaf.sharding, jax.sharding.SingleDeviceSharding):
+        return leaf
+    return leaf.addressable_data(0) if leaf.is_fully_replicated else np.asarray(leaf)
+
+
+@functools.cache
+def cpu_device() -> Any:
+    """The device of all buffers of the exchange.
+
+    Raises:
+        RuntimeError: JAX has none.
+    """
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"the exchange needs JAX's CPU backend beside others, since models travel by the host, and found none "
+            f"with JAX_PLATFORMS={_config.jax_platforms or ''}: name it last, as in JAX_PLATFORMS=cuda,cpu"
+        ) from error
+
+
+def _cpu_or_none() -> Any:
+    try:
+        return cpu_device()
+    except RuntimeError:  # reported where all ranks learn of it
+        return None
+
+
+def _settings(device: Any) -> tuple[contextlib.AbstractContextManager[Any], ...]:
+    return (
+        jax.enable_x64(True),  # 64-bit leaves stay what they are; no dtype here depends on it
+        jax.default_device(device),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+        jax.default_matmul_precision(None),
+        jax.disable_jit(False),
+        jax.debug_nans(False),  # models are checked by the user's own functions; here memory is uninitialized
+        jax.debug_infs(False),
+        jax.check_tracer_leaks(False),
+        jax.debug_key_reuse(False),
+        jax.transfer_guard("allow"),
+    )
