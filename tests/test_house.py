@@ -28,7 +28,8 @@ ALLOWED = {
         "wagma_jax.averaging", "wagma_jax.collectives", "wagma_jax.gossip", "wagma_jax.schedule"
     },
     "wagma_jax/averager.py": {"wagma_jax.averaging", "wagma_jax.schedule", "wagma_jax.collectives"},
-    "wagma_jax/workers.py": {"wagma_jax.schedule"},
+    "wagma_jax/keys.py": {"wagma_jax.averaging"},
+    "wagma_jax/workers.py": {"wagma_jax.keys", "wagma_jax.schedule"},
     "wagma_jax/transformations.py": {
         "wagma_jax.averager", "wagma_jax.averaging", "wagma_jax.collectives", "wagma_jax.schedule"
     },
@@ -84,7 +85,10 @@ ALLOWED = {
         "wagma_jax.exchange.storage",
         "wagma_jax.exchange.wire", "wagma_jax.ledger.entries", "wagma_jax.protocol", "wagma_jax.schedule",
     },
-    "wagma_jax/exchange/transformation.py": {"wagma_jax.averaging", "wagma_jax.transformations"},
+    "wagma_jax/exchange/transformation.py": {
+        "wagma_jax.averaging", "wagma_jax.exchange.staging", "wagma_jax.keys", "wagma_jax.schedule",
+        "wagma_jax.transformations",
+    },
     "wagma_jax/exchange/exchange.py": {
         "wagma_jax.averaging", "wagma_jax.exchange.barrier", "wagma_jax.exchange.children",
         "wagma_jax.exchange.ending", "wagma_jax.exchange.engine",
@@ -103,7 +107,7 @@ ALLOWED = {
     },
     "wagma_jax/__init__.py": {
         "wagma_jax.algorithms", "wagma_jax.averager", "wagma_jax.averaging", "wagma_jax.collectives",
-        "wagma_jax.exchange", "wagma_jax.schedule", "wagma_jax.transformations", "wagma_jax.workers",
+        "wagma_jax.exchange", "wagma_jax.keys", "wagma_jax.schedule", "wagma_jax.transformations", "wagma_jax.workers",
     },
     "wagma_jax/ledger/entries.py": {"wagma_jax.schedule"},
     "wagma_jax/ledger/codec.py": {"wagma_jax.ledger.entries"},

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wagma_jax import keys
 from wagma_jax.averaging import accumulation_dtype
 
 
@@ -24,8 +25,7 @@ def as_numpy(like: Any, num_workers: int | None = None) -> Any:
     leading = () if num_workers is None else (num_workers,)
 
     def empty(leaf):
-        if is_key(leaf):
-            leaf = jax.eval_shape(jax.random.key_data, leaf)
+        leaf = keys.data_like(leaf) if keys.is_key(leaf) else leaf
         return np.empty((*leading, *leaf.shape), leaf.dtype)
 
     return jax.tree.map(empty, like)
@@ -41,20 +41,15 @@ def with_leaves(trees: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tree for name, tree in trees.items() if jax.tree.leaves(tree)}
 
 
-def is_key(leaf: Any) -> bool:
-    """Whether a leaf is made of typed random keys."""
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
 def plain(tree: Any) -> Any:
     """Replaces random keys by the integers that they consist of, in a tree of arrays or of their shapes."""
 
     def numbers(leaf):
-        if not is_key(leaf):
+        if not keys.is_key(leaf):
             return leaf
         if not isinstance(leaf, jax.ShapeDtypeStruct):
             return jax.random.key_data(leaf)
-        data = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
+        data = keys.data_like(leaf)
         return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=leaf.sharding)
 
     return jax.tree.map(numbers, tree)
@@ -63,17 +58,10 @@ def plain(tree: Any) -> Any:
 def restored(tree: Any, like: Any) -> Any:
     """Undoes :func:`plain`: integers become keys again where ``like`` has keys."""
 
-    def keys(leaf, like):
-        return jax.random.wrap_key_data(leaf, impl=_implementation(like)) if is_key(like) else leaf
+    def typed(leaf, like):
+        return jax.random.wrap_key_data(leaf, impl=keys.implementation(like)) if keys.is_key(like) else leaf
 
-    return jax.tree.map(keys, tree, like)
-
-
-def _implementation(like: Any) -> Any:
-    """The implementation of random keys; for mere shapes of keys, JAX tells it only while tracing."""
-    found = []
-    jax.eval_shape(lambda keys: found.append(jax.random.key_impl(keys)), like)
-    return found[0]
+    return jax.tree.map(typed, tree, like)
 
 
 def mean_of_workers(tree: Any) -> Any:

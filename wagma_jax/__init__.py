@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from wagma_jax.averaging import AverageInfo
     from wagma_jax.collectives import consensus, consensus_distance, group_mean
     from wagma_jax.exchange import ExchangeError, ExchangeInfo, GroupExchange
+    from wagma_jax.keys import fold_in
     from wagma_jax.schedule import GroupSchedule
     from wagma_jax.transformations import allreduce_gradients, group_average, wagma
     from wagma_jax.workers import for_workers, replicate
@@ -31,6 +32,7 @@ _MODULES = {
     "averaging": ("AverageInfo",),
     "collectives": ("consensus", "consensus_distance", "group_mean"),
     "exchange": ("ExchangeError", "ExchangeInfo", "GroupExchange"),
+    "keys": ("fold_in",),
     "schedule": ("GroupSchedule",),
     "transformations": ("allreduce_gradients", "group_average", "wagma"),
     "workers": ("for_workers", "replicate"),
@@ -49,6 +51,7 @@ __all__ = [
     "consensus",
     "consensus_distance",
     "dpsgd",
+    "fold_in",
     "for_workers",
     "group_average",
     "group_mean",

@@ -8,11 +8,21 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from wagma_jax import keys
 from wagma_jax.schedule import integer
 
 
-def replicate(tree: Any, num_workers: int, *, mesh: Mesh | None = None, axis_name: str = "data") -> Any:
+def replicate(
+    tree: Any,
+    num_workers: int,
+    *,
+    mesh: Mesh | None = None,
+    axis_name: str = "data",
+    fold_in: bool | keys.KeyFunction = False,
+) -> Any:
     """Adds a leading worker axis of equal values: every worker gets its own copy of the tree.
+
+    Random keys are copied like all else, so that all workers draw the same dropout masks unless ``fold_in`` is given.
 
     Args:
         tree: Any pytree of arrays, scalars and PRNG keys; leaves of shape ``[...]``.
@@ -20,12 +30,15 @@ def replicate(tree: Any, num_workers: int, *, mesh: Mesh | None = None, axis_nam
         mesh: Where given, the result is made on the mesh's devices, sharded over ``axis_name``: no device holds more
             than its workers' copies.
         axis_name: The mesh axis of the workers.
+        fold_in: Whether every worker's index is folded into its random keys (:func:`wagma_jax.fold_in`): True for
+            typed keys, or a function from a leaf's key path and value to whether it is a key, as for raw keys.
 
     Returns:
         The tree with leaves of shape ``[num_workers, ...]``.
 
     Raises:
         ValueError: ``num_workers`` is no integer of at least 1, or does not fit the mesh.
+        TypeError: ``fold_in`` chose a leaf that is no random key.
     """
     num_workers = integer("num_workers", num_workers, "pass the number of workers")
     if num_workers < 1:
@@ -34,6 +47,9 @@ def replicate(tree: Any, num_workers: int, *, mesh: Mesh | None = None, axis_nam
     def copies(tree):
         # without weak types: a step returns strong ones, and would be traced again for them
         strong = jax.tree.map(lambda x: x if hasattr(x, "dtype") else jnp.asarray(x, jnp.result_type(x)), tree)
+        if fold_in:
+            which = fold_in if callable(fold_in) else None
+            return jax.vmap(lambda worker: keys.fold_in(strong, worker, which))(jnp.arange(num_workers))
         return jax.tree.map(lambda x: jnp.broadcast_to(x, (num_workers, *jnp.shape(x))), strong)
 
     if mesh is None:

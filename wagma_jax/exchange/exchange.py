@@ -185,6 +185,7 @@ class GroupExchange:
             TimeoutError: It took longer than ``timeout_seconds``; says which rank was waited for.
             RuntimeError: The exchange is closed.
         """
+        self._finish_steps()
         with self._call("average"):
             entered = time.perf_counter()
             leaves, tally = self._staging.check(params), startup.check_tally(tally)
@@ -236,6 +237,7 @@ class GroupExchange:
         Raises:
             ExchangeError, TimeoutError, RuntimeError, ValueError: As ``average``.
         """
+        self._finish_steps()
         with self._call("consensus"):
             entered = time.perf_counter()
             self._leaves = self._staging.check(params)
@@ -306,18 +308,24 @@ class GroupExchange:
             published = None if version == self._returned else self._staging.to_arrays(model)
             return Standing(self._stands, self._base, version, published).saved()
 
-    def as_transformation(self) -> optax.GradientTransformationExtraArgs:
+    def as_transformation(self, every: int = 1) -> optax.GradientTransformationExtraArgs:
         """``average`` as the last link of an optax chain, for a jitted step: ``optax.chain(inner, this)``.
 
         ``update`` needs ``params``; W' is what ``optax.apply_updates`` gives. The updates that it returns lead to the
         average within one unit in the last place (leaves narrower than float32: exactly, by updates in float32). What
         was done is in ``info`` when the step is over (JAX dispatches steps ahead: ``jax.block_until_ready``).
 
+        Args:
+            every: Average on every k-th update only; the others are no rounds. ``optax.MultiSteps(inner, k)`` goes
+                inside, before it in the chain: around it, every micro-step would be a round, and is refused.
+
         Raises:
             RuntimeError: XLA has one thread on this CPU, so that the step would wait for itself.
+            ValueError: ``every`` is no integer of at least 1. While a step is traced: its tree is not built like
+                ``params``, or its state is not that of this transformation. In a step: averages are thrown away.
         """
         self._in_steps = True
-        return transformation.as_transformation(lambda target: self.average(target)[0], self._staging.policies)
+        return transformation.as_transformation(lambda target: self.average(target)[0], self._staging, every)
 
     def close(self) -> None:
         """Waits until all ranks have called it, serving those that still train, and frees everything.
@@ -354,7 +362,7 @@ class GroupExchange:
 
     def _finish_steps(self) -> None:
         """Waits for jitted steps that were dispatched, but have not called ``average`` yet."""
-        if self._in_steps:
+        if self._in_steps and not transformation.in_step():
             callbacks.finish()
 
     def _merged(self, taken: Taken) -> Any:
