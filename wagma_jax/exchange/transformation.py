@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 
 from wagma_jax import keys
 from wagma_jax.averaging import additive_update, leaf_name
