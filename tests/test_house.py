@@ -43,15 +43,22 @@ ALLOWED = {
         "wagma_jax.protocol.lifecycle", "wagma_jax.protocol.messages", "wagma_jax.schedule",
     },
     "wagma_jax/exchange/barrier.py": set(),
-    "wagma_jax/exchange/ending.py": set(),
-    "wagma_jax/exchange/mailbox.py": set(),
+    "wagma_jax/exchange/tags.py": set(),
+    "wagma_jax/exchange/errors.py": set(),
+    "wagma_jax/exchange/ending.py": {"wagma_jax.exchange.tags"},
+    "wagma_jax/exchange/mailbox.py": {"wagma_jax.exchange.tags"},
+    "wagma_jax/exchange/gathering.py": {
+        "wagma_jax.exchange.errors", "wagma_jax.exchange.mailbox", "wagma_jax.exchange.tags", "wagma_jax.protocol"
+    },
     "wagma_jax/exchange/standing.py": {"wagma_jax.schedule"},
     "wagma_jax/exchange/storage.py": {"wagma_jax.averaging"},
     "wagma_jax/exchange/staging.py": {"wagma_jax.averaging", "wagma_jax.exchange.storage"},
-    "wagma_jax/exchange/offsets.py": {"wagma_jax.ledger.entries"},
+    "wagma_jax/exchange/offsets.py": {
+        "wagma_jax.exchange.gathering", "wagma_jax.exchange.tags", "wagma_jax.ledger.entries"
+    },
     "wagma_jax/exchange/recorder.py": {"wagma_jax.ledger.codec", "wagma_jax.ledger.entries"},
     "wagma_jax/exchange/wire/sums.py": set(),
-    "wagma_jax/exchange/wire/members.py": set(),
+    "wagma_jax/exchange/wire/members.py": {"wagma_jax.exchange.tags"},
     "wagma_jax/exchange/wire": {
         "wagma_jax.averaging", "wagma_jax.exchange.barrier", "wagma_jax.exchange.storage", "wagma_jax.exchange.wire",
     },
@@ -63,21 +70,25 @@ ALLOWED = {
     "wagma_jax/exchange/events.py": {"wagma_jax.exchange.mailbox", "wagma_jax.protocol.messages"},
     "wagma_jax/exchange/waiting.py": {"wagma_jax.exchange.mailbox"},
     "wagma_jax/exchange/engine.py": {
-        "wagma_jax.exchange.events", "wagma_jax.exchange.mailbox", "wagma_jax.exchange.models",
-        "wagma_jax.exchange.recorder", "wagma_jax.exchange.storage", "wagma_jax.exchange.waiting",
+        "wagma_jax.exchange.errors", "wagma_jax.exchange.events", "wagma_jax.exchange.mailbox",
+        "wagma_jax.exchange.models", "wagma_jax.exchange.recorder", "wagma_jax.exchange.storage", "wagma_jax.exchange.waiting",
         "wagma_jax.exchange.wire", "wagma_jax.ledger.entries", "wagma_jax.protocol",
     },
     "wagma_jax/exchange/info.py": {
         "wagma_jax.exchange.models", "wagma_jax.ledger.entries", "wagma_jax.protocol", "wagma_jax.schedule"
     },
     "wagma_jax/exchange/startup.py": {
-        "wagma_jax.averaging", "wagma_jax.exchange.barrier", "wagma_jax.exchange.recorder",
-        "wagma_jax.exchange.staging", "wagma_jax.exchange.standing", "wagma_jax.exchange.storage",
+        "wagma_jax.averaging", "wagma_jax.exchange.errors", "wagma_jax.exchange.gathering",
+        "wagma_jax.exchange.recorder", "wagma_jax.exchange.staging", "wagma_jax.exchange.standing", "wagma_jax.exchange.storage",
         "wagma_jax.exchange.wire", "wagma_jax.ledger.entries", "wagma_jax.protocol", "wagma_jax.schedule",
     },
     "wagma_jax/exchange/transformation.py": {"wagma_jax.averaging", "wagma_jax.transformations"},
+    "wagma_jax/exchange/calls.py": {
+        "wagma_jax.exchange.ending", "wagma_jax.exchange.engine", "wagma_jax.exchange.errors",
+        "wagma_jax.exchange.gathering", "wagma_jax.exchange.recorder",
+    },
     "wagma_jax/exchange/exchange.py": {
-        "wagma_jax.averaging", "wagma_jax.exchange.barrier", "wagma_jax.exchange.ending", "wagma_jax.exchange.engine",
+        "wagma_jax.averaging", "wagma_jax.exchange.calls", "wagma_jax.exchange.engine", "wagma_jax.exchange.gathering",
         "wagma_jax.exchange.info", "wagma_jax.exchange.models", "wagma_jax.exchange.offsets",
         "wagma_jax.exchange.standing", "wagma_jax.exchange.startup", "wagma_jax.exchange.storage",
         "wagma_jax.exchange.transformation", "wagma_jax.exchange.wire", "wagma_jax.ledger.entries",
@@ -88,7 +99,7 @@ ALLOWED = {
         "wagma_jax.ledger",
     },
     "wagma_jax/exchange/__init__.py": {
-        "wagma_jax.exchange.engine", "wagma_jax.exchange.exchange", "wagma_jax.exchange.info",
+        "wagma_jax.exchange.errors", "wagma_jax.exchange.exchange", "wagma_jax.exchange.info",
     },
     "wagma_jax/__init__.py": {
         "wagma_jax.averager", "wagma_jax.averaging", "wagma_jax.collectives", "wagma_jax.exchange",

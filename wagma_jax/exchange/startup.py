@@ -152,8 +152,11 @@ def check_tally(tally: Sequence[int]) -> Tally:
 
 def limit(timeout_seconds: Any) -> float:
     """How long the ranks wait for each other until all arguments are checked; some rank may have passed anything."""
-    usable = isinstance(timeout_seconds, int | float) and timeout_seconds > 0
-    return min(float(timeout_seconds), threading.TIMEOUT_MAX) if usable else DEFAULT_TIMEOUT_SECONDS
+    try:
+        seconds = float(timeout_seconds)
+    except (TypeError, ValueError):
+        return DEFAULT_TIMEOUT_SECONDS
+    return min(seconds, threading.TIMEOUT_MAX) if seconds > 0 else DEFAULT_TIMEOUT_SECONDS
 
 
 def agree(gathering: Gathering, check: Callable[[], Arguments]) -> Arguments:
