@@ -50,6 +50,7 @@ ALLOWED = {
     "wagma_jax/exchange/gathering.py": {
         "wagma_jax.exchange.errors", "wagma_jax.exchange.mailbox", "wagma_jax.exchange.tags", "wagma_jax.protocol"
     },
+    "wagma_jax/exchange/schedules.py": {"wagma_jax.schedule"},
     "wagma_jax/exchange/standing.py": {"wagma_jax.schedule"},
     "wagma_jax/exchange/storage.py": {"wagma_jax.averaging"},
     "wagma_jax/exchange/staging.py": {"wagma_jax.averaging", "wagma_jax.exchange.storage"},
@@ -71,15 +72,16 @@ ALLOWED = {
     "wagma_jax/exchange/waiting.py": {"wagma_jax.exchange.mailbox"},
     "wagma_jax/exchange/engine.py": {
         "wagma_jax.exchange.errors", "wagma_jax.exchange.events", "wagma_jax.exchange.mailbox",
-        "wagma_jax.exchange.models", "wagma_jax.exchange.recorder", "wagma_jax.exchange.storage", "wagma_jax.exchange.waiting",
-        "wagma_jax.exchange.wire", "wagma_jax.ledger.entries", "wagma_jax.protocol",
+        "wagma_jax.exchange.models", "wagma_jax.exchange.recorder", "wagma_jax.exchange.storage",
+        "wagma_jax.exchange.waiting", "wagma_jax.exchange.wire", "wagma_jax.ledger.entries", "wagma_jax.protocol",
     },
     "wagma_jax/exchange/info.py": {
         "wagma_jax.exchange.models", "wagma_jax.ledger.entries", "wagma_jax.protocol", "wagma_jax.schedule"
     },
     "wagma_jax/exchange/startup.py": {
         "wagma_jax.averaging", "wagma_jax.exchange.errors", "wagma_jax.exchange.gathering",
-        "wagma_jax.exchange.recorder", "wagma_jax.exchange.staging", "wagma_jax.exchange.standing", "wagma_jax.exchange.storage",
+        "wagma_jax.exchange.recorder", "wagma_jax.exchange.schedules", "wagma_jax.exchange.staging",
+        "wagma_jax.exchange.standing", "wagma_jax.exchange.storage",
         "wagma_jax.exchange.wire", "wagma_jax.ledger.entries", "wagma_jax.protocol", "wagma_jax.schedule",
     },
     "wagma_jax/exchange/transformation.py": {"wagma_jax.averaging", "wagma_jax.transformations"},
@@ -90,9 +92,9 @@ ALLOWED = {
     "wagma_jax/exchange/exchange.py": {
         "wagma_jax.averaging", "wagma_jax.exchange.calls", "wagma_jax.exchange.engine", "wagma_jax.exchange.gathering",
         "wagma_jax.exchange.info", "wagma_jax.exchange.models", "wagma_jax.exchange.offsets",
-        "wagma_jax.exchange.standing", "wagma_jax.exchange.startup", "wagma_jax.exchange.storage",
-        "wagma_jax.exchange.transformation", "wagma_jax.exchange.wire", "wagma_jax.ledger.entries",
-        "wagma_jax.protocol",
+        "wagma_jax.exchange.schedules", "wagma_jax.exchange.standing", "wagma_jax.exchange.startup",
+        "wagma_jax.exchange.storage", "wagma_jax.exchange.transformation", "wagma_jax.exchange.wire",
+        "wagma_jax.ledger.entries", "wagma_jax.protocol", "wagma_jax.schedule",
     },
     "wagma_jax/exchange/replay.py": {
         "wagma_jax.averaging", "wagma_jax.exchange.staging", "wagma_jax.exchange.storage", "wagma_jax.exchange.wire",

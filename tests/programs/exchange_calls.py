@@ -9,7 +9,7 @@ from unittest import mock
 import numpy as np
 from exchange_small import FAR_MORE, START, a_run_goes_well, expect, open_small, step, tell, told, train, wait_until
 
-from wagma_jax.exchange import ExchangeError, offsets, startup
+from wagma_jax.exchange import ExchangeError, models, offsets, startup
 from wagma_jax.exchange.wire import Wire
 
 SHORT = 1.0  # timeout_seconds of those who are to lose patience
@@ -113,6 +113,19 @@ def closing(comm, folder):
 
         with mock.patch.object(offsets, "measure", later), expect(ExchangeError, "rank 0 ended with TimeoutError"):
             exchange.close()
+
+
+def far_behind(comm):
+    """Rank 1 comes to a round that is so old that what was exchanged in it is forgotten."""
+    with mock.patch.object(models, "REMEMBERED", 3), open_small(comm, group_size=2, sync_period=None) as exchange:
+        if comm.rank == 0:
+            train(exchange, exchange.params, 6)
+            return
+        wait_until(lambda: exchange._engine.complete(5))
+        infos = [exchange.average(START)[1] for _ in range(4)]
+        assert [info.late for info in infos] == [True] * 4
+        assert [info.staleness for info in infos] == [1, 1, 1, 4]  # round 3 is remembered, which took the start
+        assert [len(info.contributed_rounds) for info in infos] == [0, 0, 0, 2]
 
 
 def untaken(comm):

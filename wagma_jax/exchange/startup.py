@@ -16,6 +16,7 @@ import numpy as np
 from mpi4py import MPI
 
 from wagma_jax.averaging import PolicyFunction
+from wagma_jax.exchange import schedules
 from wagma_jax.exchange.errors import described
 from wagma_jax.exchange.gathering import Gathering
 from wagma_jax.exchange.recorder import Recorder
@@ -91,9 +92,10 @@ def check_arguments(
     comm: MPI.Intracomm,
     params: Any,
     *,
-    group_size: int,
+    schedule: GroupSchedule | None,
+    group_size: int | None,
     sync_period: int | None,
-    rotate: bool,
+    rotate: bool | None,
     quorum: int,
     clock: Clock,
     policy: PolicyFunction | None,
@@ -107,8 +109,8 @@ def check_arguments(
     Raises:
         ValueError, TypeError: One of them is wrong.
     """
-    schedule = GroupSchedule(comm.size, group_size, sync_period, rotate)
-    quorum = _between("quorum", quorum, 1, group_size)
+    schedule = schedules.build(comm.size, schedule, group_size, sync_period, rotate)
+    quorum = _between("quorum", quorum, 1, schedule.group_size)
     if clock not in ("step", "round"):
         raise ValueError(f"clock must be 'step' or 'round', got {clock!r}")
     if not timeout_seconds > 0:
@@ -183,7 +185,9 @@ def agree(gathering: Gathering, check: Callable[[], Arguments]) -> Arguments:
         rank = int(wrong[0])
         text = gathering.broadcast_object(text, rank)
         gathering.agreed_to_fail()
-        raise error or ValueError(f"rank {rank} could not build its exchange: {text}")
+        if error is not None:
+            raise error
+        raise ValueError(f"rank {rank} could not build its exchange: {text}")
     assert arguments
     _, firsts = np.unique(everyone, axis=0, return_index=True)
     for rank in sorted(set(firsts.tolist()) - {0}):
