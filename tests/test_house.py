@@ -22,16 +22,14 @@ ALLOWED = {
     "wagma_jax/collectives/lockstep.py": {"wagma_jax.collectives.axes"},
     "wagma_jax/collectives/lowerings.py": {"wagma_jax.averaging", "wagma_jax.schedule"},
     "wagma_jax/collectives/sums.py": {
-        "wagma_jax.collectives.axes", "wagma_jax.collectives.lowerings", "wagma_jax.schedule"
+        "wagma_jax.collectives.axes", "wagma_jax.collectives.lowerings", "wagma_jax.schedule",
     },
-    "wagma_jax/collectives": {
-        "wagma_jax.averaging", "wagma_jax.collectives", "wagma_jax.gossip", "wagma_jax.schedule"
-    },
-    "wagma_jax/averager.py": {"wagma_jax.averaging", "wagma_jax.schedule", "wagma_jax.collectives"},
+    "wagma_jax/collectives": {"wagma_jax.averaging", "wagma_jax.collectives", "wagma_jax.gossip", "wagma_jax.schedule"},
+    "wagma_jax/averager.py": {"wagma_jax.averaging", "wagma_jax.collectives", "wagma_jax.schedule"},
     "wagma_jax/keys.py": {"wagma_jax.averaging"},
     "wagma_jax/workers.py": {"wagma_jax.keys", "wagma_jax.schedule"},
     "wagma_jax/transformations.py": {
-        "wagma_jax.averager", "wagma_jax.averaging", "wagma_jax.collectives", "wagma_jax.schedule"
+        "wagma_jax.averager", "wagma_jax.averaging", "wagma_jax.collectives", "wagma_jax.schedule",
     },
     "wagma_jax/algorithms/base.py": {
         "wagma_jax.averager", "wagma_jax.averaging", "wagma_jax.collectives", "wagma_jax.exchange",
@@ -51,16 +49,24 @@ ALLOWED = {
     },
     "wagma_jax/lineage.py": set(),
     "wagma_jax/exchange/barrier.py": set(),
+    "wagma_jax/exchange/tags.py": set(),
+    "wagma_jax/exchange/errors.py": set(),
     "wagma_jax/exchange/children.py": {"wagma_jax.lineage"},
-    "wagma_jax/exchange/ending.py": {"wagma_jax.exchange.children"},
-    "wagma_jax/exchange/mailbox.py": set(),
+    "wagma_jax/exchange/ending.py": {"wagma_jax.exchange.children", "wagma_jax.exchange.tags"},
+    "wagma_jax/exchange/mailbox.py": {"wagma_jax.exchange.tags"},
+    "wagma_jax/exchange/gathering.py": {
+        "wagma_jax.exchange.errors", "wagma_jax.exchange.mailbox", "wagma_jax.exchange.tags", "wagma_jax.protocol",
+    },
+    "wagma_jax/exchange/schedules.py": {"wagma_jax.schedule"},
     "wagma_jax/exchange/standing.py": {"wagma_jax.schedule"},
     "wagma_jax/exchange/storage.py": {"wagma_jax.averaging"},
     "wagma_jax/exchange/staging.py": {"wagma_jax.averaging", "wagma_jax.exchange.storage"},
-    "wagma_jax/exchange/offsets.py": {"wagma_jax.ledger.entries"},
+    "wagma_jax/exchange/offsets.py": {
+        "wagma_jax.exchange.gathering", "wagma_jax.exchange.tags", "wagma_jax.ledger.entries",
+    },
     "wagma_jax/exchange/recorder.py": {"wagma_jax.ledger.codec", "wagma_jax.ledger.entries"},
     "wagma_jax/exchange/wire/sums.py": set(),
-    "wagma_jax/exchange/wire/members.py": set(),
+    "wagma_jax/exchange/wire/members.py": {"wagma_jax.exchange.tags"},
     "wagma_jax/exchange/wire": {
         "wagma_jax.averaging", "wagma_jax.exchange.barrier", "wagma_jax.exchange.storage", "wagma_jax.exchange.wire",
     },
@@ -72,55 +78,57 @@ ALLOWED = {
     "wagma_jax/exchange/events.py": {"wagma_jax.exchange.mailbox", "wagma_jax.protocol.messages"},
     "wagma_jax/exchange/waiting.py": {"wagma_jax.exchange.mailbox"},
     "wagma_jax/exchange/engine.py": {
-        "wagma_jax.exchange.events", "wagma_jax.exchange.mailbox", "wagma_jax.exchange.models",
-        "wagma_jax.exchange.recorder", "wagma_jax.exchange.storage", "wagma_jax.exchange.waiting",
-        "wagma_jax.exchange.wire", "wagma_jax.ledger.entries", "wagma_jax.protocol",
+        "wagma_jax.exchange.errors", "wagma_jax.exchange.events", "wagma_jax.exchange.mailbox",
+        "wagma_jax.exchange.models", "wagma_jax.exchange.recorder", "wagma_jax.exchange.storage",
+        "wagma_jax.exchange.waiting", "wagma_jax.exchange.wire", "wagma_jax.ledger.entries", "wagma_jax.protocol",
     },
     "wagma_jax/exchange/info.py": {
-        "wagma_jax.exchange.models", "wagma_jax.ledger.entries", "wagma_jax.protocol", "wagma_jax.schedule"
+        "wagma_jax.exchange.models", "wagma_jax.ledger.entries", "wagma_jax.protocol", "wagma_jax.schedule",
     },
     "wagma_jax/exchange/startup.py": {
-        "wagma_jax.averaging", "wagma_jax.exchange.barrier", "wagma_jax.exchange.children",
-        "wagma_jax.exchange.recorder", "wagma_jax.exchange.staging", "wagma_jax.exchange.standing",
-        "wagma_jax.exchange.storage",
+        "wagma_jax.averaging", "wagma_jax.exchange.children", "wagma_jax.exchange.errors",
+        "wagma_jax.exchange.gathering", "wagma_jax.exchange.recorder", "wagma_jax.exchange.schedules",
+        "wagma_jax.exchange.staging", "wagma_jax.exchange.standing", "wagma_jax.exchange.storage",
         "wagma_jax.exchange.wire", "wagma_jax.ledger.entries", "wagma_jax.protocol", "wagma_jax.schedule",
     },
     "wagma_jax/exchange/transformation.py": {
         "wagma_jax.averaging", "wagma_jax.exchange.staging", "wagma_jax.keys", "wagma_jax.schedule",
         "wagma_jax.transformations",
     },
+    "wagma_jax/exchange/calls.py": {
+        "wagma_jax.exchange.ending", "wagma_jax.exchange.engine", "wagma_jax.exchange.errors",
+        "wagma_jax.exchange.gathering", "wagma_jax.exchange.recorder",
+    },
     "wagma_jax/exchange/exchange.py": {
-        "wagma_jax.averaging", "wagma_jax.exchange.barrier", "wagma_jax.exchange.children",
-        "wagma_jax.exchange.ending", "wagma_jax.exchange.engine",
-        "wagma_jax.exchange.info", "wagma_jax.exchange.models", "wagma_jax.exchange.offsets",
-        "wagma_jax.exchange.standing", "wagma_jax.exchange.startup", "wagma_jax.exchange.storage",
-        "wagma_jax.exchange.transformation", "wagma_jax.exchange.wire", "wagma_jax.ledger.entries",
-        "wagma_jax.protocol",
+        "wagma_jax.averaging", "wagma_jax.exchange.calls", "wagma_jax.exchange.children", "wagma_jax.exchange.engine",
+        "wagma_jax.exchange.gathering", "wagma_jax.exchange.info", "wagma_jax.exchange.models",
+        "wagma_jax.exchange.offsets", "wagma_jax.exchange.schedules", "wagma_jax.exchange.standing",
+        "wagma_jax.exchange.startup", "wagma_jax.exchange.storage", "wagma_jax.exchange.transformation",
+        "wagma_jax.exchange.wire", "wagma_jax.ledger.entries", "wagma_jax.protocol", "wagma_jax.schedule",
     },
     "wagma_jax/exchange/replay.py": {
         "wagma_jax.averaging", "wagma_jax.exchange.staging", "wagma_jax.exchange.storage", "wagma_jax.exchange.wire",
         "wagma_jax.ledger",
     },
     "wagma_jax/exchange/__init__.py": {
-        "wagma_jax.exchange.children",
-        "wagma_jax.exchange.engine", "wagma_jax.exchange.exchange", "wagma_jax.exchange.info",
+        "wagma_jax.exchange.children", "wagma_jax.exchange.errors", "wagma_jax.exchange.exchange",
+        "wagma_jax.exchange.info",
     },
     "wagma_jax/__init__.py": {
         "wagma_jax.algorithms", "wagma_jax.averager", "wagma_jax.averaging", "wagma_jax.collectives",
-        "wagma_jax.exchange", "wagma_jax.keys", "wagma_jax.schedule", "wagma_jax.transformations", "wagma_jax.workers",
+        "wagma_jax.exchange", "wagma_jax.keys", "wagma_jax.schedule", "wagma_jax.transformations",
+        "wagma_jax.workers",
     },
     "wagma_jax/ledger/entries.py": {"wagma_jax.schedule"},
     "wagma_jax/ledger/codec.py": {"wagma_jax.ledger.entries"},
     "wagma_jax/ledger/segments.py": {"wagma_jax.ledger.entries", "wagma_jax.schedule"},
-    "wagma_jax/ledger/reading.py": {
-        "wagma_jax.ledger.codec", "wagma_jax.ledger.entries", "wagma_jax.ledger.segments"
-    },
+    "wagma_jax/ledger/reading.py": {"wagma_jax.ledger.codec", "wagma_jax.ledger.entries", "wagma_jax.ledger.segments"},
     "wagma_jax/ledger/waits.py": {"wagma_jax.ledger.entries", "wagma_jax.ledger.segments"},
     "wagma_jax/ledger/alignment.py": {
-        "wagma_jax.ledger.entries", "wagma_jax.ledger.segments", "wagma_jax.ledger.waits"
+        "wagma_jax.ledger.entries", "wagma_jax.ledger.segments", "wagma_jax.ledger.waits",
     },
     "wagma_jax/ledger/summary.py": {
-        "wagma_jax.ledger.alignment", "wagma_jax.ledger.entries", "wagma_jax.ledger.segments"
+        "wagma_jax.ledger.alignment", "wagma_jax.ledger.entries", "wagma_jax.ledger.segments",
     },
     "wagma_jax/ledger/plain_text.py": {"wagma_jax.ledger.alignment", "wagma_jax.ledger.summary"},
     "wagma_jax/ledger/picture.py": {
@@ -155,18 +163,17 @@ ALLOWED = {
     },
     "wagma_jax/commands/launch/command.py": {"wagma_jax.commands.launch", "wagma_jax.commands.parsing"},
     "wagma_jax/commands/doctor/checkup.py": {
-        "wagma_jax.commands.launch.gpus", "wagma_jax.exchange",
-        "wagma_jax.schedule",
+        "wagma_jax.commands.launch.gpus", "wagma_jax.exchange", "wagma_jax.schedule",
     },
     "wagma_jax/commands/doctor/rows.py": set(),
     "wagma_jax/commands/doctor/probes.py": set(),
     "wagma_jax/commands/doctor/printing.py": {"wagma_jax.commands.doctor.rows"},
     "wagma_jax/commands/doctor/ranks.py": {"wagma_jax.commands.doctor.probes", "wagma_jax.commands.launch.job"},
     "wagma_jax/commands/doctor/installation.py": {
-        "wagma_jax.commands.doctor.probes", "wagma_jax.commands.doctor.rows", "wagma_jax.commands.launch.mpi"
+        "wagma_jax.commands.doctor.probes", "wagma_jax.commands.doctor.rows", "wagma_jax.commands.launch.mpi",
     },
     "wagma_jax/commands/doctor/between_ranks.py": {
-        "wagma_jax.commands.doctor.ranks", "wagma_jax.commands.doctor.rows", "wagma_jax.commands.launch.mpi"
+        "wagma_jax.commands.doctor.ranks", "wagma_jax.commands.doctor.rows", "wagma_jax.commands.launch.mpi",
     },
     "wagma_jax/commands/doctor/checks.py": {
         "wagma_jax.commands.doctor.between_ranks", "wagma_jax.commands.doctor.installation",
@@ -180,7 +187,7 @@ ALLOWED = {
     "wagma_jax/commands": set(),
     "wagma_jax/__main__.py": {"wagma_jax.commands.main"},
     "models": {"models"},
-    "train": {"wagma_jax", "models", "train"},
+    "train": {"models", "train", "wagma_jax"},
 }  # fmt: skip
 MAY_USE_MPI = ("wagma_jax/exchange", "wagma_jax/commands/doctor/checkup.py")
 

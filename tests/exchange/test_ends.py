@@ -77,6 +77,19 @@ def test_an_engine_that_fails_inside_an_exchange_ends_all():
     assert raised(1, output).endswith("ExchangeError: rank 1's exchange failed: MemoryError: no room for the sum")
 
 
+def test_a_rank_that_fails_before_its_constructor_ends_all():
+    status, output = run(2, "before")
+    assert status == 1, output
+    assert raised(1, output) == "LookupError: no data"
+
+
+def test_a_rank_that_fails_inside_its_constructor_ends_all():
+    status, output = run(2, "inside_start")
+    assert status == 1, output
+    assert raised(1, output) == "MemoryError: no room for the sum"
+    assert raised(0, output) == "wagma_jax.ExchangeError: rank 1 ended with MemoryError: no room for the sum"
+
+
 def test_a_run_whose_failures_were_handled_ends_well():
     status, output = run(2, "handled")
     assert status == 0, output

@@ -11,6 +11,7 @@ from exchange_small import FAR_MORE, a_run_goes_well, expect, open_small, train
 from mpi4py import MPI
 
 from wagma_jax.exchange import ExchangeError
+from wagma_jax.exchange.wire import Wire
 
 WORLD = MPI.COMM_WORLD
 RANK = WORLD.rank
@@ -103,6 +104,27 @@ def inside():
         train(exchange, params, 2)
 
 
+def before():
+    """Rank 1 fails before it has an exchange, while rank 0 waits for it in the constructor."""
+    if RANK == 1:
+        time.sleep(0.5)
+        ends_now()
+        raise LookupError("no data")
+    open_small(WORLD)
+
+
+def inside_start():
+    """Rank 1 fails inside of its constructor, when rank 0 is in MPI's own waits."""
+    if RANK == 1:
+
+        def broken(*arguments):
+            ends_now()
+            raise MemoryError("no room for the sum")
+
+        Wire.exchange = broken
+    open_small(WORLD)
+
+
 def handled():
     """Rank 1 fails, all handle it and go on with a new exchange, and rank 1 ends later than a failed one could."""
     kind, words = (LookupError, "") if RANK == 1 else (ExchangeError, "rank 1 ended with LookupError: ")
@@ -126,6 +148,8 @@ SCENARIOS = (
     forgotten,
     stuck,
     inside,
+    before,
+    inside_start,
     handled,
 )
 {scenario.__name__: scenario for scenario in SCENARIOS}[sys.argv[1]]()

@@ -11,6 +11,7 @@ from exchange_small import FAR_MORE, START, a_run_goes_well, expect, open_small,
 from mpi4py import MPI
 
 from wagma_jax.exchange import GroupExchange
+from wagma_jax.schedule import GroupSchedule
 
 
 def other_trees(comm):
@@ -63,6 +64,24 @@ def bad_settings(comm):
         there = f"rank 1 could not build its exchange: {kind.__name__}: " if comm.rank == 0 else ""
         with expect(ValueError if comm.rank == 0 else kind, words, there):
             GroupExchange(comm, START, **settings)
+    schedule = GroupSchedule(2, 2, 5, rotate=False)
+    for options, kind, words in [
+        ({}, ValueError, "expected group_size or schedule, got neither"),
+        ({"schedule": 2}, TypeError, "schedule must be a GroupSchedule, got 2"),
+        ({"schedule": GroupSchedule(3, 2)}, ValueError, "schedule must be for the 2 ranks of comm"),
+        (
+            {"schedule": schedule, "group_size": 1},
+            ValueError,
+            "group_size must be that of schedule, got 1 beside Group",
+        ),
+        ({"schedule": schedule, "sync_period": None}, ValueError, "sync_period must be that of schedule, got None"),
+        ({"schedule": schedule, "sync_period": 10}, ValueError, "sync_period must be that of schedule, got 10"),
+        ({"schedule": schedule, "rotate": True}, ValueError, "rotate must be that of schedule, got True"),
+    ]:
+        with expect(kind, words):
+            GroupExchange(comm, START, **options)
+    with GroupExchange(comm, START, schedule=schedule, sync_period=5, timeout_seconds=FAR_MORE) as exchange:
+        assert exchange.schedule is schedule
     for wrong in (5, MPI.GROUP_EMPTY):
         with expect(TypeError, "comm must be an mpi4py.MPI.Intracomm or None"):
             GroupExchange(wrong, START, group_size=2)

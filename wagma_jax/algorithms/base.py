@@ -73,8 +73,7 @@ class Settings:
         return GroupExchange(
             comm,
             tree,
-            group_size=schedule.group_size,
-            sync_period=schedule.sync_period,
+            schedule=schedule,
             quorum=quorum,
             clock=self.clock,
             timeout_seconds=self.timeout_seconds,

@@ -60,7 +60,7 @@ class Calls:
             ExchangeError: The run is over.
         """
         children.refuse(f"{name}()")
-        if self.lock.locked():  # acquire(blocking=False) may be interrupted when the lock is taken, but not entered
+        if self.lock.locked():  # a signal could arrive between acquire(blocking=False) and a block that releases it
             raise RuntimeError(f"{name}() was called from two threads at once: call it from one")
         with self.lock:
             if self._over is not None:
@@ -98,8 +98,8 @@ class Calls:
         """Ends the exchange since an exception has left it, or its call ``name``."""
         if isinstance(error, SystemExit):
             ending.exits(error.code)
-        left = f"rank {self._rank}'s {name}() was left by" if name else f"rank {self._rank} ended with"
-        self.abort(f"{left} {described(error)}")
+        text = f"rank {self._rank}'s {name}() was left by " if name else f"rank {self._rank} ended with "
+        self.abort(text + described(error))
 
     def abort(self, text: str) -> None:
         """Ends the exchange on all ranks, unless it is over."""

@@ -18,6 +18,7 @@ from wagma_jax.exchange.gathering import Gathering
 from wagma_jax.exchange.info import MERGE_NAMES, ExchangeInfo, describe
 from wagma_jax.exchange.isolation import own_settings
 from wagma_jax.exchange.models import Models, Taken
+from wagma_jax.exchange.schedules import DEFAULT_SYNC_PERIOD
 from wagma_jax.exchange.standing import Standing
 from wagma_jax.exchange.storage import Buffers
 from wagma_jax.exchange.wire import Wire
@@ -25,6 +26,7 @@ from wagma_jax.ledger import entries
 from wagma_jax.protocol.messages import Tally
 from wagma_jax.protocol.rounds import Clock, Rounds
 from wagma_jax.protocol.rules import Merge, Outbox
+from wagma_jax.schedule import GroupSchedule
 
 
 class GroupExchange:
@@ -46,7 +48,8 @@ class GroupExchange:
             ``params``.
         group_size: S, the largest number of workers in a group. The paper takes S = sqrt(P).
         sync_period: Rounds between global means, which bounds staleness; None: never.
-        rotate: Whether groups change from round to round.
+        rotate: Whether groups change from round to round; None: they do.
+        schedule: Who averages with whom, in place of the three arguments before it.
         quorum: How many members of a group must arrive before an exchange starts: from 1, for the first, to
             ``group_size``, for all. With all of them no worker is ever late.
         clock: "step": every worker takes part in every round with a step of its own (the paper). "round": a worker that
@@ -78,9 +81,10 @@ class GroupExchange:
         comm: MPI.Intracomm | None,
         params: Any,
         *,
-        group_size: int,
-        sync_period: int | None = 10,
-        rotate: bool = True,
+        group_size: int | None = None,
+        sync_period: int | None = DEFAULT_SYNC_PERIOD,
+        rotate: bool | None = None,
+        schedule: GroupSchedule | None = None,
         quorum: int = 1,
         clock: Clock = "step",
         policy: PolicyFunction | None = None,
@@ -98,6 +102,7 @@ class GroupExchange:
                 startup.check_arguments,
                 comm,
                 params,
+                schedule=schedule,
                 group_size=group_size,
                 sync_period=sync_period,
                 rotate=rotate,
@@ -200,6 +205,7 @@ class GroupExchange:
             ready = time.perf_counter()
             self._stands = self._returned = None
             self._call.count_on()
+            published = self._engine.models.outbox.version
             t = self._engine.arrive(model, self._counter, tally)
             self._start, self._leaves = None, leaves
             del model, params
@@ -209,9 +215,15 @@ class GroupExchange:
             if self.schedule.is_sync(t):
                 self._base = self._stands = self._returned = t
             self._counter = t if self._engine.machine.clock == "step" else max(t, newest)
-            waited, base = woken - ready, self._base
             self.info = describe(
-                self.schedule, self.rank, t, taken.exchanged, waited_seconds=waited, base=base, tally=taken.tally
+                self.schedule,
+                self.rank,
+                t,
+                taken.exchanged,
+                published=published,
+                waited_seconds=woken - ready,
+                base=self._base,
+                tally=taken.tally,
             )
             self._leaves = []
             if self._recorder is not None:

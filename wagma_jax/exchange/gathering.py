@@ -16,6 +16,7 @@ from mpi4py import MPI
 
 from wagma_jax.exchange import tags
 from wagma_jax.exchange.errors import ExchangeError
+from wagma_jax.exchange.mailbox import LOOKS
 from wagma_jax.protocol.messages import Kind, Message
 
 LEAST_SECONDS = 120.0  # how long those who have come wait for each other at least: some compile longer than others
@@ -77,6 +78,7 @@ class Gathering:
             ExchangeError: A rank has failed. So do all other waits.
         """
         self._complete(self.comm.Ibarrier())
+        self._listen()  # some may have given up before this rank has come: none begins the next step then
         self._seconds = max(self._seconds, LEAST_SECONDS)
         self.comm, self._entered = self.duplicate(), True
 
@@ -179,7 +181,9 @@ class Gathering:
             self._listen()
             now = time.perf_counter()
             if now > deadline:
-                self._give_up(begin)
+                if self._completes(done):
+                    break
+                raise TimeoutError(f"{self._what} has waited for {now - begin:.1f} s: {self._diagnosis()}")
             if now > begin + NOTICE_SECONDS and not noticed:
                 noticed = True
                 warnings.warn(
@@ -193,7 +197,12 @@ class Gathering:
 
     def _listen(self) -> None:
         status = MPI.Status()
-        while (message := self.comm.improbe(MPI.ANY_SOURCE, tags.START, status)) is not None:
+        looks = LOOKS
+        while looks:
+            message = self.comm.improbe(MPI.ANY_SOURCE, tags.START, status)
+            if message is None:
+                looks -= 1
+                continue
             content, source = message.recv(), status.Get_source()
             if isinstance(content, _Ask):
                 self.comm.send(_Here(self._step), source, tags.START)
@@ -203,19 +212,21 @@ class Gathering:
                 self._told = True
                 raise ExchangeError(content.text)
 
-    def _give_up(self, begin: float) -> None:
-        waited = time.perf_counter() - begin
+    def _completes(self, done: Callable[[], bool]) -> bool:
+        """Asks all others where they are; whether the step is over before they have answered."""
         self._here = {}
         self._send_all(_Ask())
         end = time.perf_counter() + ANSWER_SECONDS
         while len(self._here) < self.comm.size - 1 and time.perf_counter() < end:
             self._listen()
             time.sleep(_LONGEST_SLEEP)
+        return done()
+
+    def _diagnosis(self) -> str:
         missing = [rank for rank in range(self.comm.size) if rank != self.rank and self._here.get(rank, 0) < self._step]
-        text = f"all {self.comm.size} ranks have come, but the network is stuck"
-        if missing:
-            text = (
-                f"of {self.comm.size} ranks these have not come as far: {', '.join(map(str, missing))}; they are gone, "
-                "stuck, or have not called it"
-            )
-        raise TimeoutError(f"{self._what} has waited for {waited:.1f} s: {text}")
+        if not missing:
+            return f"all {self.comm.size} ranks have come, but the network is stuck"
+        return (
+            f"of {self.comm.size} ranks these have not come as far: {', '.join(map(str, missing))}; they are gone, "
+            "stuck, or have not called it"
+        )

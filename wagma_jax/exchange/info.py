@@ -47,6 +47,7 @@ def describe(
     t: int,
     exchanged: Exchanged | None,
     *,
+    published: int,
     waited_seconds: float,
     base: int,
     tally: Tally,
@@ -58,6 +59,8 @@ def describe(
         rank: This one.
         t: The round.
         exchanged: What was exchanged in it; None if that is forgotten.
+        published: The version of what this worker had published before the call: its contribution if that is
+            forgotten, since a round that is so old was over before the call.
         waited_seconds: As in the info, like the others.
         base: The newest round in the model.
         tally: The sums.
@@ -65,5 +68,6 @@ def describe(
     is_sync = schedule.is_sync(t)
     group = tuple(range(schedule.num_workers)) if is_sync else schedule.group_of(rank, t)
     contributed = () if exchanged is None else exchanged.contributed
-    staleness = 0 if is_sync or not contributed else t - contributed[group.index(rank)]
+    version = contributed[group.index(rank)] if contributed else published
+    staleness = 0 if is_sync else t - version
     return ExchangeInfo(t, is_sync, staleness > 0, staleness, waited_seconds, group, contributed, base, tally)

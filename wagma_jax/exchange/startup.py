@@ -15,7 +15,7 @@ import numpy as np
 from mpi4py import MPI
 
 from wagma_jax.averaging import PolicyFunction
-from wagma_jax.exchange import children
+from wagma_jax.exchange import children, schedules
 from wagma_jax.exchange.errors import described
 from wagma_jax.exchange.gathering import Gathering
 from wagma_jax.exchange.isolation import own_settings
@@ -94,9 +94,10 @@ def check_arguments(
     comm: MPI.Intracomm,
     params: Any,
     *,
-    group_size: int,
+    schedule: GroupSchedule | None,
+    group_size: int | None,
     sync_period: int | None,
-    rotate: bool,
+    rotate: bool | None,
     quorum: int,
     clock: Clock,
     policy: PolicyFunction | None,
@@ -110,8 +111,8 @@ def check_arguments(
     Raises:
         ValueError, TypeError: One of them is wrong.
     """
-    schedule = GroupSchedule(comm.size, group_size, sync_period, rotate)
-    quorum = _between("quorum", quorum, 1, group_size)
+    schedule = schedules.build(comm.size, schedule, group_size, sync_period, rotate)
+    quorum = _between("quorum", quorum, 1, schedule.group_size)
     if clock not in ("step", "round"):
         raise ValueError(f"clock must be 'step' or 'round', got {clock!r}")
     if not timeout_seconds > 0:
@@ -157,8 +158,11 @@ def check_tally(tally: Sequence[int]) -> Tally:
 
 def limit(timeout_seconds: Any) -> float:
     """How long the ranks wait for each other until all arguments are checked; some rank may have passed anything."""
-    usable = isinstance(timeout_seconds, int | float) and timeout_seconds > 0
-    return min(float(timeout_seconds), threading.TIMEOUT_MAX) if usable else DEFAULT_TIMEOUT_SECONDS
+    try:
+        seconds = float(timeout_seconds)
+    except (TypeError, ValueError):
+        return DEFAULT_TIMEOUT_SECONDS
+    return min(seconds, threading.TIMEOUT_MAX) if seconds > 0 else DEFAULT_TIMEOUT_SECONDS
 
 
 def agree(gathering: Gathering, check: Callable[[], Arguments]) -> Arguments:
@@ -185,7 +189,9 @@ def agree(gathering: Gathering, check: Callable[[], Arguments]) -> Arguments:
         rank = int(wrong[0])
         text = gathering.broadcast_object(text, rank)
         gathering.agreed_to_fail()
-        raise error or ValueError(f"rank {rank} could not build its exchange: {text}")
+        if error is not None:
+            raise error
+        raise ValueError(f"rank {rank} could not build its exchange: {text}")
     assert arguments
     _, firsts = np.unique(everyone, axis=0, return_index=True)
     for rank in sorted(set(firsts.tolist()) - {0}):

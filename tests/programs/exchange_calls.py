@@ -1,0 +1,155 @@
+"""Bodies for two MPI ranks: calls that are left by an exception, ranks that do not come, and limits of waits."""
+
+import contextlib
+import signal
+import threading
+import time
+from unittest import mock
+
+import numpy as np
+from exchange_small import FAR_MORE, START, a_run_goes_well, expect, open_small, step, tell, told, train, wait_until
+
+from wagma_jax.exchange import ExchangeError, models, offsets, startup
+from wagma_jax.exchange.wire import Wire
+
+SHORT = 1.0  # timeout_seconds of those who are to lose patience
+
+
+@contextlib.contextmanager
+def interrupted_after(seconds):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    with expect(KeyboardInterrupt):
+        yield
+    signal.signal(signal.SIGALRM, before)
+
+
+def left(comm):
+    """Rank 0 leaves each kind of call, on which rank 1 counts, and goes on as if nothing had happened."""
+    calls = {
+        "average": lambda exchange: exchange.average(step(START, comm.rank)),
+        "consensus": lambda exchange: exchange.consensus(START),
+        "meet": lambda exchange: exchange.meet(),
+        "close": lambda exchange: exchange.close(),
+    }
+    for name, call in calls.items():
+        exchange = open_small(comm)
+        over = f"rank 0's {name}() was left by KeyboardInterrupt"
+        if comm.rank == 0:
+            with interrupted_after(0.2):
+                call(exchange)
+            for later in ("average", "consensus"):
+                with expect(ExchangeError, f"{later}() was called after the exchange was closed, since {over}: build"):
+                    calls[later](exchange)
+            exchange.close()
+            tell(comm, 1)
+        else:
+            wait_until(lambda: told(comm, 0))
+            with expect(ExchangeError, over):
+                call(exchange)
+    a_run_goes_well(comm)
+
+
+def errors(comm):
+    """Rank 0 fails inside of a call: before it has published, when nothing is lost, and when it has the result."""
+    with open_small(comm) as exchange:
+        params = exchange.params
+        if comm.rank == 0:
+            with mock.patch.object(exchange._staging, "pack", side_effect=MemoryError), expect(MemoryError):
+                exchange.average(params)
+        params = train(exchange, params, 1)
+        np.testing.assert_allclose(params["b"], 1)
+        over = "rank 0's average() was left by MemoryError: no room"
+        if comm.rank == 0:
+            fails = mock.patch.object(exchange._staging, "unpack", side_effect=MemoryError("no room"))
+            with fails, expect(MemoryError, "no room"):
+                exchange.average(params)
+        else:
+            with expect(ExchangeError, over):
+                train(exchange, params, 2)
+        with expect(ExchangeError, f"since {'' if comm.rank == 0 else 'rank 1 ended with ExchangeError: '}{over}"):
+            exchange.meet()
+
+
+def constructor(comm):
+    """Rank 1 fails inside of the constructor, at one step after the other; then rank 0 waits for it alone."""
+    places = [(startup, "broadcast"), (startup, "warm_up"), (Wire, "prepare")]
+    for place, name in places:
+        if comm.rank == 1:
+            with mock.patch.object(place, name, side_effect=MemoryError("no room")), expect(MemoryError, "no room"):
+                open_small(comm)
+        else:
+            with expect(ExchangeError, "rank 1 ended with MemoryError: no room"):
+                open_small(comm)
+    if comm.rank == 0:
+        words = "GroupExchange() has waited for 1.", "of 2 ranks these have not come as far: 1; they are gone, stuck"
+        with expect(TimeoutError, *words):
+            open_small(comm, timeout_seconds=SHORT)
+        tell(comm, 1)
+    else:
+        wait_until(lambda: told(comm, 0))
+        with expect(ExchangeError, "rank 0 ended with TimeoutError: GroupExchange() has waited for 1."):
+            open_small(comm)
+    a_run_goes_well(comm)
+
+
+def closing(comm, folder):
+    """All have closed, but rank 1 does not come to the last measurement of its clock."""
+    exchange = open_small(comm, ledger=folder, timeout_seconds=SHORT if comm.rank == 0 else FAR_MORE)
+    train(exchange, exchange.params, 1)
+    if comm.rank == 0:
+        with expect(TimeoutError, "close() has waited for ", "of 2 ranks these have not come as far: 1"):
+            exchange.close()
+        tell(comm, 1)
+    else:
+        measure = offsets.measure
+
+        def later(gathering):
+            wait_until(lambda: told(comm, 0))
+            return measure(gathering)
+
+        with mock.patch.object(offsets, "measure", later), expect(ExchangeError, "rank 0 ended with TimeoutError"):
+            exchange.close()
+
+
+def far_behind(comm):
+    """Rank 1 comes to a round that is so old that what was exchanged in it is forgotten."""
+    with mock.patch.object(models, "REMEMBERED", 3), open_small(comm, group_size=2, sync_period=None) as exchange:
+        if comm.rank == 0:
+            train(exchange, exchange.params, 6)
+            return
+        wait_until(lambda: exchange._engine.complete(5))
+        infos = [exchange.average(START)[1] for _ in range(4)]
+        assert [info.late for info in infos] == [True] * 4
+        assert [info.staleness for info in infos] == [1, 1, 1, 4]  # round 3 is remembered, which took the start
+        assert [len(info.contributed_rounds) for info in infos] == [0, 0, 0, 2]
+
+
+def untaken(comm):
+    """Rank 1 comes late, while an exchange overwrites the sum that it has not taken: it waits for the new one."""
+    with open_small(comm, group_size=2, sync_period=None) as exchange:
+        params = exchange.params
+        if comm.rank == 0:
+            train(exchange, params, 2)
+            return
+        exchanges, inside, goes_on = exchange._engine.wire.exchange, threading.Event(), threading.Event()
+
+        def slow(group, divisor, header, *buffers):
+            if header[0] == 1:
+                inside.set()
+                goes_on.wait(FAR_MORE)
+            return exchanges(group, divisor, header, *buffers)
+
+        exchange._engine.wire.exchange = slow
+        assert inside.wait(FAR_MORE)
+        threading.Timer(0.2, goes_on.set).start()
+        began = time.perf_counter()
+        mine = {"b": params["b"] + 30, "w": params["w"]}
+        merged, info = exchange.average(mine)
+        assert time.perf_counter() - began > 0.15
+        assert (info.round, info.late, info.base) == (0, True, 1)
+        # rank 0 has published 0 + 1 at round 0, whose mean with this rank's 0 is 0.5, and 1.5 at round 1
+        np.testing.assert_allclose(merged["b"], (1.5 + 0 + 30) / 3)
