@@ -13,8 +13,12 @@ _CACHE = os.environ.setdefault(
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
 os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(10 << 30)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
-# Most of the tests' time goes into compiling what runs for milliseconds: LLVM need not optimize it.
-os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
+# Open MPI would look for network cards for a second at each start.
+os.environ.setdefault("OMPI_MCA_btl", "^ofi")
+
+import compilations  # noqa: E402
+
+compilations.prepare()
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
@@ -29,9 +33,8 @@ jax.config.update("jax_num_cpu_devices", 8)
 @pytest.fixture
 def optimized():
     """Compilations as users have them, for tests of single bits and of what is compiled."""
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
+    with compilations.as_users_do():
+        yield
 
 
 def pytest_addoption(parser):

@@ -5,6 +5,7 @@ import pytest
 pytest.importorskip("mpi4jax", reason="the extra mpi is not installed", exc_type=ImportError)
 
 import ranks
+from compilations import AS_USERS_DO
 from processes import ROOT, run_ranks
 
 
@@ -15,6 +16,5 @@ def test_sums_of_one_to_four_members():
 @pytest.mark.long
 def test_sums_of_one_to_six_members():
     program = ROOT / "tests" / "programs" / "exchange_wire.py"
-    optimized = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "false"}
-    status, output = run_ranks(6, program, timeout=110, environment=optimized)
+    status, output = run_ranks(6, program, timeout=110, environment=AS_USERS_DO)
     assert status == 0, output
