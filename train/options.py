@@ -84,6 +84,7 @@ class RunOptions(AlgorithmOptions):
             --steps or --epochs move its end (and stretch the schedule of the rate); another number of workers,
             algorithm, batch size or the like makes it go on from the consensus model.
         evaluate: A run, one of its checkpoints, or an exported model: evaluate its consensus model, and nothing more.
+        picture: Draw training.png at the end.
         tensorboard: Write the metrics for TensorBoard, too (needs the extra 'tensorboard').
         coordinator: HOST:PORT of process 0, where several processes train together and neither Slurm nor MPI tells.
         processes: Number of processes that train together; with --coordinator.
@@ -115,6 +116,7 @@ class RunOptions(AlgorithmOptions):
     keep_checkpoints: int = option(2, resume="free")
     resume: Path | None = option(None, resume="free")
     evaluate: Path | None = option(None, resume="free")
+    picture: bool = option(True, resume="free")
     tensorboard: bool = option(False, resume="free")
     coordinator: str | None = option(None, resume="free")
     processes: int | None = option(None, resume="free")

@@ -258,9 +258,7 @@ def run(prepared: Prepared) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 def _finish(
     prepared: Prepared, outcome: loop.Outcome, rows: list[dict[str, Any]], schedule: Any, devices: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Writes the summary of a run and its picture; on the first process."""
-    from train import pictures  # matplotlib takes long to import, and other processes do not need it
-
+    """Writes the summary of a run and, if asked to, its picture; on the first process."""
     options, task, out, position = prepared.options, prepared.task, prepared.out, outcome.position
     notes = {name: frozenset(numbers) for name, numbers in position.notes.items()}
     extra = task.finish(out, notes, outcome.parts)
@@ -296,8 +294,11 @@ def _finish(
         "jax_version": jax.__version__,
         "options": options.to_json(),
     }
-    title = f"{task.name}, {options.workers} workers, seed {options.seed}"
-    pictures.plot_runs(out / "training.png", {options.algorithm: rows}, title, task.score, task.unit)
+    if options.picture:
+        from train import pictures  # matplotlib takes long to import, and other processes do not need it
+
+        title = f"{task.name}, {options.workers} workers, seed {options.seed}"
+        pictures.plot_runs(out / "training.png", {options.algorithm: rows}, title, task.score, task.unit)
     results.write_summary(out / SUMMARY, summary)  # last, since it says that all else is there
     return summary | {"out": str(out)}
 

@@ -1,7 +1,5 @@
 """The toy workload over MPI: the numbers of one program where nobody is late, and valid runs where somebody is."""
 
-import json
-import re
 import shutil
 import signal
 import sys
@@ -9,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from processes import ROOT, run_ranks
+import ranks
 
 from tests.train import runs
+from tests.train.toy import EXAMPLES
 from train.checkpoints import look, steps
 from wagma_jax import ledger
 
@@ -29,6 +28,11 @@ VARIANTS = {
 }
 
 
+def launched(num_ranks, *commands):
+    """Runs, one after the other, on ranks of the pool; what these have printed."""
+    return "".join(ranks.run("train_bodies.toys", *commands, num_ranks=num_ranks, timeout=100))
+
+
 def run_several(folder):
     """Runs over two processes, one for each variant."""
     commands = [
@@ -36,8 +40,7 @@ def run_several(folder):
         + (["--meet-every", "4"] if name == "no-sync" else [])
         for name, words in VARIANTS.items()
     ]
-    status, output = run_ranks(2, ROOT / "tests/programs/train_toy.py", json.dumps(commands), timeout=100)
-    assert status == 0, output
+    launched(2, *commands)
 
 
 def compare(name, several, alone):
@@ -80,10 +83,8 @@ def check_that_killed_runs_go_on_to_the_same_bits(several, broken):
         shutil.copytree(several / name, broken / name)
         shutil.rmtree(broken / name / "checkpoints" / "14")
         (broken / name / "summary.json").unlink()
-    commands = [["--resume", str(broken / name)] for name in names]
-    status, output = run_ranks(2, ROOT / "tests/programs/train_toy.py", json.dumps(commands), timeout=100)
-    assert status == 0, output
-    assert "going on from step 8" in output
+    output = launched(2, *(["--resume", str(broken / name)] for name in names))
+    assert output.count("going on from step 8") == 2
     for name in names:
         assert runs.numbers(broken / name) == runs.numbers(several / name)
         np.testing.assert_array_equal(
@@ -103,8 +104,7 @@ def check_that_runs_go_on_longer_and_end_once(several, folder):
     ]  # fmt: skip
     commands = [["--resume", str(longer), "--steps", "24", "--log-every", "10", "--eval-every", "4"], again, clocks]
     before = {path: path.read_bytes() for path in (several / "allreduce").rglob("*") if path.is_file()}
-    status, output = run_ranks(2, ROOT / "tests/programs/train_toy.py", json.dumps(commands), timeout=100)
-    assert status == 0, output
+    output = launched(2, *commands)
     assert [row["step"] for row in runs.numbers(longer) if "eval" in row] == [8, 14, 16, 20, 24]
     assert output.count("is complete: there is nothing left to do") == 2
     assert {path: path.read_bytes() for path in (several / "allreduce").rglob("*") if path.is_file()} == before
@@ -134,35 +134,35 @@ def test_two_processes_give_the_numbers_of_one_program_and_go_on_exactly(tmp_pat
         check_that_another_transport_goes_on_from_the_consensus(several / name)
 
 
-def launched(num_ranks, *options, timeout=100):
-    status, output = run_ranks(num_ranks, "-m", "tests.train.toy", *options, timeout=timeout)
-    assert status == 0, output
-    return output
-
-
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize(("sync", "number"), [(True, signal.SIGTERM), (False, signal.SIGUSR1)])
 def test_stopped_by_a_signal_while_workers_are_late_it_goes_on(sync, number, tmp_path):
     out = tmp_path / "run"
     options = [
-        "--epochs", "10", "--batch-size", "8", "--clock", "round", "--straggler", "rotating:0.02",
+        "--epochs", "1000", "--batch-size", "8", "--clock", "round", "--straggler", "rotating:0.02",
         "--straggler-kind", "compute" if sync else "sleep", "--log-every", "5", "--eval-every", "10000",
-        "--checkpoint-every", "10", "--group-size", "2", "--out", out, *(["--sync-period", "5"] if sync else []),
+        "--checkpoint-every", "10", "--group-size", "2", "--out", str(out), *(["--sync-period", "5"] if sync else []),
         *([] if sync else ["--sync-period", "None", "--meet-every", "5"]),
     ]  # fmt: skip
-    wagma = Path(sys.executable).parent / "wagma"
-    command = [wagma, "launch", "-n", "3", "--", *runs.COMMAND, *options]
-    runs.stopped(command, lambda: steps(out / "checkpoints"), number, seconds=90)
+    if sync:  # the launcher gets it, and hands it on
+        wagma = Path(sys.executable).parent / "wagma"
+        command = [wagma, "launch", "-n", "3", "--", *runs.COMMAND, *options]
+        runs.stopped(command, lambda: steps(out / "checkpoints"), number, seconds=90)
+    else:  # a worker gets it, and the others stop with it
+        outputs = ranks.run("train_bodies.stopped_toy", options, number, 12, num_ranks=3, timeout=100)
+        assert f"{number.name}: stopped at step" in outputs[0]
     before = runs.numbers(out)
-    output = launched(3, "--resume", out)
-    assert "going on from step" in output
+    position = look(out / "checkpoints" / str(steps(out / "checkpoints")[0])).position
+    epochs = position.examples // EXAMPLES + 4
+    output = launched(3, ["--resume", str(out), "--epochs", str(epochs)])
+    assert f"going on from step {position.step}" in output
     rows = runs.numbers(out)
     assert rows[: len(before)] == before
     logs = [row for row in rows if "loss" in row]
     assert [row["step"] for row in logs] == sorted({row["step"] for row in logs})
     assert [row["examples"] for row in logs] == sorted(row["examples"] for row in logs)
     summary = runs.summary(out)
-    budget = 10 * 240
+    budget = epochs * EXAMPLES
     assert budget <= summary["examples"] < budget + 3 * 5 * 8 + 3 * 8
     assert summary["clock"] == "round"
     if sync:
@@ -178,9 +178,6 @@ def test_stopped_by_a_signal_while_workers_are_late_it_goes_on(sync, number, tmp
 
 
 def test_adam_counts_its_own_updates_where_rounds_are_skipped(tmp_path):
-    status, output = run_ranks(2, ROOT / "tests/programs/adam_rounds.py", tmp_path / "run", timeout=60)
-    assert status == 0, output
-    found = re.findall(r"\[(\d)\] (\d+) steps in 60 rounds", output)
-    taken = {int(rank): int(count) for rank, count in found}
+    taken = ranks.run("train_bodies.adam_rounds", tmp_path / "run", 60, num_ranks=2)
     assert taken[0] <= 60
-    assert taken[1] < 50, output  # it skipped some
+    assert taken[1] < 50  # it skipped some

@@ -119,9 +119,8 @@ def test_another_number_of_workers_starts_from_the_consensus(tmp_path, capsys):
 def test_killed_after_its_last_step_a_run_is_finished(eight_steps, tmp_path):
     original, expected, rows = eight_steps
     out = shutil.copytree(original, tmp_path / "run")
-    for name in ("summary.json", "training.png"):
-        (out / name).unlink()
-    summary, again = runs.train(out, steps=8, resume=out)
+    (out / "summary.json").unlink()
+    summary, again = runs.train(out, steps=8, resume=out, picture=True)
     assert (out / "training.png").exists()
     assert runs.summary(out)["eval"] == summary["eval"] == expected["eval"]
     assert again == rows

@@ -25,10 +25,12 @@ class Options(RunOptions, recipe.RecipeOptions):
     Attributes:
         noise: Standard deviation of what is drawn in every step and added to the targets.
         pause: Seconds that it takes to load a batch.
+        picture: Draw training.png at the end. Off, since it takes half of the time of so short a run.
     """
 
     noise: float = 0.01
     pause: float = option(0.0, resume="free")
+    picture: bool = option(False, resume="free")
 
 
 class Carry(NamedTuple):
