@@ -198,7 +198,7 @@ class Cluster:
 
     def _wake(self, world, worker):
         trainer, engine, outbox = world.trainers[worker], world.engines[worker], world.outboxes[worker]
-        newest = engine.round - 1
+        newest = self._summed(worker, engine.round - 1)
         if trainer.waits == "rest":
             require(all(t.rests >= trainer.rests for t in world.trainers), "a trainer leaves before all have come")
             newest, is_mean = world.gathered[worker]
@@ -206,7 +206,7 @@ class Cluster:
             require(newest >= trainer.counter, "rests never take a trainer back")
             world = self._set(world, "gathered", worker, None)
             return self._set(world, "trainers", worker, trainer._replace(waits=None, counter=newest, base=base))
-        counter = trainer.counter if self.clock == "step" else max(trainer.counter, newest)
+        counter = trainer.counter if self.clock == "step" else max(trainer.counter, engine.round - 1)
         if self.schedule.is_sync(trainer.waits):
             k = trainer.waits
             require(
@@ -232,6 +232,14 @@ class Cluster:
             require(base >= newest, "the sum of round {} is there, but not merged: {}", newest, base)
         trainer = trainer._replace(waits=None, counter=counter, base=base)
         return self._set(world, "trainers", worker, trainer)
+
+    def _summed(self, worker, newest):
+        """The newest round up to this one of which there is a sum: since the last global mean, and not alone."""
+        while newest >= 0 and not self.schedule.is_sync(newest):
+            if len(self.schedule.group_of(worker, newest)) > 1:
+                return newest
+            newest -= 1
+        return -1
 
     # the engine
 
@@ -283,6 +291,7 @@ class Cluster:
         require(
             group == (tuple(range(self.size)) if sync else self.schedule.group_of(worker, r)), "the group of the round"
         )
+        require(sync or len(group) > 1, "worker {} exchanges with itself", worker)
         version = world.outboxes[worker].version
         require(version <= r, "nobody contributes a model of the future")
         require(

@@ -39,9 +39,32 @@ def test_a_quorum_waits_for_the_second():
 
 
 def test_a_quorum_larger_than_the_group_is_all_of_it():
-    lonely = Rounds(GroupSchedule(3, 2, None), 2, quorum=2)
-    assert lonely.schedule.group_of(2, 0) == (2,)
-    assert lonely.step(State(), messages.Arrive(0))[1] == [messages.Exchange(0, (2,))]
+    of_two = Rounds(GroupSchedule(5, 3, None), 4, quorum=3)
+    assert of_two.schedule.group_of(4, 0) == (3, 4)
+    state, _ = of_two.step(State(), messages.Arrive(0))
+    assert of_two.step(state, messages.Receive(3, Message(Kind.ARRIVED, 0)))[1] == [messages.Exchange(0, (3, 4))]
+
+
+def test_a_round_of_one_is_passed_without_a_message():
+    lonely = Rounds(GroupSchedule(3, 2, None), 2)
+    assert [lonely.schedule.group_of(2, t) for t in range(3)] == [(2,), (0, 2), (2,)]
+    state, actions = lonely.step(State(), messages.Arrive(0))
+    assert (state.round, actions) == (1, [])
+    state, actions = lonely.step(state, messages.Arrive(1))
+    assert sends(actions) == [(0, "ARRIVED", 1)]
+    # others call for a later round before the trainer comes
+    state, actions = lonely.step(State(), messages.Receive(0, Message(Kind.ARRIVED, 1)))
+    assert (state.round, sends(actions[:-1]), actions[-1]) == (1, [(0, "READY", 1)], messages.Exchange(1, (0, 2)))
+
+
+def test_without_groups_only_sync_rounds_are_more_than_a_count():
+    local = Rounds(GroupSchedule(4, 1, 3), 1)
+    state = State()
+    for t in range(2):
+        state, actions = local.step(state, messages.Arrive(t))
+        assert (state.round, actions) == (t + 1, [])
+    state, actions = local.step(state, messages.Arrive(2))
+    assert sends(actions) == [(0, "SYNC", 2), (3, "SYNC", 2), (0, "READY", 2)]
 
 
 def test_a_later_round_forces_the_current_one():

@@ -129,6 +129,30 @@ class Engine:
         self._events.post(messages.Arrive(t, tally))
         return t
 
+    def pass_alone(self, counter: int) -> int | None:
+        """Arrives at a round in which this worker is alone, without the engine's thread.
+
+        Args:
+            counter: The round of the previous call.
+
+        Returns:
+            The round; None, and nothing is done, where others are to be told something.
+        """
+        with self._changed:
+            t = self.machine.target(self.state, counter)
+            if not self.machine.is_alone(t):
+                return None
+            state, actions = self.machine.step(self.state, messages.Arrive(t))
+            if actions or state.round <= t:
+                return None
+            self.state = state
+            return t
+
+    def publish(self, version: int, model: Buffers) -> None:
+        """Publishes a model that was passed over in rounds of one."""
+        with self._changed:
+            self.models.publish(version, model, None)
+
     def take(self, t: int, timeout: float) -> tuple[int, Taken, dict[int, float]]:
         """Waits until round t is complete, and takes the newest sum, or the mean.
 

@@ -138,6 +138,7 @@ class GroupExchange:
         # the version of the publication if that is what the last call returned
         self._returned: int | None = standing.version if arguments.published is None else None
         self.info = ExchangeInfo(standing.round, False, False, 0, 0.0, (), (), standing.base)
+        self._alone: tuple[int, Any] | None = None  # the newest round of one, and its model, while it is not published
         self._in_steps = False  # whether a jitted step calls average()
         self._recorder = arguments.recorder
         if self._recorder is not None:
@@ -175,7 +176,8 @@ class GroupExchange:
 
         Args:
             params: W', the pytree after the local step; built like the constructor's ``params``. It may be donated or
-                changed afterwards: what is returned, and what is published, are copies.
+                changed afterwards: what is returned, and what is published, are copies. But with groups of one, which
+                is local SGD, ``params`` itself comes back between sync rounds: nothing is copied or sent.
             tally: A few integers of at most 64 bits, which do not take part in the averaging: if this call arrives at a
                 sync round, their sums over all workers, by position, are in ``info.tally``, the same on all workers
                 (shorter ones go on with zeros; a worker that rests adds nothing). At any other round they are dropped:
@@ -201,6 +203,10 @@ class GroupExchange:
                     stacklevel=2,
                 )
                 self._differs = False
+            alone = self._engine.pass_alone(self._counter) if self.schedule.group_size == 1 else None
+            if alone is not None:
+                return params, self._passed(alone, params, entered)
+            self._alone = None
             model = self._staging.pack(leaves)
             ready = time.perf_counter()
             self._stands = self._returned = None
@@ -214,6 +220,8 @@ class GroupExchange:
             tree = self._merged(taken)
             if self.schedule.is_sync(t):
                 self._base = self._stands = self._returned = t
+            elif self._engine.machine.is_alone(t):
+                self._base = t
             self._counter = t if self._engine.machine.clock == "step" else max(t, newest)
             self.info = describe(
                 self.schedule,
@@ -254,6 +262,7 @@ class GroupExchange:
             entered = time.perf_counter()
             self._leaves = self._staging.check(params)
             model = self._staging.pack(self._leaves)
+            self._publish_alone()
             ready = time.perf_counter()
             self._call.count_on()
             newest, mean = self._engine.consensus(model, self.timeout_seconds)
@@ -286,6 +295,7 @@ class GroupExchange:
         self._finish_steps()
         with self._call("meet"):
             entered = time.perf_counter()
+            self._publish_alone()
             self._stands = None
             self._call.count_on()
             self._counter, sums = self._engine.meet(tally, self.timeout_seconds)
@@ -350,6 +360,7 @@ class GroupExchange:
             return
         self._finish_steps()
         with self._call("close"):
+            self._publish_alone()
             self._call.count_on()
             self._gathering.end(self._engine.close(self.timeout_seconds))
             if self._recorder is not None:
@@ -371,6 +382,29 @@ class GroupExchange:
             self._call.fail(error)
 
     # helpers
+
+    def _passed(self, t: int, params: Any, entered: float) -> ExchangeInfo:
+        """Notes a round of one, whose result is ``params``."""
+        self._alone, self._start, self._stands, self._returned = (t, params), None, None, None
+        self._counter = self._base = t
+        self.info = ExchangeInfo(t, False, False, 0, 0.0, (self.rank,), (t,), t)
+        if self._recorder is not None:
+            now = time.perf_counter()
+            self._recorder.add(entries.Call(t, entered, now, now, now, MERGE_NAMES[Merge.OWN], None, t, {}))
+        return self.info
+
+    def _publish_alone(self) -> None:
+        """Before this worker rests: what rounds of one have not published, which others' sync rounds are to include.
+
+        Unless it was donated meanwhile: then what was published before stands for it.
+        """
+        if self._alone is None:
+            return
+        (t, params), self._alone = self._alone, None
+        leaves = self._staging.check(params)
+        if not any(isinstance(leaf, jax.Array) and leaf.is_deleted() for leaf in leaves):
+            self._engine.publish(t, self._staging.pack(leaves))
+            self._returned = t
 
     def _finish_steps(self) -> None:
         """Waits for jitted steps that were dispatched, but have not called ``average`` yet."""

@@ -8,6 +8,8 @@ The rules, and the failure that each prevents:
   the group of its current round r. Without it the group of the later round would wait for the trainers of this one.
 - *Readiness.* An exchange is entered when every member is known to stand at its round. ARRIVED and FORCE say so, and
   READY does for the others. So nobody ever waits inside of an exchange, where a wait has no time limit.
+- *Rounds of one.* Where a worker is alone in its group nothing is exchanged, and no message is sent: the engine passes
+  the round once its trainer has arrived at it, or where it would otherwise send FORCE.
 - *Sync rounds.* All trainers must arrive: READY goes to worker 0, whose GO starts the exchange. SYNC(k), from whoever
   arrives first, spreads over the hypercube of workers. READY carries the trainer's tally, and GO the sums.
 - *Resting.* A trainer that rests (see ``lifecycle``) counts as arrived at every round up to the newest that its engine
@@ -125,6 +127,10 @@ class Rounds:
             state = self._received(state, event.source, event.message, actions)
         return self._settle(state, actions), actions
 
+    def is_alone(self, r: int) -> bool:
+        """Whether nothing is exchanged in round r, in which this worker is alone."""
+        return not self.schedule.is_sync(r) and len(self._group(r)) == 1
+
     def waits_for(self, state: State) -> tuple[int, ...]:
         """The workers without which this engine does not go on; whoever waits for worker 0 alone may ask it."""
         r = state.round
@@ -172,9 +178,11 @@ class Rounds:
         assert state.exchanging
         if self._is_gathered(state):
             return state._replace(exchanging=False, life=self.lifecycle.awake(state.life))
-        r = state.round + 1
+        return self._at(state, state.round + 1)._replace(exchanging=False)
+
+    def _at(self, state: State, r: int) -> State:
+        """The state at a later round; what is known of those before it is forgotten."""
         return state._replace(
-            exchanging=False,
             round=r,
             facts=frozenset(fact for fact in state.facts if fact[1] >= r),
             tallies=frozenset(entry for entry in state.tallies if entry[0] >= r),
@@ -188,6 +196,7 @@ class Rounds:
             return state
         if not state.life.aborted or state.life.woken:
             state = state._replace(life=self.lifecycle.gather(state.life, state.arrived, actions))
+        state = self._pass_alone(state)
         if state.life.over:
             return state
         if self._is_gathered(state):
@@ -195,6 +204,16 @@ class Rounds:
         if state.life.aborted and not state.life.woken:
             return self._wind_up(state, actions)
         return self._sync_round(state, actions) if self.schedule.is_sync(state.round) else self._round(state, actions)
+
+    def _pass_alone(self, state: State) -> State:
+        """Passes the rounds in which this worker is alone, as far as its trainer has come, or others call."""
+        r = state.round
+        while self.is_alone(r):
+            here = state._replace(round=r)
+            if not self._served(here, r) and not self._later_activated(here):
+                break
+            r += 1
+        return state if r == state.round else self._at(state, r)
 
     def _is_gathered(self, state: State) -> bool:
         """Whether the engine enters, or is in, what all are woken to: it has executed what others have arrived at."""
