@@ -15,12 +15,14 @@ from wagma_jax.averaging import PolicyFunction
 from wagma_jax.exchange import offsets, startup, transformation
 from wagma_jax.exchange.calls import Calls
 from wagma_jax.exchange.engine import Engine
+from wagma_jax.exchange.finite import OnNonfinite, is_finite
 from wagma_jax.exchange.gathering import Gathering
 from wagma_jax.exchange.info import MERGE_NAMES, ExchangeInfo, describe
 from wagma_jax.exchange.models import Models, Taken
 from wagma_jax.exchange.schedules import DEFAULT_SYNC_PERIOD
 from wagma_jax.exchange.standing import Standing
 from wagma_jax.exchange.storage import Buffers
+from wagma_jax.exchange.tallies import check_tally
 from wagma_jax.exchange.wire import Wire
 from wagma_jax.ledger import entries
 from wagma_jax.protocol.messages import Tally
@@ -56,6 +58,9 @@ class GroupExchange:
             finds newer rounds complete jumps to them, so that one that is always slow takes fewer steps.
         policy: The per-leaf policy, from a leaf's key path and value to "mean", "keep" or "sync" (mean at sync rounds
             only). None averages floating and complex leaves and keeps all others.
+        on_nonfinite: What a worker contributes whose averaged leaves are not all finite. "share": that, so that soon
+            nobody's are. "skip": the model that it has published before, which also takes its place in the result. The
+            optimizer's state is not touched: guard that by ``optax.apply_if_finite`` inside of the step.
         timeout_seconds: How long a call waits for others before it raises TimeoutError; ``consensus``, ``meet`` and
             ``close`` count from the last progress of another that they heard of.
         first_round: The round to begin with, for a run that goes on with equal models and without ``state``.
@@ -88,6 +93,7 @@ class GroupExchange:
         quorum: int = 1,
         clock: Clock = "step",
         policy: PolicyFunction | None = None,
+        on_nonfinite: OnNonfinite = "share",
         timeout_seconds: float = 600.0,
         first_round: int = 0,
         state: Mapping[str, Any] | None = None,
@@ -109,6 +115,7 @@ class GroupExchange:
                 quorum=quorum,
                 clock=clock,
                 policy=policy,
+                on_nonfinite=on_nonfinite,
                 timeout_seconds=timeout_seconds,
                 first_round=first_round,
                 state=state,
@@ -120,6 +127,7 @@ class GroupExchange:
         """The constructor's work, once all ranks have come and agree."""
         self.schedule, self.rank = arguments.schedule, gathering.rank
         self.timeout_seconds = arguments.timeout_seconds
+        self._on_nonfinite = arguments.on_nonfinite
         self._staging, self._leaves, standing = arguments.staging, arguments.leaves, arguments.standing
         self._gathering = gathering
         self._control = gathering.comm  # of control messages
@@ -128,6 +136,9 @@ class GroupExchange:
         model, self._differs = self._staging.pack(self._leaves), False
         if not arguments.resumes:
             model, self._differs = startup.broadcast(gathering, self._staging, model)
+        published = model if arguments.published is None else arguments.published
+        if self._finite(model) is None or self._finite(published) is None:  # equal on all ranks, but for ``state``
+            raise ValueError("params must be finite with on_nonfinite='skip', got NaN or infinity: start from others")
         startup.warm_up(gathering, wire, self._staging, self.schedule, model)
         self._start: Buffers | None = model
         self._counter = standing.round
@@ -142,12 +153,11 @@ class GroupExchange:
         if self._recorder is not None:
             self._recorder.add(startup.start_entry(arguments, self.rank, offsets.measure(gathering)))
             self._recorder.write(everything=True)  # without it what follows could not be read after a crash
-        published = Outbox(standing.version, model if arguments.published is None else arguments.published)
         self._engine = Engine(
             Rounds(self.schedule, self.rank, arguments.quorum, arguments.clock),
             wire,
             self._control,
-            Models(self.schedule, self._staging, published),
+            Models(self.schedule, self._staging, Outbox(standing.version, published)),
             self._staging.narrow,
             standing.round + 1,
             self._recorder,
@@ -190,7 +200,7 @@ class GroupExchange:
         """
         with self._call("average"):
             entered = time.perf_counter()
-            leaves, tally = self._staging.check(params), startup.check_tally(tally)
+            leaves, tally = self._staging.check(params), check_tally(tally)
             if self._differs:
                 warnings.warn(
                     "params of this rank differed from rank 0's, and exchange.params, which are equal on all ranks, "
@@ -198,7 +208,8 @@ class GroupExchange:
                     stacklevel=2,
                 )
                 self._differs = False
-            model = self._staging.pack(leaves)
+            model = self._finite(self._staging.pack(leaves))
+            nonfinite = model is None
             ready = time.perf_counter()
             self._stands = self._returned = None
             self._call.count_on()
@@ -212,22 +223,13 @@ class GroupExchange:
             if self.schedule.is_sync(t):
                 self._base = self._stands = self._returned = t
             self._counter = t if self._engine.machine.clock == "step" else max(t, newest)
-            self.info = describe(
-                self.schedule,
-                self.rank,
-                t,
-                taken.exchanged,
-                published=published,
-                waited_seconds=woken - ready,
-                base=self._base,
-                tally=taken.tally,
-            )
+            self.info = describe(self.schedule, self.rank, t, taken, published, woken - ready, self._base, nonfinite)
             self._leaves = []
             if self._recorder is not None:
                 source = t if self.info.is_sync else None if taken.result is None else taken.result.round
                 leave, merge = time.perf_counter(), MERGE_NAMES[taken.merge]
                 self._recorder.add(
-                    entries.Call(t, entered, ready, woken, leave, merge, source, self._base, dict(waits))
+                    entries.Call(t, entered, ready, woken, leave, merge, source, self._base, dict(waits), nonfinite)
                 )
             return tree, self.info
 
@@ -249,7 +251,10 @@ class GroupExchange:
         with self._call("consensus"):
             entered = time.perf_counter()
             self._leaves = self._staging.check(params)
-            model = self._staging.pack(self._leaves)
+            model = self._finite(self._staging.pack(self._leaves))
+            nonfinite = model is None
+            if model is None:
+                model = self._staging.copy(self._engine.models.outbox.model)
             ready = time.perf_counter()
             self._call.count_on()
             newest, mean = self._engine.consensus(model, self.timeout_seconds)
@@ -258,7 +263,7 @@ class GroupExchange:
             self._start = None
             tree = self._staging.unpack(self._leaves, mean)
             if self._recorder is not None:
-                self._recorder.add(entries.ConsensusCall(entered, ready, woken, time.perf_counter(), newest))
+                self._recorder.add(entries.ConsensusCall(entered, ready, woken, time.perf_counter(), newest, nonfinite))
             return tree
 
     def meet(self, tally: Sequence[int] = ()) -> Tally:
@@ -278,7 +283,7 @@ class GroupExchange:
             ValueError: ``tally`` holds something else.
             ExchangeError, TimeoutError, RuntimeError: As ``average``.
         """
-        tally = startup.check_tally(tally)
+        tally = check_tally(tally)
         self._finish_steps()
         with self._call("meet"):
             entered = time.perf_counter()
@@ -363,6 +368,10 @@ class GroupExchange:
         """Waits for jitted steps that were dispatched, but have not called ``average`` yet."""
         if self._in_steps:
             jax.effects_barrier()
+
+    def _finite(self, model: Buffers) -> Buffers | None:
+        """The model; None if it is to be skipped."""
+        return model if self._on_nonfinite == "share" or is_finite(model) else None
 
     def _merged(self, taken: Taken) -> Any:
         """The new tree; notes which round's result is in it."""
