@@ -96,7 +96,8 @@ ALLOWED = {
         "wagma_jax.exchange.gathering", "wagma_jax.exchange.info", "wagma_jax.exchange.models",
         "wagma_jax.exchange.offsets", "wagma_jax.exchange.schedules", "wagma_jax.exchange.standing",
         "wagma_jax.exchange.startup", "wagma_jax.exchange.storage", "wagma_jax.exchange.tallies",
-        "wagma_jax.exchange.transformation", "wagma_jax.exchange.wire", "wagma_jax.ledger.entries", "wagma_jax.protocol", "wagma_jax.schedule",
+        "wagma_jax.exchange.transformation", "wagma_jax.exchange.wire", "wagma_jax.ledger.entries",
+        "wagma_jax.protocol", "wagma_jax.schedule",
     },
     "wagma_jax/exchange/origins.py": {"wagma_jax.ledger"},
     "wagma_jax/exchange/replay.py": {

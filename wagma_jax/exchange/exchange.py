@@ -62,7 +62,8 @@ class GroupExchange:
             nobody's are. "skip": the model that it has published before, which also takes its place in the result. The
             optimizer's state is not touched: guard that by ``optax.apply_if_finite`` inside of the step.
         timeout_seconds: How long a call waits for others before it raises TimeoutError; ``consensus``, ``meet`` and
-            ``close`` count from the last progress of another that they heard of.
+            ``close`` count from the last progress of another that they heard of. The constructor waits as long for all
+            to come, and then at least two minutes, in which they compile.
         first_round: The round to begin with, for a run that goes on with equal models and without ``state``.
         state: What ``state()`` returned on this rank, for a run that goes on exactly. ``params`` are then this rank's
             own, as its last call returned them, and no rank's are sent to others. All ranks give a state of the same
@@ -78,6 +79,8 @@ class GroupExchange:
     Raises:
         ValueError: On all ranks: an argument is out of range, or arguments or trees differ (names the first leaf).
         TypeError: ``comm`` is no communicator.
+        TimeoutError: Other ranks have not come; says which.
+        ExchangeError: Another rank has failed meanwhile.
         RuntimeError: MPI was initialized without MPI_THREAD_MULTIPLE.
     """
 
@@ -210,6 +213,8 @@ class GroupExchange:
                 self._differs = False
             model = self._finite(self._staging.pack(leaves))
             nonfinite = model is None
+            if nonfinite:  # also of the leaves that this round does not average
+                leaves = self._staging.check(self._staging.unpack(leaves, self._engine.models.outbox.model))
             ready = time.perf_counter()
             self._stands = self._returned = None
             self._call.count_on()

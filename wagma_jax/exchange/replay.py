@@ -185,6 +185,8 @@ class _Run:
             own = staging.pack(leaves) if stand_in is None else self._get(stand_in)
             if own is None:
                 return False
+            if stand_in is not None:
+                leaves = staging.check(staging.unpack(leaves, own))
             if isinstance(entry, ConsensusCall):
                 self._keep(Handed(rank, self._consensuses[rank]), own)
             elif stand_in is None:
