@@ -234,6 +234,8 @@ def test_bad_settings():
         build("wagma", Settings(0))
     with pytest.raises(ValueError, match="quorum must be between 1 and the group size 2, got 3"):
         build("wagma", Settings(8, 2, quorum=3))
+    with pytest.raises(ValueError, match="on_nonfinite='skip' needs a process for each worker, got one program"):
+        build("wagma", Settings(8, 2, on_nonfinite="skip"))
 
 
 def test_default_group_size_is_about_the_square_root():

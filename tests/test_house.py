@@ -60,6 +60,8 @@ ALLOWED = {
     "wagma_jax/exchange/schedules.py": {"wagma_jax.schedule"},
     "wagma_jax/exchange/standing.py": {"wagma_jax.schedule"},
     "wagma_jax/exchange/storage.py": {"wagma_jax.averaging"},
+    "wagma_jax/exchange/tallies.py": {"wagma_jax.protocol"},
+    "wagma_jax/exchange/finite.py": {"wagma_jax.exchange.storage"},
     "wagma_jax/exchange/staging.py": {"wagma_jax.averaging", "wagma_jax.exchange.storage"},
     "wagma_jax/exchange/offsets.py": {
         "wagma_jax.exchange.gathering", "wagma_jax.exchange.tags", "wagma_jax.ledger.entries",
@@ -87,9 +89,10 @@ ALLOWED = {
     },
     "wagma_jax/exchange/startup.py": {
         "wagma_jax.averaging", "wagma_jax.exchange.children", "wagma_jax.exchange.errors",
-        "wagma_jax.exchange.gathering", "wagma_jax.exchange.recorder", "wagma_jax.exchange.schedules",
-        "wagma_jax.exchange.staging", "wagma_jax.exchange.standing", "wagma_jax.exchange.storage",
-        "wagma_jax.exchange.wire", "wagma_jax.ledger.entries", "wagma_jax.protocol", "wagma_jax.schedule",
+        "wagma_jax.exchange.finite", "wagma_jax.exchange.gathering", "wagma_jax.exchange.recorder",
+        "wagma_jax.exchange.schedules", "wagma_jax.exchange.staging", "wagma_jax.exchange.standing",
+        "wagma_jax.exchange.storage", "wagma_jax.exchange.wire", "wagma_jax.ledger.entries", "wagma_jax.protocol",
+        "wagma_jax.schedule",
     },
     "wagma_jax/exchange/transformation.py": {
         "wagma_jax.averaging", "wagma_jax.exchange.staging", "wagma_jax.keys", "wagma_jax.schedule",
@@ -101,14 +104,16 @@ ALLOWED = {
     },
     "wagma_jax/exchange/exchange.py": {
         "wagma_jax.averaging", "wagma_jax.exchange.calls", "wagma_jax.exchange.children", "wagma_jax.exchange.engine",
-        "wagma_jax.exchange.gathering", "wagma_jax.exchange.info", "wagma_jax.exchange.models",
-        "wagma_jax.exchange.offsets", "wagma_jax.exchange.schedules", "wagma_jax.exchange.standing",
-        "wagma_jax.exchange.startup", "wagma_jax.exchange.storage", "wagma_jax.exchange.transformation",
-        "wagma_jax.exchange.wire", "wagma_jax.ledger.entries", "wagma_jax.protocol", "wagma_jax.schedule",
+        "wagma_jax.exchange.finite", "wagma_jax.exchange.gathering", "wagma_jax.exchange.info",
+        "wagma_jax.exchange.models", "wagma_jax.exchange.offsets", "wagma_jax.exchange.schedules",
+        "wagma_jax.exchange.standing", "wagma_jax.exchange.startup", "wagma_jax.exchange.storage",
+        "wagma_jax.exchange.tallies", "wagma_jax.exchange.transformation", "wagma_jax.exchange.wire",
+        "wagma_jax.ledger.entries", "wagma_jax.protocol", "wagma_jax.schedule",
     },
+    "wagma_jax/exchange/origins.py": {"wagma_jax.ledger"},
     "wagma_jax/exchange/replay.py": {
-        "wagma_jax.averaging", "wagma_jax.exchange.staging", "wagma_jax.exchange.storage", "wagma_jax.exchange.wire",
-        "wagma_jax.ledger",
+        "wagma_jax.averaging", "wagma_jax.exchange.origins", "wagma_jax.exchange.staging",
+        "wagma_jax.exchange.storage", "wagma_jax.exchange.wire", "wagma_jax.ledger",
     },
     "wagma_jax/exchange/__init__.py": {
         "wagma_jax.exchange.children", "wagma_jax.exchange.errors", "wagma_jax.exchange.exchange",

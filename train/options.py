@@ -58,6 +58,8 @@ class RunOptions(AlgorithmOptions):
         quorum: Over MPI, how many members of a group must arrive before it averages: 1, the first, waits for nobody.
         clock: Over MPI: step: every worker takes a step in every round. round: one that finds newer rounds complete
             jumps to them, so that a worker which is always slow takes fewer steps.
+        on_nonfinite: Over MPI, what a worker contributes whose model is not finite. share: that, so that soon nobody's
+            is. skip: the model that it has published before, with which it also goes on.
         meet_every: Over MPI, rounds between meetings: barriers at which all workers can evaluate, save and stop. Sync
             rounds are meetings, too. None: no others, but every 50 rounds where there are no sync rounds.
         timeout_seconds: Over MPI, how long a worker waits for others before the run is given up.
@@ -98,6 +100,7 @@ class RunOptions(AlgorithmOptions):
     sync_period: int | None = option(10, resume="restarts")
     quorum: int = option(1, resume="restarts", mpi_only=True)
     clock: Literal["step", "round"] = option("step", resume="restarts", mpi_only=True)
+    on_nonfinite: Literal["share", "skip"] = option("share", resume="restarts")
     meet_every: int | None = option(None, resume="free", mpi_only=True)
     timeout_seconds: float = option(600.0, resume="free")
     straggler: str = option("none", resume="free", mpi_only=True)
@@ -166,6 +169,16 @@ class RunOptions(AlgorithmOptions):
         delays.check(self.workers)
         if not self.timeout_seconds > 0:
             raise ValueError(f"--timeout-seconds must be above 0, got {self.timeout_seconds}: the default is 600")
+        if self.on_nonfinite == "skip" and self.transport != "mpi":
+            raise ValueError(
+                "--on-nonfinite skip needs --transport mpi, where workers keep what they have published before: start "
+                "with wagma launch"
+            )
+        if self.on_nonfinite == "skip" and ALGORITHMS[self.algorithm].exchanges != "models":
+            raise ValueError(
+                "--on-nonfinite skip is for algorithms that exchange models, got --algorithm "
+                f"{self.algorithm}: leave it out"
+            )
         if self.transport == "mpi":
             if self.late_probability:
                 raise ValueError(
@@ -215,6 +228,7 @@ class RunOptions(AlgorithmOptions):
             simulate_lateness=self.late_probability > 0,
             quorum=self.quorum,
             clock=self.clock,
+            on_nonfinite=self.on_nonfinite,
             timeout_seconds=self.timeout_seconds,
             options=getattr(self, self.algorithm, None),
             **others,

@@ -13,8 +13,8 @@ END = End()
 
 def start(rank=0, **settings):
     defaults = Start(
-        rank, num_workers=2, group_size=2, sync_period=None, rotate=True, quorum=1, clock="step", first_round=0,
-        host="a", time=0.0, offset=0.0, error=0.0,
+        rank, num_workers=2, group_size=2, sync_period=None, rotate=True, quorum=1, clock="step",
+        on_nonfinite="share", first_round=0, host="a", time=0.0, offset=0.0, error=0.0,
     )  # fmt: skip
     return defaults._replace(**settings)
 

@@ -22,8 +22,8 @@ from wagma_jax.ledger.entries import (
     span,
 )
 
-START = Start(1, 4, 2, 10, True, 1, "round", 30, "node", 5.25, -0.125, 1e-6)
-CALL = Call(30, 6.0, 6.5, 7.0, 7.25, "late", 29, 29, {0: 0.25, 3: 0.125})
+START = Start(1, 4, 2, 10, True, 1, "round", "skip", 30, "node", 5.25, -0.125, 1e-6)
+CALL = Call(30, 6.0, 6.5, 7.0, 7.25, "late", 29, 29, {0: 0.25, 3: 0.125}, True)
 ENTRIES = [
     START,
     START._replace(sync_period=None, clock="step"),
@@ -49,7 +49,7 @@ def test_every_kind_comes_back_as_it_was():
 def test_lines_have_the_kind_and_the_fields_of_the_entry():
     assert encode(CALL) == {
         "kind": "call", "round": 30, "enter": 6.0, "ready": 6.5, "taken": 7.0, "leave": 7.25, "merge": "late",
-        "source": 29, "base": 29, "waits": {"0": 0.25, "3": 0.125},
+        "source": 29, "base": 29, "waits": {"0": 0.25, "3": 0.125}, "nonfinite": True,
     }  # fmt: skip
     assert encode(Round(3, (0, 2), (3, -1), 1.0, 2.0)) == {
         "kind": "round", "round": 3, "group": [0, 2], "contributed": [3, -1], "begin": 1.0, "end": 2.0

@@ -2,6 +2,8 @@
 
 import re
 
+from ledger.constructed import END, ONE, OTHER, call, consensus, exchange, offset, start, write
+
 from wagma_jax import ledger
 
 
@@ -14,6 +16,18 @@ def test_text_says_it(two):
     assert re.search(r"1 round +0 +1 +1 +16\.7%", words)
     assert "Times of the ranks: aligned to within 0 ms; measured at the start and at the end" in words
     assert max(map(len, words.splitlines())) <= 130
+
+
+def test_models_that_were_not_finite_are_counted(tmp_path):
+    def entries(rank):
+        skipped = call(0, 1.0, 1.0, 1.1, 1.1)._replace(nonfinite=rank == 1)
+        rested = consensus(1.2, 1.2, 1.3, 1.3, 0)._replace(nonfinite=rank == 1)
+        round_ = exchange(0, [0, 1], [0, -1], 1.0, 1.1)
+        return [start(rank, on_nonfinite="skip"), round_, skipped, rested, offset(2.0), END]
+
+    words = ledger.text(ledger.summarize(ledger.read(write(tmp_path / "run", entries(0), entries(1)))))
+    assert "Models that were not finite, with earlier ones in their places: rank 1 2.\n" in words
+    assert "not finite" not in ledger.text(ledger.summarize(ledger.read(write(tmp_path / "good", ONE, OTHER))))
 
 
 def test_many_ranks_fit(many):

@@ -6,10 +6,11 @@ import threading
 import time
 from unittest import mock
 
+import jax.numpy as jnp
 import numpy as np
 from exchange_small import FAR_MORE, START, a_run_goes_well, expect, open_small, step, tell, told, train, wait_until
 
-from wagma_jax.exchange import ExchangeError, models, offsets, startup
+from wagma_jax.exchange import ExchangeError, GroupExchange, models, offsets, startup
 from wagma_jax.exchange.wire import Wire
 
 SHORT = 1.0  # timeout_seconds of those who are to lose patience
@@ -126,6 +127,29 @@ def far_behind(comm):
         assert [info.late for info in infos] == [True] * 4
         assert [info.staleness for info in infos] == [1, 1, 1, 4]  # round 3 is remembered, which took the start
         assert [len(info.contributed_rounds) for info in infos] == [0, 0, 0, 2]
+
+
+def nonfinite(comm):
+    """Rank 0's models are not finite but for the first: its publications take their places."""
+    model = lambda value, other=0: {"b": np.float32([value, 1]), "h": np.full(3, other, jnp.bfloat16)}
+    options = {"group_size": 2, "quorum": 2, "sync_period": 3, "on_nonfinite": "skip", "timeout_seconds": FAR_MORE}
+    options["policy"] = lambda path, leaf: "sync" if path[0].key == "h" else "mean"
+    with expect(ValueError, "params must be finite with on_nonfinite='skip', got NaN or infinity: start from others"):
+        GroupExchange(comm, model(np.nan), **options)
+    with GroupExchange(comm, model(0), **options) as exchange:
+        bad = model(5, np.inf), model(np.nan), model(-np.inf), model(np.nan)
+        # publications 1 and 3, 1 and 5, 1 and 7 (a sync round), the mean of these and 8
+        for own, theirs, expected, version in ((1, 3, 2, 0), (bad[0], 5, 3, 0), (bad[1], 7, 4, 0), (bad[2], 8, 6, 2)):
+            skips = comm.rank == 0 and own != 1
+            params, info = exchange.average(model(theirs) if comm.rank else own if skips else model(own))
+            assert info.nonfinite == skips
+            assert info.contributed_rounds == (version, info.round)
+            assert (info.late, info.staleness) == (
+                (True, info.round - version) if skips and info.round != 2 else (False, 0)
+            )
+            np.testing.assert_allclose(params["b"], [expected, 1])
+            np.testing.assert_array_equal(params["h"], 0)
+        np.testing.assert_allclose(exchange.consensus(model(10) if comm.rank else bad[3])["b"], [7, 1])
 
 
 def untaken(comm):

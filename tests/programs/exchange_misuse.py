@@ -35,8 +35,22 @@ def other_trees(comm):
 
 
 def other_settings(comm):
-    settings = {"group_size": 2, "sync_period": 10, "rotate": True, "quorum": 1, "clock": "step"}
-    others = {"group_size": 1, "sync_period": None, "rotate": False, "quorum": 2, "clock": "round"}
+    settings = {
+        "group_size": 2,
+        "sync_period": 10,
+        "rotate": True,
+        "quorum": 1,
+        "clock": "step",
+        "on_nonfinite": "share",
+    }
+    others = {
+        "group_size": 1,
+        "sync_period": None,
+        "rotate": False,
+        "quorum": 2,
+        "clock": "round",
+        "on_nonfinite": "skip",
+    }
     for name, value in others.items():
         here = settings | ({name: value} if comm.rank == 1 else {})
         word = "schedule" if name in ("group_size", "sync_period", "rotate") else name
@@ -53,6 +67,7 @@ def bad_settings(comm):
         ("quorum", 0, ValueError, "quorum must be between 1 and 2, got 0"),
         ("quorum", 3, ValueError, "quorum must be between 1 and 2, got 3"),
         ("quorum", "many", ValueError, "quorum must be an integer, got 'many' (str)"),
+        ("on_nonfinite", "drop", ValueError, "on_nonfinite must be 'share' or 'skip', got 'drop'"),
         ("clock", "wall", ValueError, "clock must be 'step' or 'round', got 'wall'"),
         ("timeout_seconds", 0, ValueError, "timeout_seconds must be positive, got 0"),
         ("timeout_seconds", math.nan, ValueError, "timeout_seconds must be positive, got nan"),

@@ -157,6 +157,11 @@ def test_command_line(tmp_path):
         ({"straggler": "rotating:0.1"}, "--straggler rotating:0.1 needs --transport mpi"),
         ({"clock": "round"}, "--clock round needs --transport mpi"),
         ({"quorum": 2}, "--quorum 2 needs --transport mpi"),
+        ({"on_nonfinite": "skip"}, "--on-nonfinite skip needs --transport mpi"),
+        (
+            {"on_nonfinite": "skip", "transport": "mpi", "algorithm": "allreduce"},
+            "--on-nonfinite skip is for algorithms that exchange models, got --algorithm allreduce",
+        ),
         ({"meet_every": 2}, "--meet-every 2 needs --transport mpi"),
         ({"transport": "mpi"}, "got --workers 4 and 1 process: start with wagma launch -n 4"),
         ({"timeout_seconds": 0}, "--timeout-seconds must be above 0"),

@@ -15,6 +15,7 @@ from wagma_jax.schedule import GroupSchedule
 
 if TYPE_CHECKING:
     from wagma_jax.exchange import GroupExchange
+    from wagma_jax.exchange.finite import OnNonfinite
     from wagma_jax.protocol.rounds import Clock
 
 
@@ -30,6 +31,8 @@ class Settings:
         simulate_lateness: Whether ``Strategy.combine`` is given ``late``.
         quorum: Across processes, how many members of a group start its exchange.
         clock: Across processes, what a worker's call counts: "step" or "round".
+        on_nonfinite: Across processes, what a worker contributes whose model is not finite: "share": that; "skip": what
+            it has published before.
         timeout_seconds: Across processes, how long a call waits for others.
         first_round: The round to begin with.
         ledger: Across processes, the folder of the ledgers, or None.
@@ -44,6 +47,7 @@ class Settings:
     simulate_lateness: bool = False
     quorum: int = 1
     clock: "Clock" = "step"
+    on_nonfinite: "OnNonfinite" = "share"
     timeout_seconds: float = 600.0
     first_round: int = 0
     ledger: Path | None = None
@@ -76,6 +80,7 @@ class Settings:
             schedule=schedule,
             quorum=quorum,
             clock=self.clock,
+            on_nonfinite=self.on_nonfinite,
             timeout_seconds=self.timeout_seconds,
             first_round=self.first_round,
             ledger=self.ledger,
@@ -130,6 +135,11 @@ class Algorithm:
 
 def averaging(schedule: GroupSchedule, settings: Settings, simulate_lateness: bool = False) -> Strategy:
     """The strategy of averaging by a schedule; without ``simulate_lateness`` nobody is late, whatever ``late`` says."""
+    if settings.on_nonfinite != "share":
+        raise ValueError(
+            f"on_nonfinite={settings.on_nonfinite!r} needs a process for each worker, got one program, whose workers "
+            "keep no earlier publications: wrap the optimizer in optax.apply_if_finite"
+        )
     averager = GroupAverager(schedule, settings.axis_name, simulate_lateness=simulate_lateness)
 
     def combine(tree, before, state, late):

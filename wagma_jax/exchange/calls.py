@@ -106,10 +106,10 @@ class Calls:
         if self.closed or children.is_child():
             return
         self.closed, self._over = True, text
+        ending.closed(self, failed=True)  # first, since this may be interrupted as well
         if self._engine is not None:
             self._engine.abort(text)
         if self._engine is None or self._engine.state.life.over:  # others may be in one of the steps of start and end
             self._gathering.fail(text)
         if self._recorder is not None:
             self._recorder.close()
-        ending.closed(self, failed=True)

@@ -105,11 +105,11 @@ class Engine:
         with self._changed:
             return self.state.round > t
 
-    def arrive(self, model: Buffers, counter: int, tally: Tally) -> int:
+    def arrive(self, model: Buffers | None, counter: int, tally: Tally) -> int:
         """Publishes W' and arrives at a round.
 
         Args:
-            model: W', all buffers, the engine's from now on.
+            model: W', all buffers, the engine's from now on; None: what was published before stays.
             counter: The round of the previous call.
             tally: What this worker adds to the sums, if it is a sync round.
 
@@ -118,13 +118,14 @@ class Engine:
         """
         with self._changed:
             t = self.machine.target(self.state, counter)
-            buffers = self.models.part(model, t)
+            buffers = self.models.part(self.models.outbox.model if model is None else model, t)
             begun = self._inside is not None and self._inside.round == t
-            enough = begun or self.state.round > t or self.models.has_memory(len(buffers))
+            enough = model is None or begun or self.state.round > t or self.models.has_memory(len(buffers))
         memory = None if enough else self.wire.memory(buffers)  # by this thread, see there
         with self._changed:
             t = self.machine.target(self.state, counter)
-            self.models.publish(t, model, memory)
+            if model is not None:
+                self.models.publish(t, model, memory)
             self._waits.begin()
         self._events.post(messages.Arrive(t, tally))
         return t

@@ -12,8 +12,10 @@ from mpi4py import MPI
 
 from wagma_jax.averaging import PolicyFunction
 from wagma_jax.exchange import callbacks, children, offsets, startup, transformation
+from wagma_jax.exchange.alone import Alone
 from wagma_jax.exchange.calls import Calls
 from wagma_jax.exchange.engine import Engine
+from wagma_jax.exchange.finite import OnNonfinite, is_finite
 from wagma_jax.exchange.gathering import Gathering
 from wagma_jax.exchange.info import MERGE_NAMES, ExchangeInfo, describe
 from wagma_jax.exchange.isolation import own_settings
@@ -21,6 +23,7 @@ from wagma_jax.exchange.models import Models, Taken
 from wagma_jax.exchange.schedules import DEFAULT_SYNC_PERIOD
 from wagma_jax.exchange.standing import Standing
 from wagma_jax.exchange.storage import Buffers
+from wagma_jax.exchange.tallies import check_tally
 from wagma_jax.exchange.wire import Wire
 from wagma_jax.ledger import entries
 from wagma_jax.protocol.messages import Tally
@@ -56,8 +59,12 @@ class GroupExchange:
             finds newer rounds complete jumps to them, so that one that is always slow takes fewer steps.
         policy: The per-leaf policy, from a leaf's key path and value to "mean", "keep" or "sync" (mean at sync rounds
             only). None averages floating and complex leaves and keeps all others.
+        on_nonfinite: What a worker contributes whose averaged leaves are not all finite. "share": that, so that soon
+            nobody's are. "skip": the model that it has published before, which also takes its place in the result. The
+            optimizer's state is not touched: guard that by ``optax.apply_if_finite`` inside of the step.
         timeout_seconds: How long a call waits for others before it raises TimeoutError; ``consensus``, ``meet`` and
-            ``close`` count from the last progress of another that they heard of.
+            ``close`` count from the last progress of another that they heard of. The constructor waits as long for all
+            to come, and then at least two minutes, in which they compile.
         first_round: The round to begin with, for a run that goes on with equal models and without ``state``.
         state: What ``state()`` returned on this rank, for a run that goes on exactly. ``params`` are then this rank's
             own, as its last call returned them, and no rank's are sent to others. All ranks give a state of the same
@@ -73,6 +80,8 @@ class GroupExchange:
     Raises:
         ValueError: On all ranks: an argument is out of range, or arguments or trees differ (names the first leaf).
         TypeError: ``comm`` is no communicator.
+        TimeoutError: Other ranks have not come; says which.
+        ExchangeError: Another rank has failed meanwhile.
         RuntimeError: MPI was initialized without MPI_THREAD_MULTIPLE.
     """
 
@@ -88,6 +97,7 @@ class GroupExchange:
         quorum: int = 1,
         clock: Clock = "step",
         policy: PolicyFunction | None = None,
+        on_nonfinite: OnNonfinite = "share",
         timeout_seconds: float = 600.0,
         first_round: int = 0,
         state: Mapping[str, Any] | None = None,
@@ -109,6 +119,7 @@ class GroupExchange:
                 quorum=quorum,
                 clock=clock,
                 policy=policy,
+                on_nonfinite=on_nonfinite,
                 timeout_seconds=timeout_seconds,
                 first_round=first_round,
                 state=state,
@@ -120,6 +131,7 @@ class GroupExchange:
         """The constructor's work, once all ranks have come and agree."""
         self.schedule, self.rank = arguments.schedule, gathering.rank
         self.timeout_seconds = arguments.timeout_seconds
+        self._on_nonfinite = arguments.on_nonfinite
         self._staging, self._leaves, standing = arguments.staging, arguments.leaves, arguments.standing
         self._gathering = gathering
         self._control = gathering.comm  # of control messages
@@ -129,6 +141,12 @@ class GroupExchange:
             model, self._differs = self._staging.pack(self._leaves), False
             if not arguments.resumes:
                 model, self._differs = startup.broadcast(gathering, self._staging, model)
+            published = model if arguments.published is None else arguments.published
+            # equal on all ranks, but for ``state``
+            if self._finite(model) is None or self._finite(published) is None:
+                raise ValueError(
+                    "params must be finite with on_nonfinite='skip', got NaN or infinity: start from others"
+                )
             startup.warm_up(gathering, wire, self._staging, self.schedule, model)
         self._start: Buffers | None = model
         self._counter = standing.round
@@ -138,22 +156,21 @@ class GroupExchange:
         # the version of the publication if that is what the last call returned
         self._returned: int | None = standing.version if arguments.published is None else None
         self.info = ExchangeInfo(standing.round, False, False, 0, 0.0, (), (), standing.base)
-        self._alone: tuple[int, Any] | None = None  # the newest round of one, and its model, while it is not published
         self._in_steps = False  # whether a jitted step calls average()
         self._recorder = arguments.recorder
         if self._recorder is not None:
             self._recorder.add(startup.start_entry(arguments, self.rank, offsets.measure(gathering)))
             self._recorder.write(everything=True)  # without it what follows could not be read after a crash
-        published = Outbox(standing.version, model if arguments.published is None else arguments.published)
         self._engine = Engine(
             Rounds(self.schedule, self.rank, arguments.quorum, arguments.clock),
             wire,
             self._control,
-            Models(self.schedule, self._staging, published),
+            Models(self.schedule, self._staging, Outbox(standing.version, published)),
             self._staging.narrow,
             standing.round + 1,
             self._recorder,
         )
+        self._alone = Alone(self._engine, self._staging, self._finite)
         self._engine.start()
         self._call.opened(self._engine, self._recorder)
 
@@ -195,7 +212,7 @@ class GroupExchange:
         self._finish_steps()
         with self._call("average"):
             entered = time.perf_counter()
-            leaves, tally = self._staging.check(params), startup.check_tally(tally)
+            leaves, tally = self._staging.check(params), check_tally(tally)
             if self._differs:
                 warnings.warn(
                     "params of this rank differed from rank 0's, and exchange.params, which are equal on all ranks, "
@@ -203,11 +220,13 @@ class GroupExchange:
                     stacklevel=2,
                 )
                 self._differs = False
-            alone = self._engine.pass_alone(self._counter) if self.schedule.group_size == 1 else None
-            if alone is not None:
-                return params, self._passed(alone, params, entered)
-            self._alone = None
-            model = self._staging.pack(leaves)
+            t = self._alone.passes(params, self._counter)
+            if t is not None:
+                return params, self._passed(t, entered)
+            model = self._finite(self._staging.pack(leaves))
+            nonfinite = model is None
+            if nonfinite:  # also of the leaves that this round does not average
+                leaves = self._staging.check(self._staging.unpack(leaves, self._engine.models.outbox.model))
             ready = time.perf_counter()
             self._stands = self._returned = None
             self._call.count_on()
@@ -223,22 +242,13 @@ class GroupExchange:
             elif self._engine.machine.is_alone(t):
                 self._base = t
             self._counter = t if self._engine.machine.clock == "step" else max(t, newest)
-            self.info = describe(
-                self.schedule,
-                self.rank,
-                t,
-                taken.exchanged,
-                published=published,
-                waited_seconds=woken - ready,
-                base=self._base,
-                tally=taken.tally,
-            )
+            self.info = describe(self.schedule, self.rank, t, taken, published, woken - ready, self._base, nonfinite)
             self._leaves = []
             if self._recorder is not None:
                 source = t if self.info.is_sync else None if taken.result is None else taken.result.round
                 leave, merge = time.perf_counter(), MERGE_NAMES[taken.merge]
                 self._recorder.add(
-                    entries.Call(t, entered, ready, woken, leave, merge, source, self._base, dict(waits))
+                    entries.Call(t, entered, ready, woken, leave, merge, source, self._base, dict(waits), nonfinite)
                 )
             return tree, self.info
 
@@ -261,8 +271,11 @@ class GroupExchange:
         with self._call("consensus"):
             entered = time.perf_counter()
             self._leaves = self._staging.check(params)
-            model = self._staging.pack(self._leaves)
-            self._publish_alone()
+            self._alone.publish()
+            model = self._finite(self._staging.pack(self._leaves))
+            nonfinite = model is None
+            if model is None:
+                model = self._staging.copy(self._engine.models.outbox.model)
             ready = time.perf_counter()
             self._call.count_on()
             newest, mean = self._engine.consensus(model, self.timeout_seconds)
@@ -271,7 +284,7 @@ class GroupExchange:
             self._start = None
             tree = self._staging.unpack(self._leaves, mean)
             if self._recorder is not None:
-                self._recorder.add(entries.ConsensusCall(entered, ready, woken, time.perf_counter(), newest))
+                self._recorder.add(entries.ConsensusCall(entered, ready, woken, time.perf_counter(), newest, nonfinite))
             return tree
 
     def meet(self, tally: Sequence[int] = ()) -> Tally:
@@ -291,11 +304,12 @@ class GroupExchange:
             ValueError: ``tally`` holds something else.
             ExchangeError, TimeoutError, RuntimeError: As ``average``.
         """
-        tally = startup.check_tally(tally)
+        tally = check_tally(tally)
         self._finish_steps()
         with self._call("meet"):
             entered = time.perf_counter()
-            self._publish_alone()
+            published = self._alone.publish()
+            self._returned = self._returned if published is None else published
             self._stands = None
             self._call.count_on()
             self._counter, sums = self._engine.meet(tally, self.timeout_seconds)
@@ -360,7 +374,7 @@ class GroupExchange:
             return
         self._finish_steps()
         with self._call("close"):
-            self._publish_alone()
+            self._alone.publish()
             self._call.count_on()
             self._gathering.end(self._engine.close(self.timeout_seconds))
             if self._recorder is not None:
@@ -383,33 +397,24 @@ class GroupExchange:
 
     # helpers
 
-    def _passed(self, t: int, params: Any, entered: float) -> ExchangeInfo:
-        """Notes a round of one, whose result is ``params``."""
-        self._alone, self._start, self._stands, self._returned = (t, params), None, None, None
+    def _passed(self, t: int, entered: float) -> ExchangeInfo:
+        """Notes a round in which nothing was exchanged."""
         self._counter = self._base = t
+        self._start = self._stands = self._returned = None
         self.info = ExchangeInfo(t, False, False, 0, 0.0, (self.rank,), (t,), t)
         if self._recorder is not None:
             now = time.perf_counter()
             self._recorder.add(entries.Call(t, entered, now, now, now, MERGE_NAMES[Merge.OWN], None, t, {}))
         return self.info
 
-    def _publish_alone(self) -> None:
-        """Before this worker rests: what rounds of one have not published, which others' sync rounds are to include.
-
-        Unless it was donated meanwhile: then what was published before stands for it.
-        """
-        if self._alone is None:
-            return
-        (t, params), self._alone = self._alone, None
-        leaves = self._staging.check(params)
-        if not any(isinstance(leaf, jax.Array) and leaf.is_deleted() for leaf in leaves):
-            self._engine.publish(t, self._staging.pack(leaves))
-            self._returned = t
-
     def _finish_steps(self) -> None:
         """Waits for jitted steps that were dispatched, but have not called ``average`` yet."""
         if self._in_steps and not transformation.in_step():
             callbacks.finish()
+
+    def _finite(self, model: Buffers) -> Buffers | None:
+        """The model; None if it is to be skipped."""
+        return model if self._on_nonfinite == "share" or is_finite(model) else None
 
     def _merged(self, taken: Taken) -> Any:
         """The new tree; notes which round's result is in it."""

@@ -5,6 +5,7 @@ messages meanwhile: from those that have failed, and from those that want to kno
 """
 
 import pickle
+import sys
 import threading
 import time
 import warnings
@@ -16,7 +17,7 @@ from mpi4py import MPI
 
 from wagma_jax.exchange import tags
 from wagma_jax.exchange.errors import ExchangeError
-from wagma_jax.exchange.mailbox import LOOKS
+from wagma_jax.exchange.mailbox import Mailbox
 from wagma_jax.protocol.messages import Kind, Message
 
 LEAST_SECONDS = 120.0  # how long those who have come wait for each other at least: some compile longer than others
@@ -64,6 +65,7 @@ class Gathering:
         self.rank = comm.rank
         self._seconds = seconds
         self._what = "GroupExchange()"
+        self._mailbox = Mailbox(comm, tags.START)
         self._entered = False
         self._step = 0
         self._told = False  # whether all ranks know that this is over
@@ -81,6 +83,7 @@ class Gathering:
         self._listen()  # some may have given up before this rank has come: none begins the next step then
         self._seconds = max(self._seconds, LEAST_SECONDS)
         self.comm, self._entered = self.duplicate(), True
+        self._mailbox = Mailbox(self.comm, tags.START)
 
     def end(self, seconds: float) -> None:
         """From here on ranks wait for each other at their ends, and no longer than ``seconds`` for all of it."""
@@ -153,16 +156,12 @@ class Gathering:
         """Tells all other ranks that this one has failed, once."""
         if not self._told and not MPI.Is_finalized():
             self._told = True
-            self._send_all(_Failed(text))
+            self._mailbox.send_all(_Failed(text))
+            self._mailbox.flush(FLUSH_SECONDS)
             if self._entered:  # those that have gone on have engines by now
-                self._send_all(Message(Kind.ABORT, 0, text=text), tags.MAIL)
-
-    def _send_all(self, content: Any, tag: int = tags.START) -> None:
-        others = [rank for rank in range(self.comm.size) if rank != self.rank]
-        requests = [self.comm.isend(content, rank, tag) for rank in others]
-        end = time.perf_counter() + FLUSH_SECONDS
-        while not MPI.Request.Testall(requests) and time.perf_counter() < end:
-            time.sleep(_SHORTEST_SLEEP)
+                engines = Mailbox(self.comm)
+                engines.send_all(Message(Kind.ABORT, 0, text=text))
+                engines.flush(FLUSH_SECONDS)
 
     def _complete(self, request: MPI.Request) -> None:
         try:
@@ -190,22 +189,16 @@ class Gathering:
                     f"{self._what} has waited for {now - begin:.0f} s for others of the {self.comm.size} ranks: "
                     f"it is called by all of them at the same time, and gives up after {deadline - begin:.0f} s",
                     RuntimeWarning,
-                    stacklevel=7,
+                    stacklevel=_level_of_the_user(),
                 )
             time.sleep(delay)
             delay = min(2 * delay, longest_sleep)
 
     def _listen(self) -> None:
-        status = MPI.Status()
-        looks = LOOKS
-        while looks:
-            message = self.comm.improbe(MPI.ANY_SOURCE, tags.START, status)
-            if message is None:
-                looks -= 1
-                continue
-            content, source = message.recv(), status.Get_source()
+        while (received := self._mailbox.receive()) is not None:
+            source, content = received
             if isinstance(content, _Ask):
-                self.comm.send(_Here(self._step), source, tags.START)
+                self._mailbox.send(source, _Here(self._step))
             elif isinstance(content, _Here):
                 self._here[source] = content.step
             else:
@@ -215,18 +208,26 @@ class Gathering:
     def _completes(self, done: Callable[[], bool]) -> bool:
         """Asks all others where they are; whether the step is over before they have answered."""
         self._here = {}
-        self._send_all(_Ask())
+        self._mailbox.send_all(_Ask())
         end = time.perf_counter() + ANSWER_SECONDS
-        while len(self._here) < self.comm.size - 1 and time.perf_counter() < end:
+        while len(self._here) < len(self._mailbox.others) and time.perf_counter() < end:
             self._listen()
             time.sleep(_LONGEST_SLEEP)
         return done()
 
     def _diagnosis(self) -> str:
-        missing = [rank for rank in range(self.comm.size) if rank != self.rank and self._here.get(rank, 0) < self._step]
+        missing = [rank for rank in self._mailbox.others if self._here.get(rank, 0) < self._step]
         if not missing:
             return f"all {self.comm.size} ranks have come, but the network is stuck"
         return (
             f"of {self.comm.size} ranks these have not come as far: {', '.join(map(str, missing))}; they are gone, "
             "stuck, or have not called it"
         )
+
+
+def _level_of_the_user() -> int:
+    """How far above the caller the first frame is that is not of this library."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("wagma_jax."):
+        frame, level = frame.f_back, level + 1
+    return level

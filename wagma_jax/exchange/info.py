@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from wagma_jax.exchange.models import Exchanged
+from wagma_jax.exchange.models import Taken
 from wagma_jax.ledger.entries import MergeName
 from wagma_jax.protocol.messages import Tally
 from wagma_jax.protocol.rules import Merge
@@ -28,6 +28,8 @@ class ExchangeInfo(NamedTuple):
             parameters at the start. Empty where a worker lags so far behind that this is forgotten.
         base: The newest round whose result the returned model contains; -1 if none.
         tally: At a sync round the sums over all workers of what they have passed as ``tally``; else empty.
+        nonfinite: Whether ``params`` were not finite and were dropped (``on_nonfinite="skip"``): an older model of this
+            worker was contributed and takes part in the result in their place.
     """
 
     round: int
@@ -39,18 +41,18 @@ class ExchangeInfo(NamedTuple):
     contributed_rounds: tuple[int, ...]
     base: int
     tally: Tally = ()
+    nonfinite: bool = False
 
 
 def describe(
     schedule: GroupSchedule,
     rank: int,
     t: int,
-    exchanged: Exchanged | None,
-    *,
+    taken: Taken,
     published: int,
     waited_seconds: float,
     base: int,
-    tally: Tally,
+    nonfinite: bool,
 ) -> ExchangeInfo:
     """The info of a call that arrived at round t.
 
@@ -58,18 +60,19 @@ def describe(
         schedule: Who averages with whom.
         rank: This one.
         t: The round.
-        exchanged: What was exchanged in it; None if that is forgotten.
+        taken: What was found after it.
         published: The version of what this worker had published before the call: its contribution if that is
             forgotten, since a round that is so old was over before the call.
         waited_seconds: As in the info, like the others.
         base: The newest round in the model.
-        tally: The sums.
+        nonfinite: As in the info.
     """
     is_sync = schedule.is_sync(t)
     group = tuple(range(schedule.num_workers)) if is_sync else schedule.group_of(rank, t)
-    contributed = () if exchanged is None else exchanged.contributed
+    contributed = () if taken.exchanged is None else taken.exchanged.contributed
     if not is_sync and group == (rank,):  # nothing is exchanged, and so nothing remembered
         contributed = (t,)
     version = contributed[group.index(rank)] if contributed else published
     staleness = 0 if is_sync else t - version
-    return ExchangeInfo(t, is_sync, staleness > 0, staleness, waited_seconds, group, contributed, base, tally)
+    late = staleness > 0
+    return ExchangeInfo(t, is_sync, late, staleness, waited_seconds, group, contributed, base, taken.tally, nonfinite)

@@ -1,4 +1,4 @@
-"""Control messages between engines: small Python objects over MPI. Nothing here waits."""
+"""Messages between ranks: small Python objects over MPI. Nothing here waits."""
 
 import time
 from typing import Any
@@ -12,17 +12,19 @@ _SHORTEST_SLEEP = 20e-6  # seconds
 
 
 class Mailbox:
-    """The messages of one engine; used by its thread alone.
+    """The messages of one tag: those of an engine, or of a start; used by one thread alone.
 
     Args:
-        comm: A communicator that nobody else uses.
+        comm: The communicator.
+        tag: From ``tags``; used by nobody else on this communicator.
 
     Attributes:
         sent: How many messages were sent.
     """
 
-    def __init__(self, comm: MPI.Intracomm):
+    def __init__(self, comm: MPI.Intracomm, tag: int = tags.MAIL):
         self._comm = comm
+        self._tag = tag
         self._status = MPI.Status()
         self._requests: list[MPI.Request] = []
         self.sent = 0
@@ -36,7 +38,7 @@ class Mailbox:
         """The source and the content of the next message, None if there is none. Also moves sends forward."""
         # Open MPI looks first and makes progress then: what comes in by that is only seen by a later look
         for _ in range(LOOKS):
-            message = self._comm.improbe(MPI.ANY_SOURCE, tags.MAIL, self._status)
+            message = self._comm.improbe(MPI.ANY_SOURCE, self._tag, self._status)
             if message is not None:
                 return self._status.Get_source(), message.recv()
         self._test()
@@ -44,7 +46,7 @@ class Mailbox:
 
     def send(self, dest: int, content: Any) -> None:
         """Sends a message."""
-        request = self._comm.isend(content, dest, tags.MAIL)
+        request = self._comm.isend(content, dest, self._tag)
         if not request.Test():  # which also makes the progress that puts the message on its way
             self._requests.append(request)
         self.sent += 1

@@ -2,12 +2,12 @@
 
 A worker's result depends only on its own steps and on the contributions in the sums that it took. The ledger says which
 these were. With the same steps the same parameters come out, bit for bit: sums are taken in the order of the wire
-(``wire.sum_in_order``), and models are packed, merged and unpacked by the compiled functions of the exchange. Meetings
-change no values, so they are not replayed.
+(``wire.sum_in_order``), and models are packed, merged and unpacked by the compiled functions of the exchange. Where a
+model was not finite and was skipped, what its rank had published before takes its place again. Meetings change no
+values, so they are not replayed.
 """
 
 import collections
-import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from wagma_jax.averaging import PolicyFunction
+from wagma_jax.exchange import origins
+from wagma_jax.exchange.origins import Consensus, Handed, Key, Model, Total
 from wagma_jax.exchange.staging import Staging
 from wagma_jax.exchange.storage import Buffers, sum_dtype, widened
 from wagma_jax.exchange.wire import sum_in_order
@@ -22,40 +24,6 @@ from wagma_jax.ledger import RankLedger, Segment, read
 from wagma_jax.ledger.entries import Call, ConsensusCall, GlobalMean, Round
 
 LocalStep = Callable[[int, int, Any], Any]
-
-
-@dataclasses.dataclass(frozen=True)  # no tuples: those of different kinds would be equal
-class _Model:
-    """W' of a rank, published for a round; of the round before the first: the parameters at the start."""
-
-    rank: int
-    version: int
-
-
-@dataclasses.dataclass(frozen=True)
-class _Total:
-    """The sum of an ordinary round over a group, named by its first member; of a sync round the mean."""
-
-    round: int
-    first: int
-
-
-@dataclasses.dataclass(frozen=True)
-class _Handed:
-    """What a rank has handed to its n-th call of ``consensus``."""
-
-    rank: int
-    number: int
-
-
-@dataclasses.dataclass(frozen=True)
-class _Consensus:
-    """The mean of the n-th ``consensus``."""
-
-    number: int
-
-
-_Key = _Model | _Total | _Handed | _Consensus
 
 
 def replay(
@@ -117,17 +85,19 @@ class _Run:
             for part in parts
         ]
         self._groups: dict[tuple[int, int], tuple[int, ...]] = {}  # by (round, rank)
-        self._sources: dict[_Key, list[_Key]] = {}  # of totals and consensus models, in the order of the ranks
+        self._sources: dict[Key, list[Key]] = {}  # of totals and consensus models, in the order of the ranks
         self._read_rounds(parts)
-        self._uses = collections.Counter[_Key]()
+        self._stand_ins = [origins.stand_ins(rank, part) for rank, part in enumerate(parts)]
+        self._entries = [0] * len(parts)
+        self._uses = collections.Counter[Key]()
         self._count_uses()
-        self._store: dict[_Key, Buffers] = {}
+        self._store: dict[Key, Buffers] = {}
         self._params = [params] * len(parts)
         self._calls = [0] * len(parts)
         self._consensuses = [0] * len(parts)
         leaves = staging.check(params)
         for rank in range(len(parts)):
-            self._keep(_Model(rank, parts[0].start.first_round - 1), lambda: staging.pack(leaves))
+            self._keep(Model(rank, parts[0].start.first_round - 1), staging.pack(leaves))
 
     def execute(self) -> list[Any]:
         """The parameters of every rank in the end."""
@@ -145,22 +115,22 @@ class _Run:
         return self._params
 
     def _read_rounds(self, parts: Sequence[Segment]) -> None:
-        found: dict[_Total, dict[int, _Key]] = {}
+        found: dict[Total, dict[int, Key]] = {}
         for rank, part in enumerate(parts):
             number, version = -1, None  # of the last consensus
             for entry in part.engine:
                 if isinstance(entry, GlobalMean):
                     number, version = number + 1, entry.version
-                    self._sources[_Consensus(number)] = [_Handed(other, number) for other in range(len(parts))]
+                    self._sources[Consensus(number)] = [Handed(other, number) for other in range(len(parts))]
                 elif isinstance(entry, Round):
                     own = entry.contributed[entry.group.index(rank)]
-                    source: _Key = _Model(rank, own)
+                    source: Key = Model(rank, own)
                     if number >= 0 and own == version:
-                        source = _Consensus(number)
+                        source = Consensus(number)
                     elif own < entry.round and (own, rank) in self._groups and self._is_sync(own):
-                        source = _Total(own, 0)
+                        source = Total(own, 0)
                     self._groups[entry.round, rank] = entry.group
-                    found.setdefault(_Total(entry.round, entry.group[0]), {})[rank] = source
+                    found.setdefault(Total(entry.round, entry.group[0]), {})[rank] = source
         for key, sources in found.items():
             self._sources[key] = [sources[rank] for rank in sorted(sources)]
 
@@ -172,32 +142,33 @@ class _Run:
         seen = set()
         while needed:
             key = needed.pop()
-            if key in seen or isinstance(key, _Model | _Handed):
+            if key in seen or isinstance(key, Model | Handed):
                 continue
             seen.add(key)
             sources = self._sources.get(key, [])
-            members = self._groups.get((key.round, key.first)) if isinstance(key, _Total) else sources
+            members = self._groups.get((key.round, key.first)) if isinstance(key, Total) else sources
             if members is None or len(members) != len(sources):
                 raise ValueError(f"the ledgers lack a part of {key}: pass the ledgers of a whole run")
             self._uses.update(sources)
             needed += sources
 
-    def _taken_by(self, rank: int, program: Iterable[Any]) -> Iterator[_Key]:
+    def _taken_by(self, rank: int, program: Iterable[Any]) -> Iterator[Key]:
+        yield from self._stand_ins[rank].values()
         number = 0
         for entry in program:
             if isinstance(entry, ConsensusCall):
-                yield _Consensus(number)
+                yield Consensus(number)
                 number += 1
             elif entry.source is not None:
                 yield self._total_of(rank, entry.source)
 
-    def _total_of(self, rank: int, t: int) -> _Total:
+    def _total_of(self, rank: int, t: int) -> Total:
         group = self._groups.get((t, rank))
         if group is None:
             raise ValueError(
                 f"the ledger of rank {rank} lacks round {t}, which it has merged: pass the ledgers of a whole run"
             )
-        return _Total(t, group[0])
+        return Total(t, group[0])
 
     def _executed(self, rank: int, entry: Any, pending: list[Any]) -> bool:
         """Executes a call if it can be; else others must be executed before."""
@@ -207,14 +178,22 @@ class _Run:
                 tree = self._local_step(rank, self._calls[rank], self._params[rank])
             else:
                 tree = self._params[rank]
-            leaves = staging.check(tree)
-            own = staging.pack(leaves)
-            handed = _Handed(rank, self._consensuses[rank])
-            self._keep(_Model(rank, entry.round) if isinstance(entry, Call) else handed, lambda: own)
-            pending[rank] = leaves, own
-        leaves, own = pending[rank]
+            stand_in = self._stand_ins[rank].get(self._entries[rank])
+            pending[rank] = staging.check(tree), None, stand_in
+        leaves, own, stand_in = pending[rank]
+        if own is None:
+            own = staging.pack(leaves) if stand_in is None else self._get(stand_in)
+            if own is None:
+                return False
+            if stand_in is not None:
+                leaves = staging.check(staging.unpack(leaves, own))
+            if isinstance(entry, ConsensusCall):
+                self._keep(Handed(rank, self._consensuses[rank]), own)
+            elif stand_in is None:
+                self._keep(Model(rank, entry.round), own)
+            pending[rank] = leaves, own, stand_in
         if isinstance(entry, ConsensusCall):
-            key: _Key | None = _Consensus(self._consensuses[rank])
+            key: Key | None = Consensus(self._consensuses[rank])
         else:
             key = None if entry.source is None else self._total_of(rank, entry.source)
         if key is None:
@@ -231,6 +210,9 @@ class _Run:
             self._release(key)
         self._params[rank] = staging.unpack(leaves, result)
         pending[rank] = None
+        self._entries[rank] += 1
+        if stand_in is not None:
+            self._release(stand_in)
         if isinstance(entry, ConsensusCall):
             self._consensuses[rank] += 1
         else:
@@ -238,9 +220,9 @@ class _Run:
             self._calls[rank] += 1
         return True
 
-    def _get(self, key: _Key) -> Buffers | None:
+    def _get(self, key: Key) -> Buffers | None:
         """A publication, sum or mean; None if something that it is made of is not there yet."""
-        if key in self._store or isinstance(key, _Model | _Handed):
+        if key in self._store or isinstance(key, Model | Handed):
             return self._store.get(key)
         parts = []
         for source in self._sources[key]:
@@ -248,18 +230,18 @@ class _Run:
             if part is None:
                 return None
             parts.append(part)
-        is_mean = isinstance(key, _Consensus) or self._is_sync(key.round)
+        is_mean = isinstance(key, Consensus) or self._is_sync(key.round)
         total = _sum(parts if is_mean else [self._staging.ordinary(part) for part in parts])
         self._store[key] = self._staging.narrow(total, parts[0], len(parts)) if is_mean else total
         for source in self._sources[key]:
             self._release(source)
         return self._store[key]
 
-    def _keep(self, key: _Key, buffers: Callable[[], Buffers]) -> None:
+    def _keep(self, key: Key, buffers: Buffers) -> None:
         if self._uses[key]:
-            self._store[key] = buffers()
+            self._store[key] = buffers
 
-    def _release(self, key: _Key) -> None:
+    def _release(self, key: Key) -> None:
         self._uses[key] -= 1
         if not self._uses[key]:
             del self._store[key]

@@ -2,11 +2,10 @@
 
 import functools
 import hashlib
-import operator
 import platform
 import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,8 +14,9 @@ import numpy as np
 from mpi4py import MPI
 
 from wagma_jax.averaging import PolicyFunction
-from wagma_jax.exchange import children, schedules
+from wagma_jax.exchange import children, finite, schedules
 from wagma_jax.exchange.errors import described
+from wagma_jax.exchange.finite import OnNonfinite
 from wagma_jax.exchange.gathering import Gathering
 from wagma_jax.exchange.isolation import own_settings
 from wagma_jax.exchange.recorder import Recorder
@@ -26,7 +26,6 @@ from wagma_jax.exchange.storage import Buffers
 from wagma_jax.exchange.threads import xla_threads
 from wagma_jax.exchange.wire import Wire
 from wagma_jax.ledger.entries import Offset, Start
-from wagma_jax.protocol.messages import Tally
 from wagma_jax.protocol.rounds import Clock
 from wagma_jax.schedule import GroupSchedule, integer
 
@@ -41,6 +40,7 @@ class Arguments(NamedTuple):
         schedule: Who averages with whom.
         quorum: How many arrivals start an exchange.
         clock: What a call counts.
+        on_nonfinite: What is contributed in the place of a model that is not finite.
         timeout_seconds: How long a call waits.
         staging: Between trees and buffers.
         leaves: Of ``params``.
@@ -53,6 +53,7 @@ class Arguments(NamedTuple):
     schedule: GroupSchedule
     quorum: int
     clock: Clock
+    on_nonfinite: OnNonfinite
     timeout_seconds: float
     staging: Staging
     leaves: list[Any]
@@ -101,6 +102,7 @@ def check_arguments(
     quorum: int,
     clock: Clock,
     policy: PolicyFunction | None,
+    on_nonfinite: OnNonfinite,
     timeout_seconds: float,
     first_round: int,
     state: Mapping[str, Any] | None,
@@ -117,6 +119,7 @@ def check_arguments(
         raise ValueError(f"clock must be 'step' or 'round', got {clock!r}")
     if not timeout_seconds > 0:
         raise ValueError(f"timeout_seconds must be positive, got {timeout_seconds!r}")
+    finite.check_choice(on_nonfinite)
     staging = Staging(params, policy)
     children.keep([staging.device.client, jax.local_devices()[0].client])
     leaves = staging.check(params)
@@ -131,6 +134,7 @@ def check_arguments(
         schedule,
         quorum,
         clock,
+        on_nonfinite,
         min(float(timeout_seconds), threading.TIMEOUT_MAX),
         staging,
         leaves,
@@ -139,21 +143,6 @@ def check_arguments(
         published,
         None if ledger is None else Recorder(ledger, comm.rank),
     )
-
-
-def check_tally(tally: Sequence[int]) -> Tally:
-    """A tally as a tuple.
-
-    Raises:
-        ValueError: It holds something else than integers of 64 bits.
-    """
-    try:
-        numbers = tuple(operator.index(number) for number in tally)
-    except TypeError:
-        numbers = None
-    if numbers is None or not all(-(1 << 63) <= number < 1 << 63 for number in numbers):
-        raise ValueError(f"tally must hold integers of at most 64 bits, got {tally!r}: pass for example (1, 250)")
-    return numbers
 
 
 def limit(timeout_seconds: Any) -> float:
@@ -209,6 +198,7 @@ def _description(arguments: Arguments) -> tuple[dict[str, str], list[Any], str]:
         "schedule": repr(arguments.schedule),
         "quorum": str(arguments.quorum),
         "clock": arguments.clock,
+        "on_nonfinite": arguments.on_nonfinite,
         "first_round": str(arguments.standing.round + 1),
         "state": "given" if arguments.resumes else "not given",
         "ledger": "not written" if arguments.recorder is None else "written",
@@ -288,6 +278,7 @@ def start_entry(arguments: Arguments, rank: int, offset: Offset) -> Start:
         rotate=schedule.rotate,
         quorum=arguments.quorum,
         clock=arguments.clock,
+        on_nonfinite=arguments.on_nonfinite,
         first_round=arguments.standing.round + 1,
         host=platform.node(),
         **offset._asdict(),

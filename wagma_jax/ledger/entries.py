@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from wagma_jax.schedule import GroupSchedule
 
-VERSION = 2
+VERSION = 3
 """Of the format. Whoever adds, removes or changes a kind or a field increases it: readers refuse what they do not know,
 since an unknown entry may change what the others mean."""
 
@@ -33,6 +33,8 @@ class Start(NamedTuple):
         rotate: Whether groups change.
         quorum: How many arrivals start an exchange.
         clock: What a call counts: "step" or "round".
+        on_nonfinite: What is contributed in the place of a model that is not finite: "share": that; "skip": what the
+            worker has published before.
         first_round: Where the segment begins; its parameters have the version ``first_round - 1``.
         host: The machine's name.
         time: When the offset was measured.
@@ -48,6 +50,7 @@ class Start(NamedTuple):
     rotate: bool
     quorum: int
     clock: Literal["step", "round"]
+    on_nonfinite: Literal["share", "skip"]
     first_round: int
     host: str
     time: Moment
@@ -124,6 +127,7 @@ class Call(NamedTuple):
         source: The round of the sum that was merged, or None.
         base: The newest round that the result contains.
         waits: Seconds waited between ready and taken, by the rank that was waited for.
+        nonfinite: Whether the model was not finite, so that what was published before stayed, and took its place.
     """
 
     round: int
@@ -135,6 +139,7 @@ class Call(NamedTuple):
     source: int | None
     base: int
     waits: dict[int, float]
+    nonfinite: bool = False
 
     kind = "call"
 
@@ -148,6 +153,7 @@ class ConsensusCall(NamedTuple):
         taken: When the mean was there.
         leave: When it returned.
         version: The newest round that the mean contains.
+        nonfinite: Whether the model was not finite, so that what was published before was handed over.
     """
 
     enter: Moment
@@ -155,6 +161,7 @@ class ConsensusCall(NamedTuple):
     taken: Moment
     leave: Moment
     version: int
+    nonfinite: bool = False
 
     kind = "consensus_call"
 

@@ -40,6 +40,9 @@ def _headline(summary: Summary) -> str:
             f"Not ended: {_ranks(summary.incomplete)}. The run has failed, or is still going on; what it has written "
             "so far counts."
         )
+    if summary.nonfinite:
+        counts = ", ".join(f"rank {rank} {count}" for rank, count in summary.nonfinite)
+        lines.append(f"Models that were not finite, with earlier ones in their places: {counts}.")
     if summary.lost:
         lines.append(f"Incomplete: {_count(summary.lost, 'line')} of rounds missing, which do not count.")
     return "\n".join(lines)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from wagma_jax.ledger.alignment import Alignment, align, quality
-from wagma_jax.ledger.entries import Call, Start, span
+from wagma_jax.ledger.entries import Call, ConsensusCall, Start, span
 from wagma_jax.ledger.segments import RankLedger
 
 SLOW = 1.5  # times what the other ranks take
@@ -67,6 +67,7 @@ class Summary:
         alignment: Of the ranks' times.
         resumed: The rounds from which the run went on after interruptions.
         incomplete: Ranks that came to no regular end.
+        nonfinite: (rank, how many of its models were not finite and were skipped) of ranks that had such.
     """
 
     start: Start
@@ -83,6 +84,7 @@ class Summary:
     alignment: Alignment
     resumed: tuple[int, ...]
     incomplete: tuple[int, ...]
+    nonfinite: tuple[tuple[int, int], ...]
 
 
 def summarize(ledgers: Sequence[RankLedger], aligned: Sequence[RankLedger] | None = None) -> Summary:
@@ -125,7 +127,14 @@ def summarize(ledgers: Sequence[RankLedger], aligned: Sequence[RankLedger] | Non
         alignment=quality(ledgers, aligned),
         resumed=tuple(segment.start.first_round for segment in ledgers[0].segments[1:]),
         incomplete=tuple(ledger.rank for ledger in ledgers if not ledger.segments[-1].ended),
+        nonfinite=tuple((ledger.rank, count) for ledger in ledgers if (count := _nonfinite(ledger))),
     )
+
+
+def _nonfinite(ledger: RankLedger) -> int:
+    """How many models of a rank were not finite."""
+    entries = (entry for segment in ledger.segments for entry in segment.trainer)
+    return sum(isinstance(entry, Call | ConsensusCall) and entry.nonfinite for entry in entries)
 
 
 def _rank_summary(ledger: RankLedger, ages: collections.Counter[int], waits: np.ndarray) -> RankSummary:

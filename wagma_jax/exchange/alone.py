@@ -1,0 +1,62 @@
+"""Rounds of a worker that is alone in its group, as in local SGD between global means: nothing is packed or sent."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from wagma_jax.exchange.engine import Engine
+from wagma_jax.exchange.staging import Staging
+from wagma_jax.exchange.storage import Buffers
+
+
+class Alone:
+    """Passes such rounds, and publishes what they have not published before the worker rests.
+
+    Args:
+        engine: The worker's.
+        staging: Packs its models.
+        finite: Maps a packed model to itself, or to None if it is not to be published.
+    """
+
+    def __init__(self, engine: Engine, staging: Staging, finite: Callable[[Buffers], Buffers | None]):
+        self._engine, self._staging, self._finite = engine, staging, finite
+        self._always = engine.machine.schedule.group_size == 1
+        self._newest: tuple[int, Any] | None = None  # the newest such round and its model, while it is not published
+
+    def passes(self, params: Any, counter: int) -> int | None:
+        """Arrives at the next round if there is nothing to do in it.
+
+        Only where all groups are of one: a group of several may need this round's publication.
+
+        Args:
+            params: W', which is also the result.
+            counter: The round of the call before.
+
+        Returns:
+            The round, or None.
+        """
+        t = self._engine.pass_alone(counter) if self._always else None
+        self._newest = None if t is None else (t, params)
+        return t
+
+    def publish(self) -> int | None:
+        """Publishes the newest model, so that the sync rounds of others include it while this worker rests.
+
+        Unless it was donated meanwhile, or is not finite: then what was published before stands for it.
+
+        Returns:
+            Its round, if it is what the last call has returned, and is published now.
+        """
+        newest, self._newest = self._newest, None
+        if newest is None:
+            return None
+        t, params = newest
+        leaves = self._staging.check(params)
+        if any(isinstance(leaf, jax.Array) and leaf.is_deleted() for leaf in leaves):
+            return None
+        model = self._finite(self._staging.pack(leaves))
+        if model is None:
+            return None
+        self._engine.publish(t, model)
+        return t

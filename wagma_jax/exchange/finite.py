@@ -1,0 +1,33 @@
+"""Whether a model is finite: one that is not would spread to all workers within the mixing time."""
+
+import functools
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+
+from wagma_jax.exchange.storage import Buffers, values
+
+OnNonfinite = Literal["share", "skip"]
+"""What a worker contributes whose model is not finite: that, or what it has published before."""
+
+
+def check_choice(on_nonfinite: str) -> None:
+    """Raises ValueError for anything that is no choice."""
+    if on_nonfinite not in get_args(OnNonfinite):
+        raise ValueError(f"on_nonfinite must be 'share' or 'skip', got {on_nonfinite!r}")
+
+
+def is_finite(buffers: Buffers) -> bool:
+    """Whether all values of a model are finite."""
+    return not buffers or bool(_compiled(buffers[0].sharding)(buffers))
+
+
+@functools.cache
+def _compiled(sharding):
+    # explicit, as in Staging: whether arrays are committed would make another compilation each
+    return jax.jit(_all_finite, in_shardings=sharding, out_shardings=sharding)
+
+
+def _all_finite(buffers: Buffers) -> jax.Array:
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(values(buffer))) for buffer in buffers]))
