@@ -9,6 +9,7 @@ from flax import nnx
 from jax import lax
 
 import wagma_jax as wagma
+from train.transports.group import MpiGroup
 from wagma_jax.exchange.barrier import barrier
 
 RATE = 0.25
@@ -173,6 +174,11 @@ def keys(comm):
             new = step(params, updates)
             check(new)
             np.testing.assert_array_equal(new["w"], 1.5)
+    group = MpiGroup(comm)
+    mean = group.mean({"key": key, "w": jnp.full(2, float(comm.rank))})
+    np.testing.assert_array_equal(numbers(mean["key"]), numbers(key))
+    np.testing.assert_array_equal(mean["w"], 0.5)
+    group.close()
 
 
 def numbers(leaf):
