@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import reference
 from contexts import CONTEXTS, WITH_PMAP, data_mesh
-from jax.sharding import PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import wagma_jax as wagma
 
@@ -125,3 +125,31 @@ def test_unbound_axes_and_unknown_lowerings():
             call(jnp.ones(3))
     with pytest.raises(ValueError, match="lowering must be one of"):
         wagma.group_mean(jnp.ones(3), "data", [[0]], lowering="gather")
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_nothing_reduces_and_scatters_where_that_is_wrong(allowed, monkeypatch):
+    """Before JAX 0.12 a reduce-scatter across processes on CPUs is wrong: no function may compile to one, anywhere."""
+    monkeypatch.setattr("wagma_jax.collectives.sums.reduce_scatter_is_wrong", lambda: not allowed)
+    schedule = wagma.GroupSchedule(8, 4, 3)
+    averager = wagma.GroupAverager(schedule, simulate_lateness=True)
+    functions = {
+        "rounds": lambda x: averager.average(x, averager.init(x), x["w"][0, 0] > 0)[0],
+        "group_mean": lambda x: wagma.group_mean(x, "data", schedule.groups(0)),
+        "gradient": jax.grad(lambda x: jnp.square(wagma.group_mean(x["w"], "data", schedule.groups(0))).sum()),
+        "allreduce": lambda x: wagma.allreduce_gradients().update(x, None)[0],
+        "consensus": wagma.consensus,
+        "distance": wagma.consensus_distance,
+    }
+    x = {"b": jnp.ones((8, 3)), "w": jnp.ones((8, 600, 600))}  # packed with others, and alone
+    model_parallel = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    found = set()
+    for context in ("shard_map",) if allowed else ("shard_map", "shard_map_unchecked", "sharded_vmap", "pmap"):
+        for name, function in functions.items():
+            if "reduce-scatter" in WITH_PMAP[context](function, 8).lower(x).compile().as_text():
+                found.add((context, name))
+    half = jax.tree.map(lambda leaf: jax.device_put(leaf[:4], NamedSharding(model_parallel, PartitionSpec("data"))), x)
+    averager = wagma.GroupAverager(wagma.GroupSchedule(4, 2, 3))
+    run = jax.jit(wagma.for_workers(lambda x: averager.average(x, averager.init(x))[0], mesh=model_parallel))
+    assert "reduce-scatter" not in run.lower(half).compile().as_text()
+    assert found == ({("shard_map", name) for name in ("rounds", "group_mean", "gradient")} if allowed else set())

@@ -225,16 +225,41 @@ def test_policies_reach_the_chain(context):
 
 
 @pytest.mark.parametrize("context", ["shard_map", "vmap"])
-def test_accumulated_gradients_with_every(context):
-    """MultiSteps(k) inside and every=k: one round per accumulated step, as if the mean gradient had come at once."""
-    params, targets, _ = start()
-    targets = targets[:, :8]
-    optimizer = wagma.wagma(optax.MultiSteps(optax.sgd(0.1), 2).gradient_transformation(), SCHEDULE, every=2)
-    history, state = run_chain(context, optimizer, params, targets)
-    mean_targets = targets.reshape(P, 4, 2).mean(2)
-    expected = run_reference(reference.SGD(0.1), SCHEDULE, params, mean_targets, np.zeros((4, P), bool))
-    assert_close(history[1::2], expected)
-    np.testing.assert_array_equal(state[1].round, 4)
+@pytest.mark.parametrize("place", ["inside", "around"])
+def test_accumulated_gradients(place, context):
+    """MultiSteps(k) inside with every=k, or around: a round for each emitted step, as if the mean had come at once."""
+    k, (params, targets, _) = 3, start()
+    lateness = np.zeros((9, P), bool)
+    lateness[k - 1 :: k] = np.random.default_rng(0).random((3, P)) < 0.4  # only lateness of emitted steps counts
+    lateness[0] = True
+    if place == "inside":
+        inner = optax.MultiSteps(optax.sgd(0.1), k).gradient_transformation()
+        optimizer = wagma.wagma(inner, SCHEDULE, every=k, simulate_lateness=True)
+    else:
+        optimizer = optax.MultiSteps(wagma.wagma(optax.sgd(0.1), SCHEDULE, simulate_lateness=True), k)
+    history, state = run_chain(context, optimizer, params, targets, lateness)
+    mean_targets = targets.reshape(P, 3, k).mean(2)
+    expected = run_reference(reference.SGD(0.1), SCHEDULE, params, mean_targets, lateness[k - 1 :: k])
+    assert_close(history[k - 1 :: k], expected)
+    assert_close(history[: k - 1], [params] * (k - 1), rtol=0, atol=0)  # nothing moves between emitted steps
+    rounds = (state[1] if place == "inside" else state.inner_opt_state[1]).round
+    np.testing.assert_array_equal(rounds, 3)
+
+
+@pytest.mark.parametrize("context", ["shard_map", "vmap"])
+def test_leaves_that_are_kept_need_no_update(context):
+    """Random keys and integers pass a chain as they are: they cannot be added to."""
+    link = wagma.group_average(wagma.GroupSchedule(4, 4, None))
+    tree = {"key": jax.random.split(jax.random.key(0), 4), "n": jnp.arange(4), "w": jnp.arange(4.0)}
+
+    def step(tree, state):
+        updates, state = link.update({"key": None, "n": None, "w": jnp.ones(())}, state, tree)
+        assert updates["key"] is None
+        assert updates["n"] is None
+        return tree["w"] + updates["w"], state
+
+    got, _ = CONTEXTS[context](step, 4)(tree, jax.vmap(link.init)(tree))
+    np.testing.assert_allclose(got, 2.5)
 
 
 @pytest.mark.parametrize("context", ["shard_map", "shard_map_unchecked", "vmap"])

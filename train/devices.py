@@ -7,6 +7,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from train.pytrees import plain, restored
+
 MAX_VIRTUAL_DEVICES = 8
 
 
@@ -62,15 +64,19 @@ def local_rows(total: int, mesh: Mesh | None, axis_name: str) -> range:
 
 
 def place(tree: Any, mesh: Mesh | None, axis_name: str) -> Any:
-    """Puts this process's rows of arrays onto the devices: global arrays, sharded over their leading axis."""
+    """Puts this process's rows of arrays onto the devices: global arrays, sharded over their leading axis.
+
+    Typed random keys stay typed.
+    """
     sharding = sharded(mesh, axis_name)
     if sharding is None:
         return jax.tree.map(jax.device_put, tree)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
+    placed = lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x))
+    return restored(jax.tree.map(placed, plain(tree)), tree)
 
 
 def local(tree: Any) -> Any:
-    """This process's rows of arrays [num_workers, ...] on the devices, as NumPy arrays."""
+    """This process's rows of arrays [num_workers, ...] on the devices: NumPy arrays, and typed random keys."""
 
     def rows(array):
         if array.is_fully_addressable:
@@ -78,7 +84,7 @@ def local(tree: Any) -> Any:
         shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
         return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
 
-    return jax.tree.map(rows, tree)
+    return restored(jax.tree.map(rows, plain(tree)), tree)
 
 
 def sharded(mesh: Mesh | None, axis_name: str) -> NamedSharding | None:

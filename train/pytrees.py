@@ -64,10 +64,15 @@ def restored(tree: Any, like: Any) -> Any:
     return jax.tree.map(typed, tree, like)
 
 
+def on_host(tree: Any) -> Any:
+    """NumPy arrays of a tree; typed random keys stay as they are."""
+    return jax.tree.map(lambda leaf: leaf if keys.is_key(leaf) else np.asarray(leaf), tree)
+
+
 def mean_of_workers(tree: Any) -> Any:
     """The consensus of a tree of NumPy arrays [num_workers, ...]: inexact leaves are averaged, in float32 or wider.
 
-    Other leaves, such as counters, are the first worker's.
+    Other leaves, such as counters and random keys, are the first worker's.
     """
 
     def mean(x):

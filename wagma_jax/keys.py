@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from wagma_jax.averaging import leaf_name
 
@@ -32,7 +33,8 @@ def fold_in(tree: Any, worker: Any, which: KeyFunction | None = None) -> Any:
         ValueError: ``worker`` is no integer scalar.
         TypeError: ``which`` chose a leaf that is no random key.
     """
-    if jnp.shape(worker) != () or not jnp.issubdtype(jnp.result_type(worker), jnp.integer):
+    dtype = getattr(worker, "dtype", np.dtype(type(worker) if isinstance(worker, int) else object))
+    if not jnp.issubdtype(dtype, jnp.integer) or jnp.shape(worker) != ():
         raise ValueError(
             f"worker must be an integer scalar, got {worker!r}: pass for example exchange.rank, or "
             "lax.axis_index(axis_name) inside of a mapped step"

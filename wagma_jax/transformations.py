@@ -33,9 +33,11 @@ def group_average(
     It must be the last link, and every worker must reach it equally often:
 
     - Sound: ``optax.chain(..., group_average(...))``, ``multi_transform`` and ``masked`` (masked leaves are not
-      averaged), ``inject_hyperparams`` of the inner optimizer, ``MultiSteps`` and ``apply_if_finite`` *inside* (before)
-      it, ``MultiSteps`` around it (rounds are then accumulated steps), ``lax.scan`` over steps, ``nnx.Optimizer``,
-      donation.
+      averaged), ``inject_hyperparams`` of the inner optimizer, ``apply_if_finite`` *inside* (before) it, ``lax.scan``
+      over steps, ``nnx.Optimizer``, donation.
+    - To accumulate gradients over k micro-steps, put ``MultiSteps(inner, k)`` inside and give ``every=k``: a round for
+      each emitted step. ``MultiSteps(..., k)`` around it leads to the same model, but computes an average at every
+      micro-step and throws all others away. Without ``every``, ``MultiSteps`` inside makes a round of every micro-step.
     - Unsound: a branch *around* it that depends on the worker, such as ``apply_if_finite``, ``conditionally_mask`` or
       ``MultiSteps(should_skip_update_fn=...)``. Under ``shard_map`` and ``pmap`` the others wait for ever; under
       ``vmap`` they receive the model that was rejected, NaNs included.
@@ -63,13 +65,17 @@ def group_average(
         if params is None:
             raise_no_params(updates)
         averager.check_varying(params)  # updates that vary would hide that params do not
-        target = optax.apply_updates(params, updates)
-        averaged, state, info = averager.average(target, state, late)
-        policies = iter(leaf_policies(target, averager.policy))
+        old, treedef = jax.tree.flatten(params)
+        outgoing = treedef.flatten_up_to(updates)
+        policies = leaf_policies(params, averager.policy)
+        target = [
+            w if kind == "keep" else optax.apply_updates(w, u)  # keys and integers may have no update to be added
+            for w, u, kind in zip(old, outgoing, policies, strict=True)
+        ]
+        averaged, state, info = averager.average(treedef.unflatten(target), state, late)
         acted = {"mean": info.round >= 0, "sync": info.is_sync}
 
-        def emit(w, u, new):
-            kind = next(policies)
+        def emit(w, u, new, kind):
             if kind == "keep":
                 return u
             difference = additive_update(w, new)
@@ -77,7 +83,7 @@ def group_average(
                 return difference
             return jnp.where(acted[kind], difference, jnp.asarray(u).astype(difference.dtype))
 
-        return jax.tree.map(emit, params, updates, averaged), state
+        return treedef.unflatten(map(emit, old, outgoing, jax.tree.leaves(averaged), policies)), state
 
     return optax.GradientTransformationExtraArgs(lambda params: averager.init(params), update)
 

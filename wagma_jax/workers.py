@@ -44,18 +44,19 @@ def replicate(
     if num_workers < 1:
         raise ValueError(f"num_workers must be at least 1, got {num_workers}: pass the number of workers")
 
+    # without weak types: a step returns strong ones, and would be traced again for them
+    strong = jax.tree.map(lambda x: x if hasattr(x, "dtype") else jnp.asarray(x, jnp.result_type(x)), tree)
+
     def copies(tree):
-        # without weak types: a step returns strong ones, and would be traced again for them
-        strong = jax.tree.map(lambda x: x if hasattr(x, "dtype") else jnp.asarray(x, jnp.result_type(x)), tree)
         if fold_in:
             which = fold_in if callable(fold_in) else None
-            return jax.vmap(lambda worker: keys.fold_in(strong, worker, which))(jnp.arange(num_workers))
-        return jax.tree.map(lambda x: jnp.broadcast_to(x, (num_workers, *jnp.shape(x))), strong)
+            return jax.vmap(lambda worker: keys.fold_in(tree, worker, which))(jnp.arange(num_workers))
+        return jax.tree.map(lambda x: jnp.broadcast_to(x, (num_workers, *jnp.shape(x))), tree)
 
     if mesh is None:
-        return copies(tree)
+        return copies(strong)
     _check_divides(num_workers, mesh, axis_name)
-    return jax.jit(copies, out_shardings=NamedSharding(mesh, PartitionSpec(axis_name)))(tree)
+    return jax.jit(copies, out_shardings=NamedSharding(mesh, PartitionSpec(axis_name)))(strong)
 
 
 def for_workers(

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from train.pytrees import on_host
 from wagma_jax.averaging import accumulation_dtype
 
 T = TypeVar("T")
@@ -180,20 +181,19 @@ class MpiGroup(Group):
     def mean(self, tree: Any) -> Any:
         """The mean of all processes' trees of arrays, on all, as NumPy arrays.
 
-        Sums are taken in float32 or wider. Leaves that are not floating or complex stay as they are. Nothing of an
-        exchange changes by it.
+        Sums are taken in float32 or wider. Leaves that are not floating or complex stay as they are, random keys among
+        them. Nothing of an exchange changes by it.
         """
         comm = self._met()
 
-        def mean(leaf: Any) -> np.ndarray:
-            leaf = np.asarray(leaf)
+        def mean(leaf: Any) -> Any:
             if not jnp.issubdtype(leaf.dtype, jnp.inexact):
                 return leaf
             total = np.array(leaf, accumulation_dtype(leaf.dtype))
             comm.Allreduce(_in_place(), total)
             return (total / self.size).astype(leaf.dtype)
 
-        return jax.tree.map(mean, tree)
+        return jax.tree.map(mean, on_host(tree))
 
     def abort(self) -> None:
         """Ends all processes at once."""

@@ -17,7 +17,7 @@ from train.counts import Counts, Distance
 from train.learner import Begin, Learner, State, square_distance
 from train.loop import Consensus, Stepped
 from train.options import DEFAULT_MEET_EVERY, RunOptions
-from train.pytrees import as_shapes, with_leaves
+from train.pytrees import as_shapes, on_host, with_leaves
 from train.task import Batch, Mean
 from train.transports import launchers
 from train.transports.compiling import ByShape
@@ -235,11 +235,11 @@ class MpiWorkers:
         """The mean of all models; all processes call it, at a meeting."""
         model = self._state.model
         if self._equal:
-            return Consensus(jax.tree.map(np.asarray, model), 0.0)
+            return Consensus(on_host(model), 0.0)
         # with gradients, parameters are equal, and so are the statistics that travel with them
         mean = self.group.mean(model) if self._learner.exchanges == "models" else model
         squares = float(self._distance_of_models(model, mean))
-        return Consensus(jax.tree.map(np.asarray, mean), squares)
+        return Consensus(on_host(mean), squares)
 
     def pieces(self) -> dict[str, Any]:
         """This worker's state; its model only on the first process if all are equal."""

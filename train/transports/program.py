@@ -19,7 +19,7 @@ from train.counts import Counts, Distance
 from train.learner import Begin, Learner, State, square_distance
 from train.loop import Consensus, Stepped
 from train.options import RunOptions
-from train.pytrees import with_leaves
+from train.pytrees import on_host, with_leaves
 from train.task import Batch, Mean
 from train.transports.compiling import ByShape
 from train.transports.group import Group
@@ -205,7 +205,7 @@ class ProgramWorkers:
     def consensus(self) -> Consensus:
         """The mean of all models."""
         model, squares = self._consensus(self._state.model, self._state.algorithm)
-        return Consensus(jax.tree.map(np.asarray, model), float(devices.local(squares).sum(dtype=np.float64)))
+        return Consensus(on_host(model), float(devices.local(squares).sum(dtype=np.float64)))
 
     def pieces(self) -> dict[str, Any]:
         """The state of all workers, [num_workers, ...]."""

@@ -347,18 +347,12 @@ class GroupExchange:
     def as_transformation(self, every: int = 1) -> optax.GradientTransformationExtraArgs:
         """``average`` as the last link of an optax chain, for a jitted step: ``optax.chain(inner, this)``.
 
-        ``update`` needs ``params``; W' is what ``optax.apply_updates`` gives. The updates that it returns lead to the
-        average within one unit in the last place (leaves narrower than float32: exactly, by updates in float32). What
-        was done is in ``info`` when the step is over (JAX dispatches steps ahead: ``jax.block_until_ready``).
-
-        Args:
-            every: Average on every k-th update only; the others are no rounds. ``optax.MultiSteps(inner, k)`` goes
-                inside, before it in the chain: around it, every micro-step would be a round, and is refused.
+        ``update`` needs ``params``. Its updates lead to the average of W' = params + updates, to one unit in the last
+        place (leaves narrower than float32: exactly, by updates in float32). ``info`` is there when the step is over.
+        ``every=k`` averages on every k-th update, for ``optax.MultiSteps(inner, k)`` before it: around it is refused.
 
         Raises:
             RuntimeError: XLA has one thread on this CPU, so that the step would wait for itself.
-            ValueError: ``every`` is no integer of at least 1. While a step is traced: its tree is not built like
-                ``params``, or its state is not that of this transformation. In a step: averages are thrown away.
         """
         self._in_steps = True
         return transformation.as_transformation(lambda target: self.average(target)[0], self._staging, every)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jax.core import Tracer
 
 from wagma_jax import keys
 from wagma_jax.averaging import additive_update, leaf_name
@@ -55,11 +56,13 @@ def as_transformation(
     Args:
         average: Maps W' to the average; called by the step while it runs. Kept leaves are stand-ins in both.
         staging: Knows the tree.
-        every: Average on every k-th update only.
+        every: Average on every k-th update only; the others are no rounds.
 
     Raises:
         RuntimeError: XLA has one thread only.
-        ValueError: ``every`` is no integer of at least 1.
+        ValueError: ``every`` is no integer of at least 1. From ``update``, while a step is traced: ``params`` are not
+            built like those of the exchange, the state is not this transformation's, or ``optax.MultiSteps`` is around
+            it. While a step runs: averages are thrown away.
     """
     callbacks.check_threads()
     every = integer("every", every, "1 averages on every update")
@@ -95,7 +98,7 @@ def as_transformation(
         _check_callers()
         old, treedef = _leaves(staging, params)
         new = treedef.flatten_up_to(updates)
-        own = optax.apply_updates([old[i] for i in chosen], [new[i] for i in chosen])
+        own: Any = optax.apply_updates([old[i] for i in chosen], [new[i] for i in chosen])
         for i, leaf in zip(chosen, own, strict=True):
             if leaf.shape != staging.shapes[i]:
                 raise ValueError(
@@ -132,8 +135,8 @@ def _counted(state: Any, every: int, own: list[Any]) -> tuple[Any, Any]:
             f"state must be an ExchangeState, got {type(state).__name__}: pass what init() or the previous update() "
             "returned"
         )
-    tracing = any(isinstance(leaf, jax.core.Tracer) for leaf in own)
-    if tracing and not isinstance(state.count, jax.core.Tracer):
+    tracing = any(isinstance(leaf, Tracer) for leaf in own)
+    if tracing and not isinstance(state.count, Tracer):
         if every > 1:
             raise ValueError(
                 f"every={every} counts updates, but the step makes a new state at each call: make the state once, "
