@@ -43,6 +43,8 @@ ALLOWED = {
         "wagma_jax.protocol.lifecycle", "wagma_jax.protocol.messages", "wagma_jax.schedule",
     },
     "wagma_jax/lineage.py": set(),
+    "wagma_jax/cpus.py": set(),
+    "wagma_jax/descriptors.py": set(),
     "wagma_jax/exchange/barrier.py": set(),
     "wagma_jax/exchange/children.py": {"wagma_jax.lineage"},
     "wagma_jax/exchange/ending.py": {"wagma_jax.exchange.children"},
@@ -73,7 +75,7 @@ ALLOWED = {
         "wagma_jax.exchange.models", "wagma_jax.ledger.entries", "wagma_jax.protocol", "wagma_jax.schedule"
     },
     "wagma_jax/exchange/startup.py": {
-        "wagma_jax.averaging", "wagma_jax.exchange.barrier", "wagma_jax.exchange.children",
+        "wagma_jax.averaging", "wagma_jax.cpus", "wagma_jax.exchange.barrier", "wagma_jax.exchange.children",
         "wagma_jax.exchange.recorder", "wagma_jax.exchange.staging", "wagma_jax.exchange.standing",
         "wagma_jax.exchange.storage",
         "wagma_jax.exchange.wire", "wagma_jax.ledger.entries", "wagma_jax.protocol", "wagma_jax.schedule",
@@ -124,7 +126,12 @@ ALLOWED = {
     "wagma_jax/ledger": {"wagma_jax.ledger"},
     "wagma_jax/commands/launch/job.py": set(),
     "wagma_jax/commands/launch/mpi.py": {"wagma_jax.commands.launch.job"},
-    "wagma_jax/commands/launch/environment.py": {"wagma_jax.commands.launch.job", "wagma_jax.commands.launch.mpi"},
+    "wagma_jax/commands/launch/variables.py": {"wagma_jax.commands.launch.mpi"},
+    "wagma_jax/commands/launch/environment.py": {
+        "wagma_jax.commands.launch.job", "wagma_jax.commands.launch.mpi", "wagma_jax.commands.launch.variables"
+    },
+    "wagma_jax/commands/launch/files.py": set(),
+    "wagma_jax/commands/launch/stdin.py": set(),
     "wagma_jax/commands/launch/lines.py": set(),
     "wagma_jax/commands/launch/gpus.py": set(),
     "wagma_jax/commands/launch/pipes.py": set(),
@@ -132,21 +139,27 @@ ALLOWED = {
     "wagma_jax/commands/launch/signals.py": set(),
     "wagma_jax/commands/launch/relay.py": {
         "wagma_jax.commands.launch.gpus", "wagma_jax.commands.launch.pipes", "wagma_jax.commands.launch.processes",
-        "wagma_jax.commands.launch.signals",
+        "wagma_jax.commands.launch.signals", "wagma_jax.commands.launch.stdin",
     },
     "wagma_jax/commands/launch/command_line.py": {
+        "wagma_jax.cpus",
         "wagma_jax.commands.launch.environment", "wagma_jax.commands.launch.job", "wagma_jax.commands.launch.mpi",
         "wagma_jax.commands.launch.relay",
     },
-    "wagma_jax/commands/launch/launcher.py": {
-        "wagma_jax.commands.launch.command_line", "wagma_jax.commands.launch.environment",
+    "wagma_jax/commands/launch/running.py": {
         "wagma_jax.commands.launch.job", "wagma_jax.commands.launch.lines", "wagma_jax.commands.launch.mpi",
         "wagma_jax.commands.launch.pipes", "wagma_jax.commands.launch.processes", "wagma_jax.commands.launch.signals",
+        "wagma_jax.commands.launch.stdin", "wagma_jax.commands.launch.variables",
+    },
+    "wagma_jax/commands/launch/launcher.py": {
+        "wagma_jax.commands.launch.command_line", "wagma_jax.commands.launch.environment",
+        "wagma_jax.commands.launch.files", "wagma_jax.commands.launch.job", "wagma_jax.commands.launch.mpi",
+        "wagma_jax.commands.launch.pipes", "wagma_jax.commands.launch.running", "wagma_jax.commands.launch.stdin",
+        "wagma_jax.commands.launch.variables", "wagma_jax.cpus", "wagma_jax.lineage",
     },
     "wagma_jax/commands/launch/command.py": {"wagma_jax.commands.launch", "wagma_jax.commands.parsing"},
     "wagma_jax/commands/doctor/checkup.py": {
-        "wagma_jax.commands.launch.gpus", "wagma_jax.exchange",
-        "wagma_jax.schedule",
+        "wagma_jax.commands.launch.gpus", "wagma_jax.cpus", "wagma_jax.exchange", "wagma_jax.schedule",
     },
     "wagma_jax/commands/doctor/rows.py": set(),
     "wagma_jax/commands/doctor/probes.py": set(),
@@ -161,12 +174,14 @@ ALLOWED = {
     "wagma_jax/commands/doctor/checks.py": {
         "wagma_jax.commands.doctor.between_ranks", "wagma_jax.commands.doctor.installation",
         "wagma_jax.commands.doctor.printing", "wagma_jax.commands.doctor.probes", "wagma_jax.commands.doctor.ranks",
-        "wagma_jax.commands.doctor.rows", "wagma_jax.commands.launch",
+        "wagma_jax.commands.doctor.rows", "wagma_jax.commands.doctor.surroundings", "wagma_jax.commands.launch",
+        "wagma_jax.cpus",
     },
+    "wagma_jax/commands/doctor/surroundings.py": {"wagma_jax.commands.doctor.rows", "wagma_jax.commands.launch"},
     "wagma_jax/commands/doctor/command.py": {"wagma_jax.commands.doctor.checks", "wagma_jax.commands.parsing"},
     "wagma_jax/commands/parsing.py": {"wagma_jax.commands.launch.job"},
     "wagma_jax/commands/ledger.py": {"wagma_jax.commands.parsing", "wagma_jax.ledger"},
-    "wagma_jax/commands/main.py": {"wagma_jax.commands"},
+    "wagma_jax/commands/main.py": {"wagma_jax.commands", "wagma_jax.descriptors"},
     "wagma_jax/commands": set(),
     "wagma_jax/__main__.py": {"wagma_jax.commands.main"},
     "models": {"models"},

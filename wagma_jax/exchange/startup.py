@@ -1,7 +1,6 @@
 """How an exchange begins: arguments are checked, ranks agree, models are made equal, and everything is compiled."""
 
 import operator
-import os
 import platform
 import threading
 import warnings
@@ -13,6 +12,7 @@ import jax
 import numpy as np
 from mpi4py import MPI
 
+from wagma_jax import cpus
 from wagma_jax.averaging import PolicyFunction
 from wagma_jax.exchange import children
 from wagma_jax.exchange.barrier import barrier
@@ -71,7 +71,7 @@ def check_process(comm: Any) -> MPI.Intracomm:
             "MPI was initialized without MPI_THREAD_MULTIPLE, which the background thread needs: leave "
             "mpi4py.rc.thread_level at 'multiple', and use an MPI that was built with threads"
         )
-    threads = int(os.environ.get("NPROC") or len(os.sched_getaffinity(0)))
+    threads = cpus.threads()
     if threads < 2 and jax.config.read("jax_cpu_enable_async_dispatch"):
         warnings.warn(
             f"XLA has {threads} thread for computations on this CPU, so that the exchange waits while a step computes: "
