@@ -29,7 +29,7 @@ PAGES = {path.stem: path.read_text() for path in sorted(DOCS.glob("*.md"))}
 # Page -> the sources whose messages it explains.
 EXPLAINED = {"troubleshooting": ("wagma_jax",), "troubleshooting-training": ("train", "models")}
 # What gets a message as its first argument and shows it to the user, beside exceptions.
-SHOWING = {"warn", "error", "Fail", "Abort", "abort"}
+SHOWING = {"tell", "warn", "error", "Fail", "Abort", "abort", "_abort"}
 # Variables, and functions by what they return or append, that hold parts of messages.
 VARIABLES = {"problem", "text", "what"}
 FUNCTIONS = {"diagnosis", "_diagnosis", "_difference", "_unlike", "_wrong_files"}
@@ -175,7 +175,7 @@ def test_every_row_of_the_doctor_is_explained():
         if isinstance(first, ast.Constant):
             named.add(str(first.value))
     section = PAGES["troubleshooting"].partition("## `wagma doctor`\n")[2].partition("\n## ")[0]
-    listed = re.findall(r"^\| `([\w ]+)` \|", section, re.MULTILINE)
+    listed = re.findall(r"^\| `([\w /]+)` \|", section, re.MULTILINE)
     assert len(named) > 10
     assert sorted(listed) == sorted(named)
 

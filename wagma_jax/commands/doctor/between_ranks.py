@@ -94,8 +94,9 @@ def judge_cores(here: Sequence[Mapping[str, Any]]) -> Row:
         )
     crowded = [rank["host"] for rank in here if len(_on_host(here, rank["host"])) > rank["cores"]]
     note = f"; there are more ranks than cores on {crowded[0]}, which makes the figures below worse" if crowded else ""
-    cores = min(rank["cores"] for rank in here)
-    return Row(name, "pass", f"{cores} on each host, {fewest} XLA threads in each rank{note}")
+    least = min(here, key=lambda rank: rank["cores"])
+    quota = f" (a container's quota is {least['quota']:g} CPUs)" if least.get("quota") else ""
+    return Row(name, "pass", f"{least['cores']} on each host{quota}, {fewest} XLA threads in each rank{note}")
 
 
 def _on_host(here: Sequence[Mapping[str, Any]], host: str) -> list[Mapping[str, Any]]:

@@ -5,12 +5,13 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
-from wagma_jax.commands.doctor import between_ranks, installation, printing, probes
+from wagma_jax.commands.doctor import between_ranks, installation, printing, probes, surroundings
 from wagma_jax.commands.doctor.ranks import LIMITS, Ranks
 from wagma_jax.commands.doctor.rows import Row
-from wagma_jax.commands.launch.environment import cores, settings
+from wagma_jax.commands.launch.environment import settings
 from wagma_jax.commands.launch.job import Host, Job, total_slots
 from wagma_jax.commands.launch.mpi import Mpi
+from wagma_jax.cpus import cores
 
 
 def run(
@@ -64,7 +65,16 @@ def _rows(ranks: Ranks) -> Iterator[Row]:
     yield installation.versions()
     job = Job(("true",), None if ranks.hosts else ranks.size, tuple(ranks.hosts))
     outcomes = probes.probe_all(settings(job, Mpi("", "", ""), os.environ, cores(), False))
-    yield from installation.rows(outcomes)
+    mpi, *others = installation.rows(outcomes)
+    found = outcomes["MPI"].value
+    yield mpi
+    if isinstance(found, dict):
+        problem = outcomes["MPI threads"].problem
+        yield surroundings.judge_variables(Mpi(**found), os.environ, job.ranks_per_host, problem)
+    else:
+        yield Row("variables", "skip", "needs MPI")
+    yield from others
+    yield surroundings.judge_shared_memory(os.environ, job.ranks_per_host)
     yield from rows_between(ranks, outcomes)
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
+from wagma_jax import cpus
 from wagma_jax.commands.launch import gpus
 from wagma_jax.exchange import ExchangeInfo, GroupExchange
 from wagma_jax.exchange.barrier import barrier
@@ -41,13 +42,13 @@ def facts_of_this_rank() -> dict[str, Any]:
     for package in packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {
         "rank": MPI.COMM_WORLD.rank,
         "size": MPI.COMM_WORLD.size,
         "host": socket.gethostname(),
-        "cores": cores,
-        "threads": int(os.environ.get("NPROC") or cores),
+        "cores": cpus.cores(),
+        "quota": cpus.quota(),
+        "threads": cpus.threads(),
         "thread_level": MPI.Query_thread(),
         "gpus": gpus.facts(os.environ),
         "versions": versions | {"MPI": MPI.Get_library_version().partition(",")[0].strip()},

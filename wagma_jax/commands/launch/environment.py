@@ -1,26 +1,10 @@
 """The environment variables of the ranks: which are added, and which go to other hosts."""
 
-import os
 from collections.abc import Mapping
-from pathlib import Path
 
 from wagma_jax.commands.launch.job import Job
 from wagma_jax.commands.launch.mpi import Mpi
-
-
-def cores() -> int:
-    """Physical cores that this process may use. Two hardware threads of a core count once, as for mpirun."""
-    try:
-        usable = os.sched_getaffinity(0)
-    except AttributeError:  # macOS
-        return os.cpu_count() or 1
-    siblings = set()
-    for cpu in usable:
-        try:
-            siblings.add(Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text())
-        except OSError:
-            return len(usable)
-    return len(siblings)
+from wagma_jax.commands.launch.variables import sets_btl
 
 
 def settings(job: Job, mpi: Mpi, environment: Mapping[str, str], num_cores: int, is_root: bool) -> dict[str, str]:
@@ -36,6 +20,9 @@ def settings(job: Job, mpi: Mpi, environment: Mapping[str, str], num_cores: int,
         "NPROC": str(max(2, num_cores // job.ranks_per_host)),
         "PYTHONUNBUFFERED": "1",
     }
+    if mpi.is_open_mpi and not sets_btl(mpi, job.mpirun_args, environment):
+        # The component ofi is for one-sided messages, which nobody sends, and sleeps for a second without a fabric.
+        added["OMPI_MCA_btl"] = "^ofi"
     if mpi.is_open_mpi and is_root:
         added |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     return {name: value for name, value in added.items() if name not in environment}

@@ -20,24 +20,29 @@ class Host:
     slots: int = 1
 
     def __str__(self):
-        return f"{self.name}:{self.slots}"
+        return f"[{self.name}]:{self.slots}" if ":" in self.name else f"{self.name}:{self.slots}"
 
 
 def parse_hosts(text: str) -> tuple[Host, ...]:
-    """Hosts from ``NAME[:SLOTS],...``.
+    """Hosts from ``NAME[:SLOTS],...``; an IPv6 address stands in brackets.
 
     Raises:
         ValueError: Malformed, or a host is named twice.
     """
     hosts = []
     for word in text.split(","):
-        match = re.fullmatch(r"\s*([^\s:,=/]+)(?::([0-9]+))?\s*", word)
-        if not match or (match[2] and int(match[2]) < 1):
+        match = re.fullmatch(r"\s*(?:\[([0-9a-fA-F:.]*:[^\s,=/\]]*)\]|([^\s:,=/\[\]]+))(?::([0-9]+))?\s*", word)
+        if not match and word.count(":") > 2:
+            raise ValueError(
+                f"--hosts takes IPv6 addresses in brackets, got {word!r}: write for example "
+                "--hosts [fd00::1]:2,[fd00::2]:2"
+            )
+        if not match or (match[3] and int(match[3]) < 1):
             raise ValueError(
                 f"--hosts must be NAME:SLOTS,NAME:SLOTS,... with at least 1 slot each, got {text!r} "
                 f"(at {word!r}): write for example --hosts h1:2,h2:2"
             )
-        hosts.append(Host(match[1], int(match[2] or 1)))
+        hosts.append(Host(match[1] or match[2], int(match[3] or 1)))
     names = [host.name for host in hosts]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

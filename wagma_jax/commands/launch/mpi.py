@@ -59,7 +59,9 @@ def find_mpi() -> Mpi:
     """
     if importlib.util.find_spec("mpi4py") is None:
         raise LaunchError(f"expected mpi4py, which the extra 'mpi' brings, but it is not installed: {INSTALL}")
-    result = subprocess.run([sys.executable, "-c", _QUERY], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", _QUERY], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
     if result.returncode:
         reason = (result.stderr.strip().splitlines() or [f"exit status {result.returncode}"])[-1]
         raise LaunchError(
@@ -102,7 +104,9 @@ def _candidates(libraries: Sequence[str]) -> list[str]:
 def _launcher_version(path: str) -> tuple[bool, str] | None:
     """Whether it is Open MPI's, and its version; None for what is neither Open MPI's launcher nor hydra."""
     try:
-        text = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=30, check=False).stdout
+        text = subprocess.run(
+            [path, "--version"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30, check=False
+        ).stdout
     except (OSError, subprocess.TimeoutExpired):
         return None
     if match := re.search(r"\(Open MPI\) (\d+\.\d+\.\d+)", text):

@@ -1,8 +1,8 @@
 """Runs one rank's command: connects its output to the launcher, passes signals on, and assigns a GPU.
 
-mpirun starts this file on every rank, as ``python -I -S relay.py MARKER PIPES ROOT COMMAND [ARGUMENT ...]``: without
-the user's Python settings, which are meant for the command, and without what makes Python's start slow. So it must do
-with a small part of the standard library.
+mpirun starts this file on every rank, as ``python -I -S relay.py MARKER PIPES STDIN ROOT COMMAND [ARGUMENT ...]``:
+without the user's Python settings, which are meant for the command, and without what makes Python's start slow. So it
+must do with a small part of the standard library.
 """
 
 import contextlib
@@ -15,18 +15,19 @@ from typing import NoReturn
 if __name__ == "__main__":  # -I and -S keep Python from finding this package
     sys.path.append(os.path.abspath(f"{__file__}/../../../.."))
 
-from wagma_jax.commands.launch import gpus, pipes, processes
-from wagma_jax.commands.launch.signals import MEANINGS, PASSED_ON
+from wagma_jax.commands.launch import gpus, pipes, processes, stdin
+from wagma_jax.commands.launch.signals import HINTS, MEANINGS, PASSED_ON
 
 _RANK = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK")
 
 
-def relay(marker: str, description: str, root: str, command: Sequence[str]) -> int:
+def relay(marker: str, description: str, offer: str, root: str, command: Sequence[str]) -> int:
     """Runs the command as this rank.
 
     Args:
         marker: The line to write to stdout once no signal can get lost; ``-`` for none.
         description: That of the launcher's :class:`pipes.Pipes`; ``-`` if there are none.
+        offer: The name of the launcher's :class:`stdin.Offer`; ``-`` if there is none.
         root: Where GPUs are looked for, see :func:`gpus.count`.
         command: The program and its arguments.
 
@@ -37,16 +38,21 @@ def relay(marker: str, description: str, root: str, command: Sequence[str]) -> i
     rank = next((int(os.environ[name]) for name in _RANK if name in os.environ), None)
     if description != "-" and rank is not None:
         pipes.connect(description, rank)
+    taken = rank == 0 and offer != "-" and stdin.take(offer)
     os.environ.update(gpus.assigned(os.environ, gpus.count(root)))
     handled = {*MEANINGS, *MEANINGS.values(), *PASSED_ON, signal.SIGCHLD}
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, handled)
     if marker != "-":  # before the command writes: from here on, signals wait until it can be reached
-        os.write(1, f"{marker} {os.getpid()}\n".encode())
+        os.write(1, f"{marker} {os.getpid()} {int(taken)}\n".encode())
     child = os.fork()
     if child == 0:
         _become(command, mask)
     with contextlib.suppress(OSError):  # the child has done so itself
         os.setpgid(child, child)
+    if taken:  # only the command is to hold it open
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nothing, 0)
+        os.close(nothing)
     asked_to_end = False
     while True:
         number = signal.sigwait(handled)
@@ -63,7 +69,8 @@ def relay(marker: str, description: str, root: str, command: Sequence[str]) -> i
         os.killpg(child, signal.SIGKILL)  # what the command has started and left behind
     code = os.waitstatus_to_exitcode(status)
     if code < 0 and not asked_to_end:
-        os.write(2, f"wagma launch: killed by signal {-code} ({signal.strsignal(-code)})\n".encode())
+        hint = HINTS.get(-code, "")
+        os.write(2, f"wagma launch: killed by signal {-code} ({signal.strsignal(-code)}){hint}\n".encode())
     return 128 - code if code < 0 else code
 
 
@@ -86,4 +93,4 @@ def _become(command: Sequence[str], mask) -> NoReturn:
 
 
 if __name__ == "__main__":
-    sys.exit(relay(sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4:]))
+    sys.exit(relay(sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4], sys.argv[5:]))

@@ -14,3 +14,8 @@ MEANINGS = {stand_in: meant for meant, stand_in in STAND_INS.items()}
 
 PASSED_ON = (signal.SIGUSR1, signal.SIGUSR2)
 """Signals that mpirun forwards as they are."""
+
+HINTS: dict[int, str] = {
+    signal.SIGBUS: ": shared memory may be full, see df -h /dev/shm",
+}
+"""What is said beside the signal that has killed a rank."""
