@@ -3,7 +3,7 @@
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import jax
 import tyro
@@ -16,6 +16,9 @@ from benchmarks.exchange.section import Section
 from benchmarks.exchange.sizes import Sizes
 from benchmarks.exchange.slow import Slow
 from benchmarks.exchange.straggler import Straggler
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
 
 PROGRAM = "python -m benchmarks.exchange"
 
@@ -38,12 +41,12 @@ def parse(words: Sequence[str] | None = None) -> Section:
     return tyro.cli(Choice, prog=PROGRAM, args=words, description=package.__doc__, config=config)
 
 
-def main(words: Sequence[str] | None = None) -> None:
-    """Runs a section on all ranks. An error on one rank ends all of them."""
+def main(words: Sequence[str] | None = None, comm: "MPI.Intracomm | None" = None) -> None:
+    """Runs a section on all ranks, or on those of a communicator. An error on one rank ends all of them."""
     section = parse(words)
     jax.config.update("jax_platforms", "cpu")
     try:
-        world = World()
+        world = World(comm)
     except ValueError as error:
         sys.exit(f"{PROGRAM}: {error}")
     try:

@@ -1,11 +1,13 @@
 """Image training on digits: what is the workload's own. Loop, resume and transports are tested on the toy."""
 
 import json
+import shutil
 import sys
 
 import numpy as np
 import pytest
-from processes import run_all, run_ranks
+import ranks
+from processes import run_all
 
 from tests.train.runs import TIMES
 from train import run
@@ -18,9 +20,24 @@ def train(out, **options):
     return run.train(WORKLOAD, Options(**{**defaults, "out": out, **options}))
 
 
-def test_a_run_and_its_model(tmp_path, capsys):
-    out = tmp_path / "run"
-    summary, rows = train(out, late_probability=0.3, sync_period=4)
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory):
+    """A run that nobody changes, its summary and its rows."""
+    out = tmp_path_factory.mktemp("learned") / "run"
+    summary, rows = train(
+        out, steps=100, batch_size=16, learning_rate=0.3, late_probability=0.1, log_every=20, eval_every=50
+    )
+    return out, summary, rows
+
+
+def test_wagma_learns_the_digits(learned):
+    _, summary, _ = learned
+    assert summary["eval"]["accuracy"] > 0.95
+
+
+def test_a_run_and_its_model(learned, tmp_path, capsys):
+    original, summary, rows = learned
+    out = shutil.copytree(original, tmp_path / "run")
     assert summary["unit"] == "images"
     assert (summary["test_examples"], summary["unreadable"]) == (360, {"train": 0, "test": 0})
     assert set(summary["eval"]) == {"accuracy", "loss"}
@@ -32,14 +49,14 @@ def test_a_run_and_its_model(tmp_path, capsys):
     run.main(WORKLOAD, ["--evaluate", str(out)])
     assert f"{summary['eval']['accuracy']:.2%}" in capsys.readouterr().out
     with pytest.raises(ValueError, match="--model is resnet_tiny in the run that --resume names, got resnet_small"):
-        train(out, steps=12, resume=out, model="resnet_small")
+        train(out, steps=112, resume=out, learning_rate=0.3, model="resnet_small")
     with pytest.raises(ValueError, match="--dataset is digits in the run"):
-        train(out, steps=12, resume=out, dataset="fashion-mnist")
+        train(out, steps=112, resume=out, learning_rate=0.3, dataset="fashion-mnist")
     # somebody put another run's checkpoints there, or edited the options
     written = json.loads((out / "options.json").read_text())
     (out / "options.json").write_text(json.dumps({**written, "model": "resnet_small"}))
     with pytest.raises(ValueError, match="it holds another model or optimizer than these options ask for"):
-        train(out, steps=12, resume=out, model="resnet_small")
+        train(out, steps=112, resume=out, learning_rate=0.3, model="resnet_small")
     with pytest.raises(ValueError, match="it holds another model"):
         run.evaluate(WORKLOAD, Options(evaluate=out, model="resnet_small"))
 
@@ -54,20 +71,17 @@ def test_the_whole_recipe(tmp_path):
     assert summary["options"]["precision"] == "bfloat16"
 
 
-def test_wagma_learns_the_digits(tmp_path):
-    summary, _ = train(tmp_path / "run", workers=8, steps=150, batch_size=16, log_every=50, eval_every=150)
-    assert summary["eval"]["accuracy"] > 0.95
-
-
 def test_over_mpi_it_gives_the_numbers_of_one_program(tmp_path):
     """With the statistics of the normalization, which are exchanged; all else about MPI is tested on the toy."""
     pytest.importorskip("mpi4jax", reason="the extra mpi is not installed", exc_type=ImportError)
-    options = {"workers": 2, "sync_period": 2, "steps": 4, "batch_size": 8, "augment": "flip", "log_every": 2}
+    options = {
+        "workers": 2, "sync_period": 2, "steps": 4, "batch_size": 8, "augment": "flip", "log_every": 2, "eval_every": 4
+    }  # fmt: skip
     words = [str(word) for name, value in options.items() for word in (flag(name), value)]
     several = tmp_path / "several"
-    status, output = run_ranks(2, "-m", "train.images", *words, "--quorum", "2", "--out", several, timeout=100)
-    assert status == 0, output
-    _, expected = train(tmp_path / "alone", **options)
+    command = [*words, "--quorum", "2", "--no-picture", "--out", str(several)]
+    ranks.run("train_bodies.image_run", command, num_ranks=2, timeout=100)
+    _, expected = train(tmp_path / "alone", **options, picture=False)
     text = (several / "metrics.jsonl").read_text()
     for ours, theirs in zip(map(json.loads, text.splitlines()), expected, strict=True):
         assert ours.keys() == theirs.keys()

@@ -5,7 +5,7 @@ import json
 import re
 
 import pytest
-from processes import ROOT, run_ranks
+import ranks
 
 from benchmarks.exchange.__main__ import parse
 
@@ -14,8 +14,7 @@ needs_mpi = pytest.mark.skipif(importlib.util.find_spec("mpi4py") is None, reaso
 
 @needs_mpi
 def test_every_section_on_two_ranks(tmp_path):
-    status, output = run_ranks(2, ROOT / "tests/programs/benchmark_sections.py", tmp_path, timeout=120)
-    assert status == 0, output
+    output, _ = ranks.run("benchmark_bodies.sections", tmp_path, num_ranks=2, timeout=120)
     results = {}
     for section in ("sizes", "straggler", "rotating", "slow", "idle"):
         document = json.loads((tmp_path / f"exchange-{section}-2.json").read_text())

@@ -1,6 +1,7 @@
 """Data sets of images held in memory."""
 
 import gzip
+import importlib.util
 import shlex
 import zlib
 from collections.abc import Sequence
@@ -132,20 +133,50 @@ def digits(augment: Augmentation = "none") -> Dataset:
     Args:
         augment: What to do to training images, see ``ArrayExamples``. A mirrored digit is seldom a digit.
     """
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    images, labels = load_digits(return_X_y=True)
-    images = images.reshape(-1, 8, 8, 1).astype(np.uint8)
-    train, test, train_labels, test_labels = map(
-        np.asarray, train_test_split(images, labels.astype(np.int32), test_size=360, stratify=labels, random_state=0)
-    )
+    found = importlib.util.find_spec("sklearn")  # to import it would take longer than all else at a start
+    assert found is not None, "checked when the package train is imported"
+    assert found.origin is not None
+    with gzip.open(Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz", "rt") as file:
+        table = np.loadtxt(file, np.int32, delimiter=",")
+    images, labels = table[:, :64].reshape(-1, 8, 8, 1).astype(np.uint8), table[:, 64]
+    training, testing = _stratified(labels, 360)
     return _dataset(
         "digits",
-        ArrayExamples(train, train_labels, augment, num_classes=10),
-        ArrayExamples(test, test_labels, "none", num_classes=10),
+        ArrayExamples(images[training], labels[training], augment, num_classes=10),
+        ArrayExamples(images[testing], labels[testing], "none", num_classes=10),
         tuple(str(digit) for digit in range(10)),
     )
+
+
+def _stratified(labels: np.ndarray, num_test: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices to train on and to test with, of all classes in equal shares.
+
+    They are those of scikit-learn's ``train_test_split(..., stratify=labels, random_state=0)``.
+    """
+    random = np.random.RandomState(0)  # noqa: NPY002 (its stream never changes)
+    counts = np.bincount(labels)
+    for_training = _shares(counts, len(labels) - num_test, random)
+    for_testing = _shares(counts - for_training, num_test, random)
+    training, testing = [], []
+    for label, count in enumerate(counts):
+        (members,) = np.nonzero(labels == label)
+        members = members[random.permutation(count)]
+        training.extend(members[: for_training[label]])
+        testing.extend(members[for_training[label] :][: for_testing[label]])
+    return random.permutation(training), random.permutation(testing)
+
+
+def _shares(counts: np.ndarray, total: int, random: np.random.RandomState) -> np.ndarray:
+    """How many of each class are drawn, so that their sum is ``total``: the largest remainders are rounded up."""
+    exact = counts / counts.sum() * total
+    shares = np.floor(exact)
+    for remainder in np.unique(exact - shares)[::-1]:
+        missing = int(total - shares.sum())
+        if missing == 0:
+            break
+        (classes,) = np.nonzero(exact - np.floor(exact) == remainder)
+        shares[random.choice(classes, min(len(classes), missing), replace=False)] += 1
+    return shares.astype(int)
 
 
 def fashion_mnist(folder: Path = DEFAULT_FOLDER, augment: Augmentation = "none") -> Dataset:

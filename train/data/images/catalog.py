@@ -1,6 +1,6 @@
 """Data sets of images by the names that the command line has for them.
 
-What only some data sets need (Pillow, protobuf, scikit-learn) is imported when one of them is opened.
+What only some data sets need (Pillow, protobuf) is imported when one of them is opened.
 """
 
 from pathlib import Path

@@ -1,6 +1,7 @@
-"""Every section of the benchmark of the exchange, once and tiny. Its argument: a folder for the results."""
+"""Every section of the benchmark of the exchange, once and tiny."""
 
-import sys
+import contextlib
+import io
 
 from mpi4py import MPI
 
@@ -16,11 +17,17 @@ SECTIONS = (
     "--late-seconds 0.02",
 )
 
-message = ""
-try:
-    World(MPI.COMM_SELF)
-except ValueError as error:
-    message = str(error)
-assert "expected at least 2 ranks, got 1: start with wagma launch" in message, message
-for words in SECTIONS:
-    main([*words.split(), "--out", sys.argv[1]])
+
+def sections(comm, out):
+    """Writes results to a folder; what was printed."""
+    message = ""
+    try:
+        World(MPI.COMM_SELF)
+    except ValueError as error:
+        message = str(error)
+    assert "expected at least 2 ranks, got 1: start with wagma launch" in message, message
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        for words in SECTIONS:
+            main([*words.split(), "--out", str(out)], comm)
+    return printed.getvalue()
