@@ -1,8 +1,9 @@
 """One process of two, each with two CPU devices: sums of large arrays over jax.distributed are exact.
 
 Before JAX 0.12 a reduce-scatter between processes on CPUs now and then gives a wrong sum of chunks of 16 MiB, so none
-may be compiled, and the rounds repeat. All values are small integers, whose means have no rounding error: any difference is a wrong sum. Each
-round has other values, since a buffer that an earlier round has left behind would be right otherwise.
+may be compiled, and the rounds repeat. All values are small integers, whose means have no rounding error: any
+difference is a wrong sum. Each round has other values, since a buffer that an earlier round has left behind would be
+right otherwise.
 
 Arguments: coordinator address, process id, number of rounds.
 """
