@@ -52,7 +52,7 @@ def check_against_reference(context, schedule, lateness, *, every=1, lowering="a
     run = WITH_PMAP[context](step, num_workers)
     start = random_tree(rng, num_workers)
     tree = jax.tree.map(jnp.asarray, start)
-    state = jax.jit(jax.vmap(averager.init))(tree)
+    state = jax.vmap(averager.init)(tree)
     names = sorted(start)
     expected = [start[name] for name in names]
     ref = LateRuleReference(schedule.groups, schedule.sync_period, num_workers, [policies[n] for n in names], every)

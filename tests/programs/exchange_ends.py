@@ -10,12 +10,14 @@ import time
 from exchange_small import FAR_MORE, a_run_goes_well, expect, open_small, train
 from mpi4py import MPI
 
-from wagma_jax.exchange import ExchangeError
+from wagma_jax.exchange import ExchangeError, ending, engine
 from wagma_jax.exchange.wire import Wire
 
 WORLD = MPI.COMM_WORLD
 RANK = WORLD.rank
-SHORT = 2.0  # timeout_seconds of those who are to lose patience
+SHORT = 0.7  # timeout_seconds of those who are to lose patience, once all stand at the same place
+ending.GOODBYE_SECONDS = 1.0  # these two are longer for users; the programs end in the same way
+engine.WIND_UP_SECONDS = 2.0
 
 
 def say(text):
@@ -33,7 +35,7 @@ def exception():
         if RANK == 2:
             time.sleep(FAR_MORE)
         if RANK == 1:
-            time.sleep(0.5)
+            time.sleep(0.2)
             ends_now()
             raise LookupError("no more data")
         train(exchange, params, 2)
@@ -81,9 +83,10 @@ def forgotten():
 
 def stuck():
     """Rank 1 holds Python's GIL for ever."""
-    with open_small(WORLD, group_size=2, sync_period=None, timeout_seconds=SHORT) as exchange:
+    with open_small(WORLD, group_size=2, sync_period=None) as exchange:
         params = train(exchange, exchange.params, 2)
         WORLD.barrier()
+        exchange.timeout_seconds = SHORT
         if RANK == 1:
             ctypes.PyDLL(None).usleep(int(FAR_MORE * 1e6))
         ends_now()
@@ -135,7 +138,7 @@ def handled():
         train(exchange, params, 2)
     a_run_goes_well(WORLD)
     if RANK == 1:
-        time.sleep(3.5)  # longer than a process that fails would wait for it
+        time.sleep(ending.GOODBYE_SECONDS + 0.5)  # longer than a process that fails would wait for it
     say("lives on")
 
 

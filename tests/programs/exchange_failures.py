@@ -11,7 +11,7 @@ from exchange_small import FAR_MORE, START, a_run_goes_well, expect, open_small,
 
 from wagma_jax.exchange import ExchangeError, GroupExchange
 
-SHORT = 2.0  # timeout_seconds of those who are to lose patience
+SHORT = 0.7  # timeout_seconds of those who are to lose patience, once all stand at the same place
 
 
 def around(comm):
@@ -45,10 +45,11 @@ def consensus_against_close(comm):
 
 def stops(comm, impatient, *words, rounds=1, at="round 1", busy=lambda: time.sleep(0.05), **options):
     """Rank 1 is busy until ``impatient`` has lost its patience and said so, and then hears of it as all others do."""
-    timeout = SHORT if impatient == comm.rank else FAR_MORE
-    with open_small(comm, timeout_seconds=timeout, **options) as exchange:
+    with open_small(comm, **options) as exchange:
         params = train(exchange, exchange.params, rounds)
         comm.barrier()
+        if comm.rank == impatient:
+            exchange.timeout_seconds = SHORT
         if comm.rank == 1:
             while not told(comm, impatient):
                 busy()
@@ -79,11 +80,16 @@ def computing(comm):
 
 def holding_the_lock(comm):
     hold = ctypes.PyDLL(None).usleep  # keeps the GIL, unlike CDLL
+
+    def busy():
+        hold(3_000_000)  # microseconds: longer than SHORT, and a second in which it might answer
+        time.sleep(0.5)  # what was promised is kept, and rank 2 gets on
+
     stops(
         comm,
         2,
         "rank 1 does not answer: it is gone, or stuck in code that holds Python's GIL",
-        busy=lambda: hold(4_500_000),
+        busy=busy,
     )
 
 

@@ -1,5 +1,7 @@
 """How an exchange begins: arguments are checked, ranks agree, models are made equal, and everything is compiled."""
 
+import functools
+import hashlib
 import platform
 import threading
 import warnings
