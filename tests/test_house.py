@@ -42,18 +42,25 @@ ALLOWED = {
     "wagma_jax/protocol/rounds.py": {
         "wagma_jax.protocol.lifecycle", "wagma_jax.protocol.messages", "wagma_jax.schedule",
     },
+    "wagma_jax/jax_internals.py": set(),
+    "wagma_jax/threads.py": {"wagma_jax.jax_internals"},
     "wagma_jax/exchange/barrier.py": set(),
+    "wagma_jax/exchange/isolation.py": set(),
+    "wagma_jax/exchange/callbacks.py": {"wagma_jax.exchange.isolation", "wagma_jax.threads"},
     "wagma_jax/exchange/ending.py": set(),
     "wagma_jax/exchange/mailbox.py": set(),
     "wagma_jax/exchange/standing.py": {"wagma_jax.schedule"},
     "wagma_jax/exchange/storage.py": {"wagma_jax.averaging"},
-    "wagma_jax/exchange/staging.py": {"wagma_jax.averaging", "wagma_jax.exchange.storage"},
+    "wagma_jax/exchange/staging.py": {
+        "wagma_jax.averaging", "wagma_jax.exchange.isolation", "wagma_jax.exchange.storage"
+    },
     "wagma_jax/exchange/offsets.py": {"wagma_jax.ledger.entries"},
     "wagma_jax/exchange/recorder.py": {"wagma_jax.ledger.codec", "wagma_jax.ledger.entries"},
     "wagma_jax/exchange/wire/sums.py": set(),
     "wagma_jax/exchange/wire/members.py": set(),
     "wagma_jax/exchange/wire": {
         "wagma_jax.averaging", "wagma_jax.exchange.barrier", "wagma_jax.exchange.storage", "wagma_jax.exchange.wire",
+        "wagma_jax.jax_internals",
     },
     "wagma_jax/exchange/pool.py": {"wagma_jax.exchange.storage"},
     "wagma_jax/exchange/models.py": {
@@ -63,7 +70,8 @@ ALLOWED = {
     "wagma_jax/exchange/events.py": {"wagma_jax.exchange.mailbox", "wagma_jax.protocol.messages"},
     "wagma_jax/exchange/waiting.py": {"wagma_jax.exchange.mailbox"},
     "wagma_jax/exchange/engine.py": {
-        "wagma_jax.exchange.events", "wagma_jax.exchange.mailbox", "wagma_jax.exchange.models",
+        "wagma_jax.exchange.events", "wagma_jax.exchange.isolation", "wagma_jax.exchange.mailbox",
+        "wagma_jax.exchange.models",
         "wagma_jax.exchange.recorder", "wagma_jax.exchange.storage", "wagma_jax.exchange.waiting",
         "wagma_jax.exchange.wire", "wagma_jax.ledger.entries", "wagma_jax.protocol",
     },
@@ -71,28 +79,32 @@ ALLOWED = {
         "wagma_jax.exchange.models", "wagma_jax.ledger.entries", "wagma_jax.protocol", "wagma_jax.schedule"
     },
     "wagma_jax/exchange/startup.py": {
-        "wagma_jax.averaging", "wagma_jax.exchange.barrier", "wagma_jax.exchange.recorder",
-        "wagma_jax.exchange.staging", "wagma_jax.exchange.standing", "wagma_jax.exchange.storage",
-        "wagma_jax.exchange.wire", "wagma_jax.ledger.entries", "wagma_jax.protocol", "wagma_jax.schedule",
+        "wagma_jax.averaging", "wagma_jax.exchange.barrier", "wagma_jax.exchange.isolation",
+        "wagma_jax.exchange.recorder", "wagma_jax.exchange.staging", "wagma_jax.exchange.standing",
+        "wagma_jax.exchange.storage", "wagma_jax.exchange.wire", "wagma_jax.ledger.entries", "wagma_jax.protocol",
+        "wagma_jax.schedule",
     },
-    "wagma_jax/exchange/transformation.py": {"wagma_jax.averaging", "wagma_jax.transformations"},
+    "wagma_jax/exchange/transformation.py": {
+        "wagma_jax.averaging", "wagma_jax.exchange.callbacks", "wagma_jax.transformations"
+    },
     "wagma_jax/exchange/exchange.py": {
-        "wagma_jax.averaging", "wagma_jax.exchange.barrier", "wagma_jax.exchange.ending", "wagma_jax.exchange.engine",
-        "wagma_jax.exchange.info", "wagma_jax.exchange.models", "wagma_jax.exchange.offsets",
+        "wagma_jax.averaging", "wagma_jax.exchange.barrier", "wagma_jax.exchange.callbacks",
+        "wagma_jax.exchange.ending", "wagma_jax.exchange.engine", "wagma_jax.exchange.info",
+        "wagma_jax.exchange.isolation", "wagma_jax.exchange.models", "wagma_jax.exchange.offsets",
         "wagma_jax.exchange.standing", "wagma_jax.exchange.startup", "wagma_jax.exchange.storage",
         "wagma_jax.exchange.transformation", "wagma_jax.exchange.wire", "wagma_jax.ledger.entries",
         "wagma_jax.protocol",
     },
     "wagma_jax/exchange/replay.py": {
-        "wagma_jax.averaging", "wagma_jax.exchange.staging", "wagma_jax.exchange.storage", "wagma_jax.exchange.wire",
-        "wagma_jax.ledger",
+        "wagma_jax.averaging", "wagma_jax.exchange.isolation", "wagma_jax.exchange.staging",
+        "wagma_jax.exchange.storage", "wagma_jax.exchange.wire", "wagma_jax.ledger",
     },
     "wagma_jax/exchange/__init__.py": {
         "wagma_jax.exchange.engine", "wagma_jax.exchange.exchange", "wagma_jax.exchange.info",
     },
     "wagma_jax/__init__.py": {
         "wagma_jax.averager", "wagma_jax.averaging", "wagma_jax.collectives", "wagma_jax.exchange",
-        "wagma_jax.schedule", "wagma_jax.transformations", "wagma_jax.workers",
+        "wagma_jax.schedule", "wagma_jax.threads", "wagma_jax.transformations", "wagma_jax.workers",
     },
     "wagma_jax/ledger/entries.py": {"wagma_jax.schedule"},
     "wagma_jax/ledger/codec.py": {"wagma_jax.ledger.entries"},
@@ -145,6 +157,7 @@ ALLOWED = {
     },
     "wagma_jax/commands/doctor/rows.py": set(),
     "wagma_jax/commands/doctor/probes.py": set(),
+    "wagma_jax/commands/doctor/platforms.py": {"wagma_jax.commands.doctor.rows"},
     "wagma_jax/commands/doctor/printing.py": {"wagma_jax.commands.doctor.rows"},
     "wagma_jax/commands/doctor/ranks.py": {"wagma_jax.commands.doctor.probes", "wagma_jax.commands.launch.job"},
     "wagma_jax/commands/doctor/installation.py": {
@@ -155,8 +168,9 @@ ALLOWED = {
     },
     "wagma_jax/commands/doctor/checks.py": {
         "wagma_jax.commands.doctor.between_ranks", "wagma_jax.commands.doctor.installation",
-        "wagma_jax.commands.doctor.printing", "wagma_jax.commands.doctor.probes", "wagma_jax.commands.doctor.ranks",
-        "wagma_jax.commands.doctor.rows", "wagma_jax.commands.launch",
+        "wagma_jax.commands.doctor.platforms", "wagma_jax.commands.doctor.printing",
+        "wagma_jax.commands.doctor.probes", "wagma_jax.commands.doctor.ranks", "wagma_jax.commands.doctor.rows",
+        "wagma_jax.commands.launch",
     },
     "wagma_jax/commands/doctor/command.py": {"wagma_jax.commands.doctor.checks", "wagma_jax.commands.parsing"},
     "wagma_jax/commands/parsing.py": {"wagma_jax.commands.launch.job"},

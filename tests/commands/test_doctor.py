@@ -18,6 +18,7 @@ from wagma_jax.commands.doctor.between_ranks import judge_gpus, judge_links
 from wagma_jax.commands.doctor.checks import rows_between
 from wagma_jax.commands.doctor.installation import judge_mpi4jax
 from wagma_jax.commands.doctor.installation import rows as installation_rows
+from wagma_jax.commands.doctor.platforms import judge_platforms
 from wagma_jax.commands.doctor.printing import printer
 from wagma_jax.commands.doctor.probes import Outcome
 from wagma_jax.commands.doctor.ranks import LIMITS, Ranks
@@ -30,7 +31,7 @@ from wagma_jax.commands.main import main
 
 PROGRAMS = ROOT / "tests" / "programs"
 SITE = Path(sysconfig.get_paths()["purelib"])
-NAMES = ["versions", "MPI", "MPI threads", "mpi4jax", "memory"]
+NAMES = ["versions", "platforms", "MPI", "MPI threads", "mpi4jax", "memory"]
 NAMES += ["ranks", "cores", "GPUs", "links", "exchange", "sync", "straggler"]
 # What the doctor sees must not come from the shell that runs the tests.
 USERS = ("NPROC", "GLIBC_TUNABLES", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
@@ -95,7 +96,9 @@ def test_a_sound_installation():
     found = examine("-n", "2", status=0)
     assert set(states(found, *NAMES)) <= {"pass", "warn"}  # a busy machine's links may be slow
     assert set(
-        states(found, "versions", "MPI", "MPI threads", "mpi4jax", "ranks", "exchange", "sync", "straggler")
+        states(
+            found, "versions", "platforms", "MPI", "MPI threads", "mpi4jax", "ranks", "exchange", "sync", "straggler"
+        )
     ) == {"pass"}
     assert "jax 0." in found["versions"][1]
     assert "MPI_THREAD_MULTIPLE" in found["MPI threads"][1]
@@ -185,6 +188,15 @@ def test_versions_that_do_not_fit(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("value", "state"), [(None, "pass"), ("", "pass"), ("cpu", "pass"), ("cuda,cpu", "pass"), ("cuda", "fail")]
+)
+def test_platforms(value, state):
+    row = judge_platforms({} if value is None else {"JAX_PLATFORMS": value})
+    assert row.state == state
+    assert row.remedy == ("run export JAX_PLATFORMS=cuda,cpu" if state == "fail" else "")
+
+
 # --- Broken: between ranks ---
 
 # What the probes find where nothing is wrong, see test_a_sound_installation.
@@ -194,7 +206,7 @@ SOUND = {
     "mpi4jax": Outcome({"equal": True, "version": "0.9.1"}),
     "memory": Outcome(0),
 }
-BETWEEN = NAMES[5:]
+BETWEEN = NAMES[NAMES.index("ranks") :]
 
 
 def between(ranks, outcomes=SOUND):

@@ -12,11 +12,10 @@ import optax
 from mpi4py import MPI
 
 from wagma_jax.averaging import PolicyFunction
-from wagma_jax.exchange import callbacks, ending, offsets, startup, transformation
+from wagma_jax.exchange import callbacks, ending, isolation, offsets, startup, transformation
 from wagma_jax.exchange.barrier import barrier
 from wagma_jax.exchange.engine import Engine, ExchangeError
 from wagma_jax.exchange.info import MERGE_NAMES, ExchangeInfo, describe
-from wagma_jax.exchange.isolation import own_settings
 from wagma_jax.exchange.models import Models, Taken
 from wagma_jax.exchange.standing import Standing
 from wagma_jax.exchange.storage import Buffers
@@ -121,7 +120,7 @@ class GroupExchange:
         self.timeout_seconds = arguments.timeout_seconds
         self._staging, self._leaves, standing = arguments.staging, arguments.leaves, arguments.standing
         self._data = comm.Dup()  # of models
-        with own_settings():
+        with isolation.own_settings():
             wire = Wire(self._data, self._staging.device)
             model, self._differs = self._staging.pack(self._leaves), False
             if state is None:
@@ -166,7 +165,7 @@ class GroupExchange:
         if self._start is None:
             raise RuntimeError("params are those at the start, and are gone after the first call of average()")
         self._differs = False
-        with own_settings():
+        with isolation.own_settings():
             return self._staging.unpack(self._leaves, self._start)
 
     def average(self, params: Any, tally: Sequence[int] = ()) -> tuple[Any, ExchangeInfo]:
@@ -313,9 +312,6 @@ class GroupExchange:
         ``update`` needs ``params``; W' is what ``optax.apply_updates`` gives. The updates that it returns lead to the
         average within one unit in the last place (leaves narrower than float32: exactly, by updates in float32). What
         was done is in ``info`` when the step is over (JAX dispatches steps ahead: ``jax.block_until_ready``).
-
-        Raises:
-            RuntimeError: XLA has one thread on this CPU, so that the step would wait for itself.
         """
         self._in_steps = True
         return transformation.as_transformation(lambda target: self.average(target)[0], self._staging.policies)
@@ -365,7 +361,7 @@ class GroupExchange:
         try:
             self._engine.enter()
             self._engine.raise_failure()
-            with own_settings():
+            with isolation.own_settings():
                 yield
         except (ExchangeError, TimeoutError) as error:
             self._abort(f"rank {self.rank} ended with {type(error).__name__}: {error}")

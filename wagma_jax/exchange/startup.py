@@ -1,6 +1,7 @@
 """How an exchange begins: arguments are checked, ranks agree, models are made equal, and everything is compiled."""
 
 import operator
+import os
 import platform
 import threading
 import warnings
@@ -19,7 +20,6 @@ from wagma_jax.exchange.recorder import Recorder
 from wagma_jax.exchange.staging import ALIGNMENT, Staging
 from wagma_jax.exchange.standing import MOST_ROUNDS, Standing, restore
 from wagma_jax.exchange.storage import Buffers
-from wagma_jax.exchange.threads import xla_threads
 from wagma_jax.exchange.wire import Wire
 from wagma_jax.ledger.entries import Offset, Start
 from wagma_jax.protocol.messages import Tally
@@ -70,7 +70,7 @@ def check_process(comm: Any) -> MPI.Intracomm:
             "MPI was initialized without MPI_THREAD_MULTIPLE, which the background thread needs: leave "
             "mpi4py.rc.thread_level at 'multiple', and use an MPI that was built with threads"
         )
-    threads = xla_threads()
+    threads = int(os.environ.get("NPROC") or len(os.sched_getaffinity(0)))
     if threads < 2 and jax.config.read("jax_cpu_enable_async_dispatch"):
         warnings.warn(
             f"XLA has {threads} thread for computations on this CPU, so that the exchange waits while a step computes: "

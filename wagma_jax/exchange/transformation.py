@@ -25,6 +25,7 @@ def as_transformation(
         RuntimeError: XLA has one thread only.
     """
     callbacks.check_threads()
+    callbacks.make_token()
 
     def averaged_arrays(target: Any) -> Any:
         return jax.tree.map(np.asarray, average(target))
