@@ -47,10 +47,14 @@ ALLOWED = {
     "wagma_jax/protocol/rounds.py": {
         "wagma_jax.protocol.lifecycle", "wagma_jax.protocol.messages", "wagma_jax.schedule",
     },
+    "wagma_jax/jax_internals.py": set(),
+    "wagma_jax/threads.py": {"wagma_jax.jax_internals"},
     "wagma_jax/lineage.py": set(),
     "wagma_jax/cpus.py": set(),
     "wagma_jax/descriptors.py": set(),
     "wagma_jax/exchange/barrier.py": set(),
+    "wagma_jax/exchange/isolation.py": set(),
+    "wagma_jax/exchange/callbacks.py": {"wagma_jax.exchange.isolation", "wagma_jax.threads"},
     "wagma_jax/exchange/tags.py": set(),
     "wagma_jax/exchange/errors.py": set(),
     "wagma_jax/exchange/children.py": {"wagma_jax.lineage"},
@@ -64,7 +68,9 @@ ALLOWED = {
     "wagma_jax/exchange/storage.py": {"wagma_jax.averaging"},
     "wagma_jax/exchange/tallies.py": {"wagma_jax.protocol"},
     "wagma_jax/exchange/finite.py": {"wagma_jax.exchange.storage"},
-    "wagma_jax/exchange/staging.py": {"wagma_jax.averaging", "wagma_jax.exchange.storage"},
+    "wagma_jax/exchange/staging.py": {
+        "wagma_jax.averaging", "wagma_jax.exchange.isolation", "wagma_jax.exchange.storage",
+    },
     "wagma_jax/exchange/offsets.py": {
         "wagma_jax.exchange.gathering", "wagma_jax.exchange.tags", "wagma_jax.ledger.entries",
     },
@@ -73,6 +79,7 @@ ALLOWED = {
     "wagma_jax/exchange/wire/members.py": {"wagma_jax.exchange.tags"},
     "wagma_jax/exchange/wire": {
         "wagma_jax.averaging", "wagma_jax.exchange.barrier", "wagma_jax.exchange.storage", "wagma_jax.exchange.wire",
+        "wagma_jax.jax_internals",
     },
     "wagma_jax/exchange/pool.py": {"wagma_jax.exchange.storage"},
     "wagma_jax/exchange/models.py": {
@@ -82,31 +89,33 @@ ALLOWED = {
     "wagma_jax/exchange/events.py": {"wagma_jax.exchange.mailbox", "wagma_jax.protocol.messages"},
     "wagma_jax/exchange/waiting.py": {"wagma_jax.exchange.mailbox"},
     "wagma_jax/exchange/engine.py": {
-        "wagma_jax.exchange.errors", "wagma_jax.exchange.events", "wagma_jax.exchange.mailbox",
-        "wagma_jax.exchange.models", "wagma_jax.exchange.recorder", "wagma_jax.exchange.storage",
-        "wagma_jax.exchange.waiting", "wagma_jax.exchange.wire", "wagma_jax.ledger.entries", "wagma_jax.protocol",
+        "wagma_jax.exchange.errors", "wagma_jax.exchange.events", "wagma_jax.exchange.isolation",
+        "wagma_jax.exchange.mailbox", "wagma_jax.exchange.models", "wagma_jax.exchange.recorder",
+        "wagma_jax.exchange.storage", "wagma_jax.exchange.waiting", "wagma_jax.exchange.wire",
+        "wagma_jax.ledger.entries", "wagma_jax.protocol",
     },
     "wagma_jax/exchange/info.py": {
         "wagma_jax.exchange.models", "wagma_jax.ledger.entries", "wagma_jax.protocol", "wagma_jax.schedule",
     },
     "wagma_jax/exchange/startup.py": {
         "wagma_jax.averaging", "wagma_jax.cpus", "wagma_jax.exchange.children", "wagma_jax.exchange.errors",
-        "wagma_jax.exchange.finite", "wagma_jax.exchange.gathering", "wagma_jax.exchange.recorder",
-        "wagma_jax.exchange.schedules", "wagma_jax.exchange.staging", "wagma_jax.exchange.standing",
-        "wagma_jax.exchange.storage", "wagma_jax.exchange.wire", "wagma_jax.ledger.entries", "wagma_jax.protocol",
-        "wagma_jax.schedule",
+        "wagma_jax.exchange.finite", "wagma_jax.exchange.gathering", "wagma_jax.exchange.isolation",
+        "wagma_jax.exchange.recorder", "wagma_jax.exchange.schedules", "wagma_jax.exchange.staging",
+        "wagma_jax.exchange.standing", "wagma_jax.exchange.storage", "wagma_jax.exchange.wire",
+        "wagma_jax.ledger.entries", "wagma_jax.protocol", "wagma_jax.schedule",
     },
     "wagma_jax/exchange/transformation.py": {
-        "wagma_jax.averaging", "wagma_jax.exchange.staging", "wagma_jax.keys", "wagma_jax.schedule",
-        "wagma_jax.transformations",
+        "wagma_jax.averaging", "wagma_jax.exchange.callbacks", "wagma_jax.exchange.staging", "wagma_jax.keys",
+        "wagma_jax.schedule", "wagma_jax.transformations",
     },
     "wagma_jax/exchange/calls.py": {
         "wagma_jax.exchange.ending", "wagma_jax.exchange.engine", "wagma_jax.exchange.errors",
         "wagma_jax.exchange.gathering", "wagma_jax.exchange.recorder",
     },
     "wagma_jax/exchange/exchange.py": {
-        "wagma_jax.averaging", "wagma_jax.exchange.calls", "wagma_jax.exchange.children", "wagma_jax.exchange.engine",
-        "wagma_jax.exchange.finite", "wagma_jax.exchange.gathering", "wagma_jax.exchange.info",
+        "wagma_jax.averaging", "wagma_jax.exchange.callbacks", "wagma_jax.exchange.calls",
+        "wagma_jax.exchange.children", "wagma_jax.exchange.engine", "wagma_jax.exchange.finite",
+        "wagma_jax.exchange.gathering", "wagma_jax.exchange.info", "wagma_jax.exchange.isolation",
         "wagma_jax.exchange.models", "wagma_jax.exchange.offsets", "wagma_jax.exchange.schedules",
         "wagma_jax.exchange.standing", "wagma_jax.exchange.startup", "wagma_jax.exchange.storage",
         "wagma_jax.exchange.tallies", "wagma_jax.exchange.transformation", "wagma_jax.exchange.wire",
@@ -114,8 +123,8 @@ ALLOWED = {
     },
     "wagma_jax/exchange/origins.py": {"wagma_jax.ledger"},
     "wagma_jax/exchange/replay.py": {
-        "wagma_jax.averaging", "wagma_jax.exchange.origins", "wagma_jax.exchange.staging",
-        "wagma_jax.exchange.storage", "wagma_jax.exchange.wire", "wagma_jax.ledger",
+        "wagma_jax.averaging", "wagma_jax.exchange.isolation", "wagma_jax.exchange.origins",
+        "wagma_jax.exchange.staging", "wagma_jax.exchange.storage", "wagma_jax.exchange.wire", "wagma_jax.ledger",
     },
     "wagma_jax/exchange/__init__.py": {
         "wagma_jax.exchange.children", "wagma_jax.exchange.errors", "wagma_jax.exchange.exchange",
@@ -123,8 +132,8 @@ ALLOWED = {
     },
     "wagma_jax/__init__.py": {
         "wagma_jax.algorithms", "wagma_jax.averager", "wagma_jax.averaging", "wagma_jax.collectives",
-        "wagma_jax.exchange", "wagma_jax.keys", "wagma_jax.schedule", "wagma_jax.transformations",
-        "wagma_jax.workers",
+        "wagma_jax.exchange", "wagma_jax.keys", "wagma_jax.schedule", "wagma_jax.threads",
+        "wagma_jax.transformations", "wagma_jax.workers",
     },
     "wagma_jax/ledger/entries.py": {"wagma_jax.schedule"},
     "wagma_jax/ledger/codec.py": {"wagma_jax.ledger.entries"},
@@ -185,6 +194,7 @@ ALLOWED = {
     },
     "wagma_jax/commands/doctor/rows.py": set(),
     "wagma_jax/commands/doctor/probes.py": set(),
+    "wagma_jax/commands/doctor/platforms.py": {"wagma_jax.commands.doctor.rows"},
     "wagma_jax/commands/doctor/printing.py": {"wagma_jax.commands.doctor.rows"},
     "wagma_jax/commands/doctor/ranks.py": {"wagma_jax.commands.doctor.probes", "wagma_jax.commands.launch.job"},
     "wagma_jax/commands/doctor/installation.py": {
@@ -195,9 +205,9 @@ ALLOWED = {
     },
     "wagma_jax/commands/doctor/checks.py": {
         "wagma_jax.commands.doctor.between_ranks", "wagma_jax.commands.doctor.installation",
-        "wagma_jax.commands.doctor.printing", "wagma_jax.commands.doctor.probes", "wagma_jax.commands.doctor.ranks",
-        "wagma_jax.commands.doctor.rows", "wagma_jax.commands.doctor.surroundings", "wagma_jax.commands.launch",
-        "wagma_jax.cpus",
+        "wagma_jax.commands.doctor.platforms", "wagma_jax.commands.doctor.printing",
+        "wagma_jax.commands.doctor.probes", "wagma_jax.commands.doctor.ranks", "wagma_jax.commands.doctor.rows",
+        "wagma_jax.commands.doctor.surroundings", "wagma_jax.commands.launch", "wagma_jax.cpus",
     },
     "wagma_jax/commands/doctor/surroundings.py": {"wagma_jax.commands.doctor.rows", "wagma_jax.commands.launch"},
     "wagma_jax/commands/doctor/command.py": {"wagma_jax.commands.doctor.checks", "wagma_jax.commands.parsing"},

@@ -5,6 +5,7 @@ without JAX.
 """
 
 import importlib
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from wagma_jax.workers import for_workers, replicate
 
 __version__ = "0.1.0"
+
+if "jax" in sys.modules:  # and, mostly, has no clients yet
+    importlib.import_module("wagma_jax.threads").reserve_one()
 
 _MODULES = {
     "algorithms.allreduce": ("allreduce_sgd",),

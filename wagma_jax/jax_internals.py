@@ -4,8 +4,14 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax._src import xla_bridge
 from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
 from jax.interpreters import mlir
+
+
+def backends_are_initialized() -> bool:
+    """Whether JAX has made its clients, so that variables such as NPROC have been read."""
+    return xla_bridge.backends_are_initialized()
 
 
 def without_effects(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -19,6 +19,7 @@ from wagma_jax.commands.doctor.between_ranks import judge_cores, judge_gpus, jud
 from wagma_jax.commands.doctor.checks import rows_between
 from wagma_jax.commands.doctor.installation import judge_mpi4jax
 from wagma_jax.commands.doctor.installation import rows as installation_rows
+from wagma_jax.commands.doctor.platforms import judge_platforms
 from wagma_jax.commands.doctor.printing import printer
 from wagma_jax.commands.doctor.probes import Outcome
 from wagma_jax.commands.doctor.ranks import LIMITS, Ranks
@@ -34,7 +35,7 @@ PROGRAMS = ROOT / "tests" / "programs"
 SITE = Path(sysconfig.get_paths()["purelib"])
 INSTALLED = ["versions", "MPI", "MPI threads", "mpi4jax", "memory"]
 BETWEEN = ["ranks", "cores", "GPUs", "links", "exchange", "sync", "straggler"]
-NAMES = ["versions", "MPI", "variables", "MPI threads", "mpi4jax", "memory", "/dev/shm", *BETWEEN]
+NAMES = ["versions", "platforms", "MPI", "variables", "MPI threads", "mpi4jax", "memory", "/dev/shm", *BETWEEN]
 # What the doctor sees must not come from the shell that runs the tests.
 USERS = ("NPROC", "GLIBC_TUNABLES", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
 
@@ -98,7 +99,9 @@ def test_a_sound_installation():
     found = examine("-n", "2", status=0)
     assert set(states(found, *NAMES)) <= {"pass", "warn"}  # a busy machine's links may be slow
     assert set(
-        states(found, "versions", "MPI", "MPI threads", "mpi4jax", "ranks", "exchange", "sync", "straggler")
+        states(
+            found, "versions", "platforms", "MPI", "MPI threads", "mpi4jax", "ranks", "exchange", "sync", "straggler"
+        )
     ) == {"pass"}
     assert "jax 0." in found["versions"][1]
     assert "MPI_THREAD_MULTIPLE" in found["MPI threads"][1]
@@ -216,6 +219,15 @@ def test_little_shared_memory(tmp_path):
 def test_a_containers_quota_is_shown():
     here = [{"rank": 0, "host": "a", "cores": 1, "quota": 1.5, "threads": 2}]
     assert judge_cores(here).text == "1 on each host (a container's quota is 1.5 CPUs), 2 XLA threads in each rank"
+
+
+@pytest.mark.parametrize(
+    ("value", "state"), [(None, "pass"), ("", "pass"), ("cpu", "pass"), ("cuda,cpu", "pass"), ("cuda", "fail")]
+)
+def test_platforms(value, state):
+    row = judge_platforms({} if value is None else {"JAX_PLATFORMS": value})
+    assert row.state == state
+    assert row.remedy == ("run export JAX_PLATFORMS=cuda,cpu" if state == "fail" else "")
 
 
 # --- Broken: between ranks ---

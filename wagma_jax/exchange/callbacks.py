@@ -10,21 +10,25 @@ from jax import lax
 from jax.experimental import io_callback
 
 from wagma_jax.exchange.isolation import cpu_device, own_settings
-from wagma_jax.exchange.threads import xla_threads
+from wagma_jax.threads import xla_threads
 
 _WIDE = ("float64", "complex128", "int64", "uint64")
 
 
-def check_threads() -> None:
-    """Refuses steps that call the exchange where XLA has one thread, which such a step occupies.
+def check_threads(num_devices: int = 1) -> None:
+    """Refuses steps that call the exchange and would leave it no thread of XLA.
+
+    Args:
+        num_devices: Of the step.
 
     Raises:
-        RuntimeError: XLA has one thread, and steps run on the CPU.
+        RuntimeError: Steps run on the CPU, and XLA has as few threads as devices.
     """
-    if jax.default_backend() == "cpu" and xla_threads() < 2:
+    threads = xla_threads()
+    if jax.default_backend() == "cpu" and threads <= num_devices:
         raise RuntimeError(
-            "XLA has one thread for computations on this CPU, which a step that calls the exchange would occupy while "
-            "the exchange needs it: set NPROC=2 before the process starts (`wagma launch` does where NPROC is unset), "
+            f"XLA has {threads} of the {num_devices + 1} threads that a step on {num_devices} CPU devices needs if it "
+            f"calls the exchange, one of them for the exchange: set NPROC={num_devices + 1} before the process starts, "
             "or call average() between steps"
         )
 
@@ -39,7 +43,11 @@ def call_in_order(function: Callable[..., Any], like: Any, *args: Any) -> Any:
         function: Maps arrays to a pytree of arrays.
         like: Shapes and dtypes of its results.
         *args: Pytrees of arrays.
+
+    Raises:
+        RuntimeError: The step occupies all threads of XLA.
     """
+    check_threads(max(1, jax.sharding.get_abstract_mesh().size))
     kinds = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), args)
 
     def call(*halves: Any) -> Any:
@@ -47,7 +55,6 @@ def call_in_order(function: Callable[..., Any], like: Any, *args: Any) -> Any:
             whole = jax.tree.map(_whole, kinds, halves)
         return jax.tree.map(lambda x, leaf: _halves(np.asarray(leaf, x.dtype)), like, function(*whole))
 
-    make_token()
     halves = jax.tree.map(lambda x: jax.eval_shape(_traced_halves, x), like)
     halves = io_callback(call, halves, *jax.tree.map(_traced_halves, args), ordered=True)
     return jax.tree.map(_traced_whole, like, halves)

@@ -11,14 +11,13 @@ import optax
 from mpi4py import MPI
 
 from wagma_jax.averaging import PolicyFunction
-from wagma_jax.exchange import callbacks, children, offsets, startup, transformation
+from wagma_jax.exchange import callbacks, children, isolation, offsets, startup, transformation
 from wagma_jax.exchange.alone import Alone
 from wagma_jax.exchange.calls import Calls
 from wagma_jax.exchange.engine import Engine
 from wagma_jax.exchange.finite import OnNonfinite, is_finite
 from wagma_jax.exchange.gathering import Gathering
 from wagma_jax.exchange.info import MERGE_NAMES, ExchangeInfo, describe
-from wagma_jax.exchange.isolation import own_settings
 from wagma_jax.exchange.models import Models, Taken
 from wagma_jax.exchange.schedules import DEFAULT_SYNC_PERIOD
 from wagma_jax.exchange.standing import Standing
@@ -136,7 +135,7 @@ class GroupExchange:
         self._gathering = gathering
         self._control = gathering.comm  # of control messages
         self._data = gathering.duplicate()  # of models
-        with own_settings():
+        with isolation.own_settings():
             wire = Wire(self._data, self._staging.device)
             model, self._differs = self._staging.pack(self._leaves), False
             if not arguments.resumes:
@@ -185,7 +184,7 @@ class GroupExchange:
         if self._start is None:
             raise RuntimeError("params are those at the start, and are gone after the first call of average()")
         self._differs = False
-        with own_settings():
+        with isolation.own_settings():
             return self._staging.unpack(self._leaves, self._start)
 
     def average(self, params: Any, tally: Sequence[int] = ()) -> tuple[Any, ExchangeInfo]:
@@ -350,9 +349,6 @@ class GroupExchange:
         ``update`` needs ``params``. Its updates lead to the average of W' = params + updates, to one unit in the last
         place (leaves narrower than float32: exactly, by updates in float32). ``info`` is there when the step is over.
         ``every=k`` averages on every k-th update, for ``optax.MultiSteps(inner, k)`` before it: around it is refused.
-
-        Raises:
-            RuntimeError: XLA has one thread on this CPU, so that the step would wait for itself.
         """
         self._in_steps = True
         return transformation.as_transformation(lambda target: self.average(target)[0], self._staging, every)

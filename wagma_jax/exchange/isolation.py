@@ -49,7 +49,7 @@ def own_settings() -> Iterator[None]:
                 "outside of jax.jit and other transformations, or use as_transformation() inside of a jitted step"
             ) from error
         x64 = bool(_config.jax_enable_x64)
-        for setting in _settings(_cpu_or_none()):
+        for setting in _settings(cpu_device() if _has_cpu() else None):  # reported where all ranks learn of it
             stack.enter_context(setting)
         stack.callback(setattr, _caller, "x64", None)
         _caller.x64 = x64
@@ -100,22 +100,19 @@ def cpu_device() -> Any:
     """The device of all buffers of the exchange.
 
     Raises:
-        RuntimeError: JAX has none.
+        RuntimeError: JAX is told to have none.
     """
-    try:
-        return jax.local_devices(backend="cpu")[0]
-    except RuntimeError as error:
+    if not _has_cpu():
+        platforms = _config.jax_platforms
         raise RuntimeError(
-            f"the exchange needs JAX's CPU backend beside others, since models travel by the host, and found none "
-            f"with JAX_PLATFORMS={_config.jax_platforms or ''}: name it last, as in JAX_PLATFORMS=cuda,cpu"
-        ) from error
+            f"JAX_PLATFORMS={platforms} leaves out the CPU, by which models travel: name it last, as in "
+            f"JAX_PLATFORMS={platforms},cpu"
+        )
+    return jax.local_devices(backend="cpu")[0]
 
 
-def _cpu_or_none() -> Any:
-    try:
-        return cpu_device()
-    except RuntimeError:  # reported where all ranks learn of it
-        return None
+def _has_cpu() -> bool:
+    return "cpu" in (_config.jax_platforms or "cpu").split(",")
 
 
 def _settings(device: Any) -> tuple[contextlib.AbstractContextManager[Any], ...]:

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from mpi4py import MPI
 
+from wagma_jax import cpus
 from wagma_jax.averaging import PolicyFunction
 from wagma_jax.exchange import children, finite, schedules
 from wagma_jax.exchange.errors import described
@@ -23,7 +24,6 @@ from wagma_jax.exchange.recorder import Recorder
 from wagma_jax.exchange.staging import ALIGNMENT, Staging
 from wagma_jax.exchange.standing import MOST_ROUNDS, Standing, restore
 from wagma_jax.exchange.storage import Buffers
-from wagma_jax.exchange.threads import xla_threads
 from wagma_jax.exchange.wire import Wire
 from wagma_jax.ledger.entries import Offset, Start
 from wagma_jax.protocol.rounds import Clock
@@ -79,7 +79,7 @@ def check_process(comm: Any) -> MPI.Intracomm:
             "MPI was initialized without MPI_THREAD_MULTIPLE, which the background thread needs: leave "
             "mpi4py.rc.thread_level at 'multiple', and use an MPI that was built with threads"
         )
-    threads = xla_threads()
+    threads = cpus.threads()
     if threads < 2 and jax.config.read("jax_cpu_enable_async_dispatch"):
         warnings.warn(
             f"XLA has {threads} thread for computations on this CPU, so that the exchange waits while a step computes: "

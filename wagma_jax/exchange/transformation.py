@@ -65,6 +65,7 @@ def as_transformation(
             it. While a step runs: averages are thrown away.
     """
     callbacks.check_threads()
+    callbacks.make_token()
     every = integer("every", every, "1 averages on every update")
     if every < 1:
         raise ValueError(f"every must be at least 1, got {every}: 1 averages on every update")

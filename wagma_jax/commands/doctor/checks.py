@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
-from wagma_jax.commands.doctor import between_ranks, installation, printing, probes, surroundings
+from wagma_jax.commands.doctor import between_ranks, installation, platforms, printing, probes, surroundings
 from wagma_jax.commands.doctor.ranks import LIMITS, Ranks
 from wagma_jax.commands.doctor.rows import Row
 from wagma_jax.commands.launch.environment import settings
@@ -63,6 +63,7 @@ def run(
 
 def _rows(ranks: Ranks) -> Iterator[Row]:
     yield installation.versions()
+    yield platforms.judge_platforms(os.environ)
     job = Job(("true",), None if ranks.hosts else ranks.size, tuple(ranks.hosts))
     outcomes = probes.probe_all(settings(job, Mpi("", "", ""), os.environ, cores(), False))
     mpi, *others = installation.rows(outcomes)
