@@ -22,4 +22,5 @@ Sections:
   bound that the sync period sets.
 - ``slow``: one worker is always slower. Steps per second with both clocks, and how fast the others are between syncs.
 - ``idle``: what the background thread costs in CPU time, latency and memory.
+- ``local``: what local SGD costs between its global means.
 """

@@ -10,6 +10,7 @@ import tyro
 
 import benchmarks.exchange as package
 from benchmarks.exchange.idle import Idle
+from benchmarks.exchange.local import Local
 from benchmarks.exchange.ranks import World
 from benchmarks.exchange.rotating import Rotating
 from benchmarks.exchange.section import Section
@@ -28,6 +29,7 @@ Choice = (
     | Annotated[Rotating, tyro.conf.subcommand("rotating")]
     | Annotated[Slow, tyro.conf.subcommand("slow")]
     | Annotated[Idle, tyro.conf.subcommand("idle")]
+    | Annotated[Local, tyro.conf.subcommand("local")]
 )
 
 

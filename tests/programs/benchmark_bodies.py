@@ -15,6 +15,7 @@ SECTIONS = (
     "slow --floats 1000 --rounds 8 --sync-period 4 --repeats 1 --step-seconds 0.005",
     "idle --floats 1000 --rounds 2 --step-seconds 0.005 --seconds 0.1 --activations 2 --repeats 1 --memory 40K "
     "--late-seconds 0.02",
+    "local --floats 1000 --steps 5 --repeats 2",
 )
 
 

@@ -16,11 +16,11 @@ needs_mpi = pytest.mark.skipif(importlib.util.find_spec("mpi4py") is None, reaso
 def test_every_section_on_two_ranks(tmp_path):
     output, _ = ranks.run("benchmark_bodies.sections", tmp_path, num_ranks=2, timeout=120)
     results = {}
-    for section in ("sizes", "straggler", "rotating", "slow", "idle"):
+    for section in ("sizes", "straggler", "rotating", "slow", "idle", "local"):
         document = json.loads((tmp_path / f"exchange-{section}-2.json").read_text())
-        assert document["about"]["config"]["group_size"] == 2
+        assert document["about"]["config"]["group_size"] == (1 if section == "local" else 2)
         assert all(line in output for table in document["tables"] for line in table.splitlines())
-        assert (tmp_path / f"exchange-{section}-2.png").exists() == (section != "idle")
+        assert (tmp_path / f"exchange-{section}-2.png").exists() == (section not in ("idle", "local"))
         results[section] = document["results"]
     for one in results["sizes"]:
         assert {name: len(values) for name, values in one["seconds"].items()} == dict.fromkeys(one["seconds"], 2)
@@ -33,6 +33,7 @@ def test_every_section_on_two_ranks(tmp_path):
     assert [one["steps_of_last"] for one in results["slow"] if one["how"] != "round"] == [[8]] * 4
     assert results["slow"][2]["steps_of_last"][0] <= 8
     assert all(len(values) == 2 for values in results["idle"]["latency"].values())
+    assert {len(values) for values in results["local"]["seconds_per_step"].values()} == {4}
     memory = results["idle"]["memory"]["5 ordinary rounds, one late each round"]
     assert {kind: len(peaks) for kind, peaks in memory.items()} == {"resident": 2, "allocated": 2}
 
@@ -49,7 +50,7 @@ def test_options():
         ("rotating --rounds 25", "whole sync periods of 10, got 25"),
         ("sizes --sizes many", "positive numbers of bytes"),
         ("idle --memory 0", "positive numbers of bytes"),
-        ("all", "sizes, straggler, rotating, slow, idle"),
+        ("all", "sizes, straggler, rotating, slow, idle, local"),
     ],
 )
 def test_wrong_options_are_refused_before_anything_runs(words, message, capsys):
