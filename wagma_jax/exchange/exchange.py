@@ -391,8 +391,9 @@ class GroupExchange:
             merged = self._staging.merge_late(total, own, size)
         else:
             merged = self._staging.narrow(total, own, 1 if taken.result.is_mean else size)
-        tree = self._staging.unpack(self._leaves, self._staging.completed(merged, taken.buffers), needed=False)
+        tree = self._staging.unpack(self._leaves, merged, needed=False)
         self._base = taken.result.round
-        if self._staging.copies:
-            self._engine.recycle(total if self._staging.widens else merged)
+        spent = self._staging.spent(total, merged)
+        if spent is not None:
+            self._engine.recycle(spent)
         return tree

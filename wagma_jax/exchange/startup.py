@@ -16,7 +16,8 @@ from mpi4py import MPI
 from wagma_jax.averaging import PolicyFunction
 from wagma_jax.exchange.barrier import barrier
 from wagma_jax.exchange.recorder import Recorder
-from wagma_jax.exchange.staging import ALIGNMENT, Staging
+from wagma_jax.exchange.layouts import ALIGNMENT
+from wagma_jax.exchange.staging import Staging
 from wagma_jax.exchange.standing import MOST_ROUNDS, Standing, restore
 from wagma_jax.exchange.storage import Buffers
 from wagma_jax.exchange.wire import Wire
