@@ -25,7 +25,7 @@ ALLOWED = {
     },
     "wagma_jax/collectives": {"wagma_jax.averaging", "wagma_jax.collectives", "wagma_jax.schedule"},
     "wagma_jax/averager.py": {"wagma_jax.averaging", "wagma_jax.schedule", "wagma_jax.collectives"},
-    "wagma_jax/workers.py": {"wagma_jax.schedule"},
+    "wagma_jax/workers.py": {"wagma_jax.averaging", "wagma_jax.schedule"},
     "wagma_jax/transformations.py": {
         "wagma_jax.averager", "wagma_jax.averaging", "wagma_jax.collectives", "wagma_jax.schedule"
     },
@@ -47,7 +47,11 @@ ALLOWED = {
     "wagma_jax/exchange/mailbox.py": set(),
     "wagma_jax/exchange/standing.py": {"wagma_jax.schedule"},
     "wagma_jax/exchange/storage.py": {"wagma_jax.averaging"},
-    "wagma_jax/exchange/staging.py": {"wagma_jax.averaging", "wagma_jax.exchange.storage"},
+    "wagma_jax/exchange/layouts.py": {"wagma_jax.averaging"},
+    "wagma_jax/exchange/places.py": set(),
+    "wagma_jax/exchange/staging.py": {
+        "wagma_jax.averaging", "wagma_jax.exchange.layouts", "wagma_jax.exchange.places", "wagma_jax.exchange.storage",
+    },
     "wagma_jax/exchange/offsets.py": {"wagma_jax.ledger.entries"},
     "wagma_jax/exchange/recorder.py": {"wagma_jax.ledger.codec", "wagma_jax.ledger.entries"},
     "wagma_jax/exchange/wire/sums.py": set(),
@@ -71,9 +75,10 @@ ALLOWED = {
         "wagma_jax.exchange.models", "wagma_jax.ledger.entries", "wagma_jax.protocol", "wagma_jax.schedule"
     },
     "wagma_jax/exchange/startup.py": {
-        "wagma_jax.averaging", "wagma_jax.exchange.barrier", "wagma_jax.exchange.recorder",
-        "wagma_jax.exchange.staging", "wagma_jax.exchange.standing", "wagma_jax.exchange.storage",
-        "wagma_jax.exchange.wire", "wagma_jax.ledger.entries", "wagma_jax.protocol", "wagma_jax.schedule",
+        "wagma_jax.averaging", "wagma_jax.exchange.barrier", "wagma_jax.exchange.layouts",
+        "wagma_jax.exchange.recorder", "wagma_jax.exchange.staging", "wagma_jax.exchange.standing",
+        "wagma_jax.exchange.storage", "wagma_jax.exchange.wire", "wagma_jax.ledger.entries", "wagma_jax.protocol",
+        "wagma_jax.schedule",
     },
     "wagma_jax/exchange/transformation.py": {"wagma_jax.averaging", "wagma_jax.transformations"},
     "wagma_jax/exchange/exchange.py": {

@@ -153,7 +153,7 @@ def _dtype(path: jax.tree_util.KeyPath, leaf: Any, name: str = "") -> Any:
 
 def _is_known(dtype: Any) -> bool:
     def belongs_to(*kinds):
-        return any(jax.dtypes.issubdtype(dtype, kind) for kind in kinds)
+        return any(jnp.issubdtype(dtype, kind) for kind in kinds)
 
     unknown = belongs_to(np.timedelta64) or str(dtype).startswith("float6_") or dtype in (np.longdouble, np.clongdouble)
     return belongs_to(np.bool_, np.number, jax.dtypes.extended) and not unknown
@@ -161,8 +161,9 @@ def _is_known(dtype: Any) -> bool:
 
 def _raise_no_array(path: jax.tree_util.KeyPath, leaf: Any, name: str) -> NoReturn:
     dtype = getattr(leaf, "dtype", None)
+    name += leaf_name(path) if path or not name else ""
     raise TypeError(
-        f"{name}{leaf_name(path) if path or not name else ''} must be an array or a number that JAX knows, got {type(leaf).__name__}"
+        f"{name} must be an array or a number that JAX knows, got {type(leaf).__name__}"
         f"{'' if dtype is None else f' of {dtype}'}: initialize abstract shapes; keep functions, strings and other "
         "settings out of the tree, for example as static fields or in a closure"
     )

@@ -17,12 +17,8 @@ from wagma_jax.exchange.staging import Staging
 FIRST, SECOND, THIRD = jax.devices()[:3]
 
 
-def mesh_of(*devices):
-    return Mesh(np.asarray(devices), ("x",), axis_types=(AxisType.Auto,))
-
-
-def spread(*devices):
-    return NamedSharding(mesh_of(*devices), PartitionSpec("x"))
+def spread(*devices, kind=AxisType.Auto):
+    return NamedSharding(Mesh(np.asarray(devices), ("x",), axis_types=(kind,)), PartitionSpec("x"))
 
 
 def loose(value, device):
@@ -50,6 +46,8 @@ PLACED = {
     "sharding of one device": {"a": jax.device_put(GRID, spread(SECOND)), "b": jax.device_put(GRID, SECOND)},
     "sharding of the first": {"a": jax.device_put(GRID, spread(FIRST)), "b": loose(GRID, FIRST)},
     "sharding of two": {"a": jax.device_put(GRID, spread(SECOND, THIRD)), "b": loose(GRID, FIRST), "c": 1.0},
+    "explicit sharding": {"a": jax.device_put(GRID, spread(FIRST, SECOND, kind=AxisType.Explicit)), "b": GRID},
+    "explicit sharding of one": {"a": jax.device_put(GRID, spread(SECOND, kind=AxisType.Explicit))},
     "two devices": {"a": jax.device_put(GRID, SECOND), "b": jax.device_put(GRID, THIRD), "c": np.float32(1)},
 }
 
@@ -101,7 +99,9 @@ def test_models_on_one_accelerator_travel_as_buffers(monkeypatch):
     round_trip(staging, tree)  # sends the offsets, once
     sent = []
     device_put = jax.device_put
-    monkeypatch.setattr(jax, "device_put", lambda x, *args, **options: (sent.append(x), device_put(x, *args, **options))[1])
+    monkeypatch.setattr(
+        jax, "device_put", lambda x, *args, **options: (sent.append(x), device_put(x, *args, **options))[1]
+    )
     back = round_trip(staging, tree)
     assert [(leaf.ndim, leaf.size) for leaf in jax.tree.leaves(sent)] == [(1, 50 * 48), (1, 3 * 32)] * 2
     for key, leaf in tree.items():
@@ -129,8 +129,7 @@ def test_leaves_that_a_round_does_not_average_are_not_copied():
     assert everything["keep"] is tree["keep"]
 
 
-@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
-@pytest.mark.parametrize("limit", [64, 128, 1024])
+@pytest.mark.parametrize(("limit", "dtype"), [(64, jnp.bfloat16), (128, np.float32), (1024, np.float32)])
 def test_buffers_are_limited_and_larger_leaves_are_cut(limit, dtype, monkeypatch):
     rng = np.random.default_rng(0)
     shapes = [(3,), (), (0, 2), (70, 3), (64,), (5, 5), (130,), (2, 2)]
@@ -140,7 +139,9 @@ def test_buffers_are_limited_and_larger_leaves_are_cut(limit, dtype, monkeypatch
         staging = Staging(tree, most_elements=limit)
         buffers = staging.pack(staging.check(tree))
         assert max(buffer.size for buffer in buffers) <= limit
-        assert sum(buffer.size for buffer in buffers) < sum(leaf.size for leaf in tree) + 64 * (len(tree) + len(buffers))
+        assert sum(buffer.size for buffer in buffers) < sum(leaf.size for leaf in tree) + 64 * (
+            len(tree) + len(buffers)
+        )
         for new, leaf in zip(round_trip(staging, tree), tree, strict=True):
             np.testing.assert_array_equal(new, leaf, strict=True)
         for new, leaf in zip(staging.to_arrays(buffers), tree, strict=True):

@@ -69,7 +69,7 @@ class GroupExchange:
 
     Raises:
         ValueError: On all ranks: an argument is out of range, or arguments or trees differ (names the first leaf).
-        TypeError: ``comm`` is no communicator.
+        TypeError: ``comm`` is no communicator, or a leaf no array (names it).
         RuntimeError: MPI was initialized without MPI_THREAD_MULTIPLE.
     """
 
@@ -125,7 +125,7 @@ class GroupExchange:
         model, self._differs = self._staging.pack(self._leaves), False
         if state is None:
             model, self._differs = startup.broadcast(self._control, self._staging, model)
-        startup.warm_up(wire, self._staging, self.schedule, model)
+        startup.warm_up(wire, self._staging, self.schedule, model, self._leaves)
         self._start: Buffers | None = model
         self._counter = standing.round
         self._base = standing.base
@@ -145,7 +145,6 @@ class GroupExchange:
             wire,
             self._control,
             Models(self.schedule, self._staging, published),
-            self._staging.narrow,
             standing.round + 1,
             self._recorder,
         )
@@ -179,10 +178,12 @@ class GroupExchange:
                 hand in again then what has been counted since the last sync round.
 
         Returns:
-            The new pytree, its leaves on the devices of ``params``, and what was done.
+            The new pytree, and what was done. Averaged leaves have the shardings of ``params``, and are uncommitted if
+            they were, like what was a NumPy array or a Python number. Others are those of ``params`` themselves.
 
         Raises:
             ValueError: ``params`` is built differently, or ``tally`` holds something else.
+            TypeError: A leaf is no array.
             ExchangeError: The run is over, since another worker or this one's exchange has failed.
             TimeoutError: It took longer than ``timeout_seconds``; says which rank was waited for.
             RuntimeError: The exchange is closed.

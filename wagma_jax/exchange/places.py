@@ -104,6 +104,16 @@ def put_loose(arrays: Any, device: Any) -> Any:
         return jax.device_put(jax.tree.map(np.asarray, arrays), may_alias=True)
 
 
+def without_mesh(leaf: Any) -> Any:
+    """A leaf as an array or NumPy array that belongs to no mesh.
+
+    Else an array on a mesh with explicit axes drags its mesh into what is computed with it, also from another device.
+    """
+    if not isinstance(leaf, jax.Array) or isinstance(leaf.sharding, SingleDeviceSharding):
+        return leaf
+    return leaf.addressable_data(0) if leaf.is_fully_replicated else np.asarray(leaf)
+
+
 def _is_bound(array: Any, place: Place) -> bool:
     return isinstance(array, jax.Array) and array.committed and array.sharding == place.sharding
 

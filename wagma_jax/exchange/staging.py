@@ -7,7 +7,6 @@ as buffers; arrays that are spread over several devices are staged through the h
 """
 
 import functools
-import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -17,8 +16,8 @@ import numpy as np
 from jax import lax
 
 from wagma_jax.averaging import PolicyFunction, accumulation_dtype, check_arrays, leaf_name, leaf_policies, merge
-from wagma_jax.exchange.layouts import ALIGNMENT, MOST_ELEMENTS, Layout, make_layouts
-from wagma_jax.exchange.places import Survey, put, put_loose
+from wagma_jax.exchange.layouts import MOST_ELEMENTS, Layout, make_layouts
+from wagma_jax.exchange.places import Survey, put, put_loose, without_mesh
 from wagma_jax.exchange.storage import Buffers, storage_dtype, stored, sum_dtype, values
 
 SMALL_LEAF_BYTES = 1 << 18  # models of smaller leaves (their mean) are copied out: views cost 20 us for each leaf
@@ -117,15 +116,15 @@ class Staging:
         if places.only is not None:
             return jax.block_until_ready(self._pack_there(wanted, places.only))
         if places.scattered:
+            wanted = jax.tree.map(without_mesh, wanted)
             wanted = jax.device_put(wanted, self.device)  # starts all transfers before it waits for one
         return jax.block_until_ready(self._pack(wanted))
 
     def _pack_there(self, wanted: list[list[Any]], device: Any) -> Buffers:
         """A copy of leaves that are on one accelerator: joined there, a buffer at a time, to save its memory."""
         buffers = []
-        there = jax.sharding.SingleDeviceSharding(device)
         for join, leaves in zip(self._join, wanted, strict=True):
-            leaves = [leaf if leaf.sharding == there else jax.device_put(leaf, there) for leaf in leaves]
+            leaves = list(map(without_mesh, leaves))
             with jax.default_device(device):
                 joined = join(leaves)
             buffers.append(jax.device_put(joined, self.device))
@@ -150,12 +149,14 @@ class Staging:
             self._check_leaf(i, array)
         return self.pack(leaves)
 
-    def warm_up(self, buffers: Buffers) -> None:
-        """Compiles everything but ``pack`` beforehand."""
+    def warm_up(self, buffers: Buffers, leaves: list[Any]) -> None:
+        """Compiles everything but ``pack`` beforehand, for models that are where ``leaves`` are."""
         ordinary = self.ordinary(buffers)
         totals = lambda: tuple(buffer.astype(sum_dtype(buffer.dtype)) for buffer in self.copy(ordinary))
         self.merge_late(totals(), ordinary, 2)
         self.narrow(totals(), ordinary, 2)
+        for some in dict.fromkeys((len(buffers), len(ordinary))):
+            self.unpack(leaves, buffers if some == len(buffers) else ordinary)
 
     def ordinary(self, buffers: Buffers) -> Buffers:
         """Those of all buffers that ordinary rounds exchange."""
@@ -224,9 +225,7 @@ class Staging:
             return totals
         return merged if self._left else None
 
-    def _split_at(
-        self, chosen: list[int], buffers: Buffers, device: Any, committed: bool
-    ) -> dict[int, jax.Array]:
+    def _split_at(self, chosen: list[int], buffers: Buffers, device: Any, committed: bool) -> dict[int, jax.Array]:
         """Copies of the leaves on a device, by their indices: a buffer at a time goes there, and is cut there."""
         pieces: list[list[jax.Array]] = []
         with jax.default_device(device):  # of what is not committed
