@@ -37,6 +37,10 @@ def test_what_is_exchanged(body, num_ranks):
     ranks.run(f"exchange_rounds.{body}", num_ranks=num_ranks)
 
 
+def test_frozen_leaves_keep_their_bits_in_groups_of_powers_of_two():
+    ranks.run("exchange_rounds.frozen", optimized=True)  # optimizations change how XLA divides
+
+
 def test_rounds_use_the_memory_of_former_sums():
     ranks.run("exchange_rounds.memory_of_sums", num_ranks=2)
 

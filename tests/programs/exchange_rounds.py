@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from exchange_common import close, local_step, tree, wait_for
+from exchange_common import bits, close, local_step, tree, wait_for
 from mpi4py import MPI
 from reference import LateRuleReference
 
@@ -310,6 +310,28 @@ def memory_of_sums(comm):
             barrier(comm)
         assert late >= 2 * (comm.rank > 0)
         assert all(t < 6 for t in allocated), allocated
+
+
+def frozen(comm):
+    """In groups of powers of two, leaves that are equal on all workers keep their bits; also signed zeros and infinity."""
+    rng = np.random.default_rng(0)
+    special = [0.0, -0.0, np.inf, -np.inf, 1e37, 3e-38]
+    start = {
+        "small": np.asarray([*rng.standard_normal(1000), *special], np.float32),
+        "large": rng.standard_normal(550_000).astype(np.float32),
+        "half": jnp.asarray(rng.standard_normal(3000), jnp.bfloat16),
+        "trained": np.zeros(3, np.float32),
+    }
+    with wagma.GroupExchange(comm, start, group_size=2, sync_period=3, quorum=2) as exchange:
+        params = exchange.params
+        for t in range(3):
+            params, info = exchange.average({**params, "trained": params["trained"] + comm.rank})
+            assert not info.late
+            for name in ("small", "large", "half"):
+                assert bits(params[name]) == bits(start[name]), f"{name} at {t}"
+        params = exchange.consensus(params)
+        assert bits(params["small"]) == bits(start["small"])
+        assert np.asarray(params["trained"]).any()
 
 
 LONG = 300
