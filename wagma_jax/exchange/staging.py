@@ -150,13 +150,14 @@ class Staging:
         return self.pack(leaves)
 
     def warm_up(self, buffers: Buffers, leaves: list[Any]) -> None:
-        """Compiles everything but ``pack`` beforehand, for models that are where ``leaves`` are."""
+        """Compiles everything beforehand, for models that are where ``leaves`` are."""
         ordinary = self.ordinary(buffers)
         totals = lambda: tuple(buffer.astype(sum_dtype(buffer.dtype)) for buffer in self.copy(ordinary))
         self.merge_late(totals(), ordinary, 2)
         self.narrow(totals(), ordinary, 2)
         for some in dict.fromkeys((len(buffers), len(ordinary))):
-            self.unpack(leaves, buffers if some == len(buffers) else ordinary)
+            tree = self.unpack(leaves, buffers if some == len(buffers) else ordinary)
+            self.pack(jax.tree.leaves(tree))  # whose types may no longer be weak
 
     def ordinary(self, buffers: Buffers) -> Buffers:
         """Those of all buffers that ordinary rounds exchange."""
