@@ -109,6 +109,17 @@ def test_large_groups_in_one_vmap(num_workers, group_size):
     check_against_reference("vmap", schedule, random_lateness(5, num_workers))
 
 
+@pytest.mark.parametrize("context", ["shard_map", "shard_map_unchecked", "vmap"])
+def test_frozen_leaves_keep_their_bits_in_groups_of_two_and_four(context, optimized):
+    frozen = np.random.default_rng(0).standard_normal(5000).astype(np.float32)
+    for num_workers, group_size, sync_period in ((8, 2, None), (8, 4, None), (4, 2, 1)):
+        averager = wagma.GroupAverager(wagma.GroupSchedule(num_workers, group_size, sync_period))
+        tree = {"frozen": jnp.tile(frozen, (num_workers, 1)), "trained": jnp.arange(num_workers, dtype=jnp.float32)}
+        new, _, _ = CONTEXTS[context](averager.average, num_workers)(tree, jax.vmap(averager.init)(tree))
+        np.testing.assert_array_equal(new["frozen"], tree["frozen"])
+        assert (new["trained"] != tree["trained"]).any()
+
+
 def test_a_nan_stays_inside_of_its_group():
     for schedule in (wagma.GroupSchedule(32, 8, None), wagma.GroupSchedule(19, 10, None), wagma.GroupSchedule(8, 2)):
         averager = wagma.GroupAverager(schedule)

@@ -27,7 +27,7 @@ ALLOWED = {
     "wagma_jax/collectives": {"wagma_jax.averaging", "wagma_jax.collectives", "wagma_jax.gossip", "wagma_jax.schedule"},
     "wagma_jax/averager.py": {"wagma_jax.averaging", "wagma_jax.collectives", "wagma_jax.schedule"},
     "wagma_jax/keys.py": {"wagma_jax.averaging"},
-    "wagma_jax/workers.py": {"wagma_jax.keys", "wagma_jax.schedule"},
+    "wagma_jax/workers.py": {"wagma_jax.averaging", "wagma_jax.keys", "wagma_jax.schedule"},
     "wagma_jax/transformations.py": {
         "wagma_jax.averager", "wagma_jax.averaging", "wagma_jax.collectives", "wagma_jax.schedule",
     },
@@ -66,10 +66,13 @@ ALLOWED = {
     "wagma_jax/exchange/schedules.py": {"wagma_jax.schedule"},
     "wagma_jax/exchange/standing.py": {"wagma_jax.schedule"},
     "wagma_jax/exchange/storage.py": {"wagma_jax.averaging"},
+    "wagma_jax/exchange/layouts.py": {"wagma_jax.averaging"},
+    "wagma_jax/exchange/places.py": set(),
     "wagma_jax/exchange/tallies.py": {"wagma_jax.protocol"},
     "wagma_jax/exchange/finite.py": {"wagma_jax.exchange.storage"},
     "wagma_jax/exchange/staging.py": {
-        "wagma_jax.averaging", "wagma_jax.exchange.isolation", "wagma_jax.exchange.storage",
+        "wagma_jax.averaging", "wagma_jax.exchange.isolation", "wagma_jax.exchange.layouts",
+        "wagma_jax.exchange.places", "wagma_jax.exchange.storage",
     },
     "wagma_jax/exchange/offsets.py": {
         "wagma_jax.exchange.gathering", "wagma_jax.exchange.tags", "wagma_jax.ledger.entries",
@@ -100,9 +103,9 @@ ALLOWED = {
     "wagma_jax/exchange/startup.py": {
         "wagma_jax.averaging", "wagma_jax.cpus", "wagma_jax.exchange.children", "wagma_jax.exchange.errors",
         "wagma_jax.exchange.finite", "wagma_jax.exchange.gathering", "wagma_jax.exchange.isolation",
-        "wagma_jax.exchange.recorder", "wagma_jax.exchange.schedules", "wagma_jax.exchange.staging",
-        "wagma_jax.exchange.standing", "wagma_jax.exchange.storage", "wagma_jax.exchange.wire",
-        "wagma_jax.ledger.entries", "wagma_jax.protocol", "wagma_jax.schedule",
+        "wagma_jax.exchange.layouts", "wagma_jax.exchange.recorder", "wagma_jax.exchange.schedules",
+        "wagma_jax.exchange.staging", "wagma_jax.exchange.standing", "wagma_jax.exchange.storage",
+        "wagma_jax.exchange.wire", "wagma_jax.ledger.entries", "wagma_jax.protocol", "wagma_jax.schedule",
     },
     "wagma_jax/exchange/transformation.py": {
         "wagma_jax.averaging", "wagma_jax.exchange.callbacks", "wagma_jax.exchange.staging", "wagma_jax.keys",

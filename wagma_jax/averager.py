@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 
 from wagma_jax import collectives
-from wagma_jax.averaging import AverageInfo, PolicyFunction, leaf_policies, merge
+from wagma_jax.averaging import AverageInfo, PolicyFunction, check_arrays, leaf_policies, merge
 from wagma_jax.schedule import Groups, GroupSchedule
 
 
@@ -103,6 +103,7 @@ class GroupAverager:
         published: Any = ()
         policies = leaf_policies(tree, self.policy)
         if self.simulate_lateness:
+            check_arrays(tree)
             leaves, treedef = jax.tree.flatten(tree)
             pairs = zip(leaves, policies, strict=True)
             published = treedef.unflatten(
@@ -134,7 +135,8 @@ class GroupAverager:
                 be replicated over it (``shard_map`` with ``check_vma=True``); ``late`` is no boolean scalar, or given
                 without ``simulate_lateness=True``; the state belongs to another tree; the lowering does not work
                 here.
-            TypeError: The policy averages a leaf that is neither floating nor complex.
+            TypeError: A leaf is no array, or the policy averages one that is neither floating nor complex, or narrower
+                than a byte.
         """
         late = self._check(tree, state, late)
         policies = leaf_policies(tree, self.policy)
@@ -264,6 +266,7 @@ class GroupAverager:
                 f"state must be a GroupAverageState, got {type(state).__name__}: pass what init() or the previous "
                 "average() returned"
             )
+        check_arrays(tree)
         size, num_workers = collectives.axis_size(self.axis_name), self.schedule.num_workers
         if size != num_workers:
             raise ValueError(

@@ -4,7 +4,7 @@ How sums are taken (collectives, MPI) does not belong here: every transport appl
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ import numpy as np
 
 Policy = Literal["mean", "keep", "sync"]
 PolicyFunction = Callable[[jax.tree_util.KeyPath, Any], Policy]
+_ARRAYS = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)
 
 
 class AverageInfo(NamedTuple):
@@ -32,8 +33,7 @@ class AverageInfo(NamedTuple):
 
 def average_inexact(path: jax.tree_util.KeyPath, leaf: Any) -> Policy:
     """The default policy: floating and complex leaves are averaged; integers, booleans and PRNG keys are kept."""
-    del path
-    return "mean" if _is_inexact(leaf) else "keep"
+    return "mean" if jnp.issubdtype(_dtype(path, leaf), jnp.inexact) else "keep"
 
 
 def leaf_policies(tree: Any, policy: PolicyFunction | None = None) -> list[Policy]:
@@ -46,11 +46,13 @@ def leaf_policies(tree: Any, policy: PolicyFunction | None = None) -> list[Polic
 
     Raises:
         ValueError: The function returned something else.
-        TypeError: The function asks to average a leaf that is neither floating nor complex.
+        TypeError: A leaf is no array, or the function asks to average one that is neither floating nor complex, or
+            narrower than a byte.
     """
     decide = average_inexact if policy is None else policy
     policies: list[Policy] = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        dtype = _dtype(path, leaf)
         found = decide(path, leaf)
         name = leaf_name(path)
         if found not in ("mean", "keep", "sync"):
@@ -58,13 +60,34 @@ def leaf_policies(tree: Any, policy: PolicyFunction | None = None) -> list[Polic
                 f"policy() must return 'mean', 'keep' or 'sync' for every leaf, got {found!r} for {name}: "
                 "return one of the three"
             )
-        if found != "keep" and not _is_inexact(leaf):
+        if found != "keep" and not jnp.issubdtype(dtype, jnp.inexact):
             raise TypeError(
-                f"policy() returned {found!r} for {name}, which is {_dtype(leaf)}; only floating and complex leaves "
+                f"policy() returned {found!r} for {name}, which is {dtype}; only floating and complex leaves "
                 "have a mean: return 'keep' for it"
+            )
+        if found != "keep" and jnp.finfo(dtype).bits < 8:
+            raise TypeError(
+                f"{name} is {dtype}, which is too narrow for a mean: pass a policy that returns 'keep' for it, or "
+                "convert it to a float of at least 8 bits"
             )
         policies.append(found)
     return policies
+
+
+def check_arrays(tree: Any, name: str = "") -> None:
+    """Refuses a pytree with leaves that hold no numbers, such as functions, strings and abstract shapes.
+
+    Args:
+        tree: Any pytree.
+        name: Of the tree; messages put it before a leaf's path.
+
+    Raises:
+        TypeError: Names the first such leaf.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        _dtype(path, leaf, name)
+        if not isinstance(leaf, _ARRAYS) and not hasattr(leaf, "__jax_array__"):
+            _raise_no_array(path, leaf, name)
 
 
 def leaf_name(path: jax.tree_util.KeyPath) -> str:
@@ -123,9 +146,29 @@ def additive_update(old: Any, new: jax.Array) -> jax.Array:
     return difference.astype(new.dtype) if config.jax_numpy_dtype_promotion == "strict" else difference
 
 
-def _dtype(leaf: Any) -> Any:
-    return leaf.dtype if hasattr(leaf, "dtype") else np.result_type(type(leaf))
+def _dtype(path: jax.tree_util.KeyPath, leaf: Any, name: str = "") -> Any:
+    """The leaf's dtype, abstract or not. TypeError names a leaf that has none, or one that JAX does not know."""
+    if isinstance(leaf, bool | int | float | complex):
+        return np.result_type(type(leaf))
+    dtype = getattr(leaf, "dtype", None)
+    if dtype is None or not hasattr(leaf, "shape") or not _is_known(dtype):
+        _raise_no_array(path, leaf, name)
+    return dtype
 
 
-def _is_inexact(leaf: Any) -> bool:
-    return jnp.issubdtype(_dtype(leaf), jnp.inexact)
+def _is_known(dtype: Any) -> bool:
+    def belongs_to(*kinds):
+        return any(jnp.issubdtype(dtype, kind) for kind in kinds)
+
+    unknown = belongs_to(np.timedelta64) or str(dtype).startswith("float6_") or dtype in (np.longdouble, np.clongdouble)
+    return belongs_to(np.bool_, np.number, jax.dtypes.extended) and not unknown
+
+
+def _raise_no_array(path: jax.tree_util.KeyPath, leaf: Any, name: str) -> NoReturn:
+    dtype = getattr(leaf, "dtype", None)
+    name += leaf_name(path) if path or not name else ""
+    raise TypeError(
+        f"{name} must be an array or a number that JAX knows, got {type(leaf).__name__}"
+        f"{'' if dtype is None else f' of {dtype}'}: initialize abstract shapes; keep functions, strings and other "
+        "settings out of the tree, for example as static fields or in a closure"
+    )

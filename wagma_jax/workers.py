@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from wagma_jax import keys
+from wagma_jax.averaging import check_arrays
 from wagma_jax.schedule import integer
 
 
@@ -38,8 +39,9 @@ def replicate(
 
     Raises:
         ValueError: ``num_workers`` is no integer of at least 1, or does not fit the mesh.
-        TypeError: ``fold_in`` chose a leaf that is no random key.
+        TypeError: A leaf is no array, or ``fold_in`` chose a leaf that is no random key.
     """
+    check_arrays(tree)
     num_workers = integer("num_workers", num_workers, "pass the number of workers")
     if num_workers < 1:
         raise ValueError(f"num_workers must be at least 1, got {num_workers}: pass the number of workers")
@@ -95,6 +97,7 @@ def for_workers(
         ValueError: ``in_axes`` has other entries than 0 and None, or the mesh has no such axis. When called: leaves
             disagree on the number of workers, or none has a worker axis; the number does not fit the mesh; or
             ``in_axes`` does not fit the arguments.
+        TypeError: When called: a leaf of the arguments is no array.
     """
     if not isinstance(axis_name, str):
         raise ValueError(
@@ -213,6 +216,8 @@ def _without(axis_name: str, entry: Any) -> Any:
 
 def _count_workers(args: tuple, kwargs: dict[str, Any], axes: list[int | None]) -> int:
     named = [(f"argument {i}", argument) for i, argument in enumerate(args)] + list(kwargs.items())
+    for name, argument in named:
+        check_arrays(argument, name)
     leaves = [
         (name + jax.tree_util.keystr(path), jnp.shape(leaf))
         for name, argument in named

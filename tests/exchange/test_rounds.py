@@ -30,9 +30,19 @@ def test_random_stragglers_leave_nothing_torn_or_unexplained(num_ranks, floats, 
     assert calls >= rounds
 
 
-@pytest.mark.parametrize(("body", "num_ranks"), [("unequal_steps", 3), ("policies", 2), ("other_device", 2)])
+@pytest.mark.parametrize(
+    ("body", "num_ranks"), [("unequal_steps", 3), ("policies", 2), ("other_device", 2), ("places", 2)]
+)
 def test_what_is_exchanged(body, num_ranks):
     ranks.run(f"exchange_rounds.{body}", num_ranks=num_ranks)
+
+
+def test_frozen_leaves_keep_their_bits_in_groups_of_powers_of_two():
+    ranks.run("exchange_rounds.frozen", optimized=True)  # optimizations change how XLA divides
+
+
+def test_rounds_use_the_memory_of_former_sums():
+    ranks.run("exchange_rounds.memory_of_sums", num_ranks=2)
 
 
 @pytest.mark.long

@@ -1,6 +1,7 @@
 """Bodies for MPI ranks: GroupExchange against references. As a program: all of them, long, on 2 to all of 8 ranks."""
 
 import contextlib
+import functools
 import sys
 import time
 
@@ -8,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from exchange_common import close, local_step, tree, wait_for
+from exchange_common import bits, close, local_step, tree, wait_for
 from mpi4py import MPI
 from reference import LateRuleReference
 
 import wagma_jax as wagma
+from wagma_jax.exchange import startup
 from wagma_jax.exchange.barrier import barrier
 
 WORLD = MPI.COMM_WORLD
@@ -254,6 +256,82 @@ def other_device(comm):
     assert float(new["one"][0]) == float(new["two"][7]) == (comm.size - 1) / 2
     assert new["one"].devices() == {devices[1]}
     assert new["two"].sharding == spread
+
+
+def places(comm):
+    """Averages are where the models were, so that the next step runs; and models that are cut into many buffers."""
+    second = jax.devices()[1]
+    with jax.default_device(second):
+        loose = jnp.ones(3) * comm.rank
+    trees = [
+        {"a": np.float32(comm.rank), "b": jax.device_put(jnp.full(3, float(comm.rank)), second), "c": 0.5},
+        {"a": loose, "b": loose + 1},
+    ]
+    step = jax.jit(lambda params: jax.tree.map(lambda leaf: leaf + params["a"], params))
+    for params in trees:
+        committed = {name: getattr(leaf, "committed", False) for name, leaf in params.items()}
+        placed = {name: leaf.sharding for name, leaf in params.items() if isinstance(leaf, jax.Array)}
+        with wagma.GroupExchange(comm, params, group_size=comm.size, sync_period=2, quorum=comm.size) as exchange:
+            assert {name: leaf.committed for name, leaf in exchange.params.items()} == committed
+            for _ in range(3):
+                params, _ = exchange.average(params)
+                assert {name: leaf.committed for name, leaf in params.items()} == committed
+                assert {name: params[name].sharding for name in placed} == placed
+                step(params)  # fails where leaves are bound to different devices
+            mean = exchange.consensus(params)
+            assert {name: leaf.committed for name, leaf in mean.items()} == committed
+    whole, startup.Staging = startup.Staging, functools.partial(startup.Staging, most_elements=128)
+    try:
+        start = tree(1.0)
+        with wagma.GroupExchange(comm, start, group_size=comm.size, sync_period=2, quorum=comm.size) as exchange:
+            buffers = exchange._engine.models.outbox.model
+            assert [buffer.size for buffer in buffers] == [128] * 16 + [16]
+            for t in range(2):
+                new, _ = exchange.average(jax.tree.map(lambda leaf: leaf + leaf.dtype.type(comm.rank), start))
+                for name, leaf in start.items():
+                    shift = comm.rank if name == "steps" else (comm.size - 1) / 2
+                    np.testing.assert_allclose(new[name], leaf + shift, rtol=1e-6, atol=1e-6, err_msg=f"{name} at {t}")
+    finally:
+        startup.Staging = whole
+
+
+def memory_of_sums(comm):
+    """No round of a bfloat16 model, whose sums are wider, allocates memory for them once each kind has been made."""
+    start = {"w": jnp.zeros(300_000, jnp.bfloat16), "b": jnp.zeros(3, jnp.bfloat16)}
+    with wagma.GroupExchange(comm, start, group_size=comm.size, sync_period=3, timeout_seconds=60) as exchange:
+        allocate, allocated = exchange._engine.wire.memory, []
+        exchange._engine.wire.memory = lambda buffers: (allocated.append(exchange.round + 1), allocate(buffers))[1]
+        params, late = start, 0
+        for t in range(15):
+            if t % 3 == 1 and t > 6 and comm.rank:
+                wait_for(lambda t=t: exchange._engine.complete(t))
+            params, info = exchange.average(jax.tree.map(lambda leaf: leaf + comm.rank, params))
+            late += info.late
+            barrier(comm)
+        assert late >= 2 * (comm.rank > 0)
+        assert all(t < 6 for t in allocated), allocated
+
+
+def frozen(comm):
+    """In groups of powers of two, leaves that are equal on all workers keep their bits: signed zeros, infinities."""
+    rng = np.random.default_rng(0)
+    special = [0.0, -0.0, np.inf, -np.inf, 1e37, 3e-38]
+    start = {
+        "small": np.asarray([*rng.standard_normal(1000), *special], np.float32),
+        "large": rng.standard_normal(550_000).astype(np.float32),
+        "half": jnp.asarray(rng.standard_normal(3000), jnp.bfloat16),
+        "trained": np.zeros(3, np.float32),
+    }
+    with wagma.GroupExchange(comm, start, group_size=2, sync_period=3, quorum=2) as exchange:
+        params = exchange.params
+        for t in range(3):
+            params, info = exchange.average({**params, "trained": params["trained"] + comm.rank})
+            assert not info.late
+            for name in ("small", "large", "half"):
+                assert bits(params[name]) == bits(start[name]), f"{name} at {t}"
+        params = exchange.consensus(params)
+        assert bits(params["small"]) == bits(start["small"])
+        assert np.asarray(params["trained"]).any()
 
 
 LONG = 300

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from wagma_jax.averaging import accumulation_dtype, leaf_policies, merge
+from wagma_jax.averaging import accumulation_dtype, check_arrays, leaf_policies, merge
 from wagma_jax.collectives.axes import AxisName, axis_size, canonical_axis, tracks_varying
 from wagma_jax.collectives.lockstep import per_worker
 from wagma_jax.collectives.lowerings import Lowering, check_lowering, group_tables
@@ -35,6 +35,7 @@ def group_mean(tree: Any, axis_name: AxisName, groups: Sequence[Sequence[int]], 
     Raises:
         ValueError: ``axis_name`` is not bound, ``groups`` is no partition of its workers, or ``lowering`` is unknown
             or does not work in this context.
+        TypeError: A leaf is no array.
     """
     check_lowering(lowering)
     axis_name = canonical_axis(axis_name)
@@ -63,6 +64,7 @@ def consensus(tree: Any, axis_name: AxisName = "data") -> Any:
 
     Raises:
         ValueError: ``axis_name`` is not bound.
+        TypeError: A leaf is no array.
     """
     axis_name = canonical_axis(axis_name)
     num_workers = axis_size(axis_name)
@@ -88,6 +90,7 @@ def consensus_distance(tree: Any, axis_name: AxisName = "data") -> jax.Array:
 
     Raises:
         ValueError: ``axis_name`` is not bound.
+        TypeError: A leaf is no array.
     """
     axis_name = canonical_axis(axis_name)
     num_workers = axis_size(axis_name)
@@ -122,6 +125,7 @@ def _global_means(
 
 def _split_inexact(tree: Any) -> tuple[list[jax.Array], Callable[[list[jax.Array]], Any]]:
     """The floating and complex leaves as arrays, and a function that puts their successors back."""
+    check_arrays(tree)
     leaves, treedef = jax.tree.flatten(tree)
     chosen = [i for i, policy in enumerate(leaf_policies(tree)) if policy == "mean"]
 

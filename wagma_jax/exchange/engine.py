@@ -51,7 +51,6 @@ class Engine:
         wire: Exchanges buffers.
         control: A communicator for control messages, used by nobody else.
         models: What this worker has published.
-        narrow: Maps a mean and a model to the mean in the model's dtypes.
         first_round: The round to begin with.
         recorder: Gets an entry for every round, or None.
 
@@ -66,7 +65,6 @@ class Engine:
         wire: Wire,
         control: MPI.Intracomm,
         models: Models,
-        narrow: Callable[[Buffers, Buffers], Buffers],
         first_round: int = 0,
         recorder: Recorder | None = None,
     ):
@@ -75,7 +73,6 @@ class Engine:
         self.mailbox = Mailbox(control)
         self.state = State(round=first_round, arrived=first_round - 1)
         self.models = models
-        self._narrow = narrow
         self._recorder = recorder
         self._inside: _Inside | None = None
         self._failure: tuple[str, BaseException | None] | None = None
@@ -344,7 +341,7 @@ class Engine:
         divisor = len(group) if own.is_mean else 1
         contributed, result = self.wire.exchange(group, divisor, (r, own.version), own.buffers, memory)
         if self.machine.schedule.is_sync(r):
-            result = self._narrow(result, own.buffers)
+            result = self.models.narrow(result, own.buffers)
         with self._changed:
             self.models.put(Exchanged(r, group, contributed), own, result, tally)
             if self._recorder is not None:
@@ -362,7 +359,7 @@ class Engine:
         if memory is None:
             memory = self.wire.memory(model)
         _, mean = self.wire.exchange(self._everyone, len(self._everyone), (-1, -1), model, memory)
-        mean = self._narrow(mean, model)
+        mean = self.models.narrow(mean, model)
         with self._changed:
             version = self.state.round - 1
             self.models.put_mean(version, mean)

@@ -78,7 +78,7 @@ class GroupExchange:
 
     Raises:
         ValueError: On all ranks: an argument is out of range, or arguments or trees differ (names the first leaf).
-        TypeError: ``comm`` is no communicator.
+        TypeError: ``comm`` is no communicator, or a leaf no array (names it).
         TimeoutError: Other ranks have not come; says which.
         ExchangeError: Another rank has failed meanwhile.
         RuntimeError: MPI was initialized without MPI_THREAD_MULTIPLE.
@@ -146,7 +146,7 @@ class GroupExchange:
                 raise ValueError(
                     "params must be finite with on_nonfinite='skip', got NaN or infinity: start from others"
                 )
-            startup.warm_up(gathering, wire, self._staging, self.schedule, model)
+            startup.warm_up(gathering, wire, self._staging, self.schedule, model, self._leaves)
         self._start: Buffers | None = model
         self._counter = standing.round
         self._base = standing.base
@@ -165,7 +165,6 @@ class GroupExchange:
             wire,
             self._control,
             Models(self.schedule, self._staging, Outbox(standing.version, published)),
-            self._staging.narrow,
             standing.round + 1,
             self._recorder,
         )
@@ -200,10 +199,12 @@ class GroupExchange:
                 hand in again then what has been counted since the last sync round.
 
         Returns:
-            The new pytree, its leaves on the devices of ``params``, and what was done.
+            The new pytree, and what was done. Averaged leaves have the shardings of ``params``, and are uncommitted if
+            they were, like what was a NumPy array or a Python number. Others are those of ``params`` themselves.
 
         Raises:
             ValueError: ``params`` is built differently, or ``tally`` holds something else.
+            TypeError: A leaf is no array.
             ExchangeError: The run is over, since another worker or this one's exchange has failed.
             TimeoutError: It took longer than ``timeout_seconds``; says which rank was waited for.
             RuntimeError: The exchange is closed.
@@ -416,8 +417,9 @@ class GroupExchange:
             merged = self._staging.merge_late(total, own, size)
         else:
             merged = self._staging.narrow(total, own, 1 if taken.result.is_mean else size)
-        tree = self._staging.unpack(self._leaves, self._staging.completed(merged, taken.buffers), needed=False)
+        tree = self._staging.unpack(self._leaves, merged, needed=False)
         self._base = taken.result.round
-        if self._staging.copies:
-            self._engine.recycle(total if self._staging.widens else merged)
+        spent = self._staging.spent(total, merged)
+        if spent is not None:
+            self._engine.recycle(spent)
         return tree

@@ -14,7 +14,6 @@ from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 _config: Any = jax.config  # its attributes are made at run time
 _P = ParamSpec("_P")
@@ -83,16 +82,6 @@ def dtype_of(leaf: Any, x64: bool) -> Any:
         return leaf.dtype
     with jax.enable_x64(x64):
         return jnp.result_type(leaf)
-
-
-def without_mesh(leaf: Any) -> Any:
-    """A leaf as an array or NumPy array that belongs to no mesh, for ``jax.device_put``.
-
-    Else an array on a mesh with explicit axes drags its mesh into what is computed with it, also from another device.
-    """
-    if not isinstance(leaf, jax.Array) or isinstance(leaf.sharding, jax.sharding.SingleDeviceSharding):
-        return leaf
-    return leaf.addressable_data(0) if leaf.is_fully_replicated else np.asarray(leaf)
 
 
 @functools.cache

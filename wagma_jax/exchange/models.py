@@ -73,6 +73,8 @@ class Models:
         self.inbox = Inbox()
         self._is_sync = schedule.is_sync
         self._ordinary = staging.ordinary
+        self._staging = staging
+        self._spent: Buffers | None = None  # a sum of which a mean was made, in the engine's thread
         self._pool = Pool(staging.ordinary, reuse=not staging.widens)
         self._exchanged: collections.OrderedDict[int, Exchanged] = collections.OrderedDict()
         self._tally: Tally = ()  # the sums of the newest sync round
@@ -126,8 +128,17 @@ class Models:
         """A global mean."""
         self.outbox, self.inbox = global_mean(self.outbox, self.inbox, version, mean)
 
+    def narrow(self, totals: Buffers, like: Buffers) -> Buffers:
+        """A mean in the dtypes of ``like``. For the engine's thread, inside of an exchange, without the lock."""
+        if self._staging.widens:
+            self._spent = totals
+        return self._staging.narrow(totals, like)
+
     def end_reading(self) -> None:
         """The exchange is over."""
+        if self._spent is not None:
+            self._pool.put(self._spent)
+            self._spent = None
         self._pool.end_reading(self.outbox.model)
 
     def is_ready(self, t: int) -> bool:

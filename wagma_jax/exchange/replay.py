@@ -205,8 +205,7 @@ class _Run:
             result = total
             if isinstance(entry, Call) and entry.merge != "mean":
                 merge = staging.merge_late if entry.merge == "late" else staging.narrow
-                merged = merge(staging.copy(total), staging.ordinary(own), len(self._sources[key]))
-                result = staging.completed(merged, own)
+                result = merge(staging.copy(total), staging.ordinary(own), len(self._sources[key]))
             self._release(key)
         self._params[rank] = staging.unpack(leaves, result)
         pending[rank] = None

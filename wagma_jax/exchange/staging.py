@@ -1,42 +1,27 @@
-"""Between the user's pytree and what is exchanged: flat buffers on the CPU, one for each dtype and policy.
+"""Between the user's pytree and what is exchanged: flat buffers on the CPU, some for each dtype and policy.
 
 A model enters by one copy (`Staging.pack`). One of large leaves leaves without a copy: what the user gets are views of
 the buffer that the average was written to, which nobody else refers to any more. One of small leaves is copied out by
-one compiled call, and the buffer is used again. Arrays on an accelerator are staged through the host.
+one compiled call, and the buffer is used again. Models on one accelerator are joined and cut there, so that they travel
+as buffers; arrays that are spread over several devices are staged through the host leaf by leaf.
 """
 
 import functools
-import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
-from wagma_jax.averaging import PolicyFunction, accumulation_dtype, leaf_name, leaf_policies, merge
-from wagma_jax.exchange.isolation import callers_x64, cpu_device, dtype_of, without_mesh
+from wagma_jax.averaging import PolicyFunction, accumulation_dtype, check_arrays, leaf_name, leaf_policies, merge
+from wagma_jax.exchange.isolation import callers_x64, cpu_device, dtype_of
+from wagma_jax.exchange.layouts import MOST_ELEMENTS, Layout, make_layouts
+from wagma_jax.exchange.places import Survey, put, put_loose, without_mesh
 from wagma_jax.exchange.storage import Buffers, storage_dtype, stored, sum_dtype, values
 
-ALIGNMENT = 64  # bytes; XLA takes a view as it is only where it begins at a multiple
 SMALL_LEAF_BYTES = 1 << 18  # models of smaller leaves (their mean) are copied out: views cost 20 us for each leaf
-
-
-class Part(NamedTuple):
-    """One averaged leaf within its buffer: index of the leaf in the tree, and offset and shape in elements."""
-
-    leaf: int
-    offset: int
-    shape: tuple[int, ...]
-
-
-class Layout(NamedTuple):
-    """One buffer: its leaves' dtype, whether ordinary rounds exchange it (else only sync rounds do), size and parts."""
-
-    dtype: np.dtype
-    ordinary: bool
-    size: int
-    parts: tuple[Part, ...]
 
 
 class Staging:
@@ -45,13 +30,14 @@ class Staging:
     Args:
         params: A pytree of arrays, scalars among them.
         policy: The per-leaf policy, as for ``averaging.leaf_policies``.
+        most_elements: Of a buffer, a multiple of ``ALIGNMENT``; larger leaves are cut.
 
     Raises:
         ValueError, TypeError: From the policy.
         RuntimeError: JAX has no CPU device.
     """
 
-    def __init__(self, params: Any, policy: PolicyFunction | None = None):
+    def __init__(self, params: Any, policy: PolicyFunction | None = None, most_elements: int = MOST_ELEMENTS):
         self.policies = leaf_policies(params, policy)
         self._x64 = callers_x64()
         paths_and_leaves, self.treedef = jax.tree_util.tree_flatten_with_path(params)
@@ -59,38 +45,29 @@ class Staging:
         self.shapes = [np.shape(leaf) for _, leaf in paths_and_leaves]
         self.dtypes = [dtype_of(leaf, self._x64) for _, leaf in paths_and_leaves]
         self.device = cpu_device()
-        self.layouts = self._layouts()
+        self.layouts = make_layouts(self.shapes, self.dtypes, self.policies, most_elements)
+        self._indices = [i for i, policy in enumerate(self.policies) if policy != "keep"]
+        self._indices_of_ordinary = [i for i, policy in enumerate(self.policies) if policy == "mean"]
         self.copies = self.nbytes < SMALL_LEAF_BYTES * sum(len(layout.parts) for layout in self.layouts)
         self._seen: list[Any] = []  # what trees that were found good consist of
-        self._shardings: list[Any] = []  # of the leaves that were looked at last
-        self._away: list[int] = []
+        self._survey, self._survey_of_ordinary = Survey(self.device), Survey(self.device)
         # Explicit shardings: whether arrays are committed to their device would make another compilation each. And
         # closures over the layouts alone: none holds the object that holds it.
         here = jax.sharding.SingleDeviceSharding(self.device)
         jit = functools.partial(jax.jit, in_shardings=here, out_shardings=here)
-        self._pack = jit(functools.partial(_concatenated, self.layouts))
+        # optimized, a copy of a thousand small leaves takes seconds to compile, and is not faster
+        options = {"xla_backend_optimization_level": 0} if self.copies else None
+        self._pack = jit(functools.partial(_concatenated, self.layouts), compiler_options=options)
         self.widens = any(accumulation_dtype(layout.dtype) != layout.dtype for layout in self.layouts)
         # a sum that is wider than the model cannot become the model in place
         self._merge_late = jit(_merged_late, donate_argnums=() if self.widens else 0)
         self._divide = jit(_divided, donate_argnums=() if self.widens else 0)
-        self._split = jit(functools.partial(_slices, self.layouts))
         self._copy = jit(_copied)
-
-    def _layouts(self) -> tuple[Layout, ...]:
-        found: dict[tuple[str, bool], list[int]] = {}
-        for i, policy in enumerate(self.policies):
-            if policy != "keep":
-                found.setdefault((str(self.dtypes[i]), policy == "mean"), []).append(i)
-        layouts = []
-        for (_, ordinary), leaves in found.items():
-            dtype = self.dtypes[leaves[0]]
-            step = max(1, ALIGNMENT // dtype.itemsize)
-            parts, size = [], 0
-            for i in leaves:
-                parts.append(Part(i, size, self.shapes[i]))
-                size += -(-math.prod(self.shapes[i]) // step) * step
-            layouts.append(Layout(dtype, ordinary, size, tuple(parts)))
-        return tuple(layouts)
+        # these follow their arguments: to any device, committed or not
+        self._join = [jax.jit(functools.partial(_joined, layout)) for layout in self.layouts]
+        self._split = [jax.jit(functools.partial(_split, layout)) for layout in self.layouts]
+        self._starts: dict[Any, Any] = {}  # of the parts of each buffer, on each device
+        self._left = False  # whether the last unpack() has left the buffers to their owner
 
     @property
     def nbytes(self) -> int:
@@ -109,6 +86,7 @@ class Staging:
 
         Raises:
             ValueError: It is not built like ``params``.
+            TypeError: A leaf is no array.
         """
         leaves, treedef = jax.tree.flatten(tree)
         kinds = [leaf.aval if isinstance(leaf, jax.Array) else None for leaf in leaves]
@@ -116,6 +94,7 @@ class Staging:
             return leaves
         if treedef != self.treedef:
             raise ValueError(f"the tree must be built like params: expected {self.treedef}, got {treedef}")
+        check_arrays(tree)
         for i, leaf in enumerate(leaves):
             self._check_leaf(i, leaf)
         self._seen = kinds
@@ -129,14 +108,6 @@ class Staging:
                 "same pytree as to the constructor"
             )
 
-    def _elsewhere(self, leaves: list[Any]) -> list[int]:
-        """Which leaves are on other devices than the buffers."""
-        shardings = [leaf.sharding if isinstance(leaf, jax.Array) else None for leaf in leaves]
-        if shardings != self._shardings:
-            away = [i for i, one in enumerate(shardings) if one is not None and one.device_set != {self.device}]
-            self._shardings, self._away = shardings, away
-        return self._away
-
     def pack(self, leaves: list[Any]) -> Buffers:
         """A copy of the averaged leaves, complete on return.
 
@@ -144,16 +115,27 @@ class Staging:
             leaves: From ``check``.
         """
         wanted = [[leaves[part.leaf] for part in layout.parts] for layout in self.layouts]
-        if self._elsewhere(leaves):
+        places = self._survey([leaves[i] for i in self._indices])
+        if places.only is not None:
+            return jax.block_until_ready(self._pack_there(wanted, places.only))
+        if places.scattered:
             wanted = jax.tree.map(without_mesh, wanted)
             wanted = jax.device_put(wanted, self.device)  # starts all transfers before it waits for one
         return jax.block_until_ready(self._pack(wanted))
 
+    def _pack_there(self, wanted: list[list[Any]], device: Any) -> Buffers:
+        """A copy of leaves that are on one accelerator: joined there, a buffer at a time, to save its memory."""
+        buffers = []
+        for join, leaves in zip(self._join, wanted, strict=True):
+            leaves = list(map(without_mesh, leaves))
+            with jax.default_device(device):
+                joined = join(leaves)
+            buffers.append(jax.device_put(joined, self.device))
+        return tuple(buffers)
+
     def to_arrays(self, buffers: Buffers) -> list[np.ndarray]:
         """Copies of the averaged leaves in NumPy, in the order of the tree."""
-        indices = [part.leaf for layout in self.layouts for part in layout.parts]
-        pieces = _slices(self.layouts, tuple(np.asarray(buffer) for buffer in buffers))
-        return [np.array(piece) for _, piece in sorted(zip(indices, pieces, strict=True), key=lambda entry: entry[0])]
+        return [np.array(leaf) for _, leaf in sorted(self._views(range(len(self.layouts)), buffers).items())]
 
     def from_arrays(self, arrays: Sequence[Any]) -> Buffers:
         """Buffers from what ``to_arrays`` has returned.
@@ -161,7 +143,7 @@ class Staging:
         Raises:
             ValueError: They are others than the averaged leaves of ``params``.
         """
-        indices = [i for i, policy in enumerate(self.policies) if policy != "keep"]
+        indices = self._indices
         if len(arrays) != len(indices):
             raise ValueError(f"expected {len(indices)} arrays, one for each averaged leaf of params, got {len(arrays)}")
         leaves: list[Any] = [None] * len(self.policies)
@@ -170,26 +152,19 @@ class Staging:
             self._check_leaf(i, array)
         return self.pack(leaves)
 
-    def warm_up(self, buffers: Buffers) -> None:
-        """Compiles everything but ``pack`` beforehand."""
+    def warm_up(self, buffers: Buffers, leaves: list[Any]) -> None:
+        """Compiles everything beforehand, for models that are where ``leaves`` are."""
         ordinary = self.ordinary(buffers)
         totals = lambda: tuple(buffer.astype(sum_dtype(buffer.dtype)) for buffer in self.copy(ordinary))
         self.merge_late(totals(), ordinary, 2)
         self.narrow(totals(), ordinary, 2)
-        if self.copies:
-            self._split(buffers)
+        for some in dict.fromkeys((len(buffers), len(ordinary))):
+            tree = self.unpack(leaves, buffers if some == len(buffers) else ordinary)
+            self.pack(jax.tree.leaves(tree))  # whose types may no longer be weak
 
     def ordinary(self, buffers: Buffers) -> Buffers:
         """Those of all buffers that ordinary rounds exchange."""
         return tuple(buffer for buffer, layout in zip(buffers, self.layouts, strict=True) if layout.ordinary)
-
-    def completed(self, ordinary: Buffers, buffers: Buffers) -> Buffers:
-        """All buffers: ``ordinary`` where ordinary rounds exchange them, copies of ``buffers`` elsewhere."""
-        if len(ordinary) == len(buffers):
-            return ordinary
-        rest = iter(self.copy(tuple(b for b, layout in zip(buffers, self.layouts, strict=True) if not layout.ordinary)))
-        new = iter(ordinary)
-        return tuple(next(new) if layout.ordinary else next(rest) for layout in self.layouts)
 
     def narrow(self, totals: Buffers, like: Buffers, size: int = 1) -> Buffers:
         """``totals / size`` in the dtypes of ``like``; ``totals`` are donated."""
@@ -215,51 +190,114 @@ class Staging:
         """The tree with the averaged leaves taken from ``buffers``.
 
         Args:
-            leaves: Where all other leaves come from, and the devices on which each leaf is wanted.
-            buffers: All buffers.
-            needed: Whether they are needed afterwards; else their memory is the tree's from now on, unless ``copies``.
+            leaves: Where all other leaves come from, and the place to which each leaf goes.
+            buffers: All buffers, or those of ordinary rounds: leaves that only sync rounds average then stay.
+            needed: Whether they are needed afterwards; else their memory may become the tree's (see ``spent``).
         """
-        indices = [part.leaf for layout in self.layouts for part in layout.parts]
-        away = self._elsewhere(leaves)
-        if self.copies:
-            pieces = self._split(buffers)
+        everything = len(buffers) == len(self.layouts)
+        chosen = [k for k, layout in enumerate(self.layouts) if everything or layout.ordinary]
+        indices = self._indices if everything else self._indices_of_ordinary
+        places = (self._survey if everything else self._survey_of_ordinary)([leaves[i] for i in indices])
+        there = self.device if places.only is None else places.only
+        self._left = self.copies or places.only is not None
+        if self._left:
+            found = self._split_at(chosen, buffers, there, places.committed)
         else:
-            buffers = self.copy(buffers) if needed else buffers
-            pieces = _slices(self.layouts, tuple(np.asarray(buffer) for buffer in buffers))
-        if away or not self.copies:
-            places = [leaves[i].sharding if i in away else self.device for i in indices]
-            pieces = jax.device_put(pieces, places, may_alias=True)
+            found = self._views(chosen, self.copy(buffers) if needed else buffers)
+        new = [found[i] for i in indices]
+        if not self._left or not places.simple:
+            new = put(new, places.each, there)
+        if self._left:
+            jax.block_until_ready(new)  # others may write to the buffers from now on
         result = list(leaves)
-        for i, piece in zip(indices, pieces, strict=True):
-            result[i] = piece
+        for i, leaf in zip(indices, new, strict=True):
+            result[i] = leaf
+        if not everything:
+            for i in set(self._indices).difference(indices):
+                if not isinstance(leaves[i], jax.Array):
+                    result[i] = put_loose(np.array(leaves[i], self.dtypes[i]), self.device)
         return self.treedef.unflatten(result)
+
+    def spent(self, totals: Buffers, merged: Buffers) -> Buffers | None:
+        """Those of the buffers that are memory for the next sums, now that a sum is unpacked; None if there are none.
+
+        Args:
+            totals: The sum.
+            merged: What was made of it, and went to ``unpack`` as no longer needed.
+        """
+        if self.widens:
+            return totals
+        return merged if self._left else None
+
+    def _split_at(self, chosen: list[int], buffers: Buffers, device: Any, committed: bool) -> dict[int, jax.Array]:
+        """Copies of the leaves on a device, by their indices: a buffer at a time goes there, and is cut there."""
+        pieces: list[list[jax.Array]] = []
+        with jax.default_device(device):  # of what is not committed
+            for k, buffer in zip(chosen, buffers, strict=True):
+                key = k, device, committed
+                if key not in self._starts:
+                    starts = [np.int32(part.offset) for part in self.layouts[k].parts]
+                    self._starts[key] = jax.device_put(starts, device) if committed else put_loose(starts, device)
+                there = jax.device_put(buffer, device) if committed else put_loose(buffer, device)
+                pieces.append(self._split[k](there, self._starts[key]))
+            return _gathered([self.layouts[k] for k in chosen], pieces, jnp.concatenate)
+
+    def _views(self, chosen: Sequence[int], buffers: Buffers) -> dict[int, np.ndarray]:
+        """The leaves as views of the buffers, by their indices."""
+        layouts = [self.layouts[k] for k in chosen]
+        pieces = []
+        for layout, buffer in zip(layouts, buffers, strict=True):
+            array = np.asarray(buffer).view(layout.dtype)
+            pieces.append([array[part.offset : part.offset + part.size] for part in layout.parts])
+        return _gathered(layouts, pieces, np.concatenate)
 
 
 def _concatenated(layouts: tuple[Layout, ...], wanted: list[list[Any]]) -> Buffers:
-    buffers = []
-    for layout, leaves in zip(layouts, wanted, strict=True):
-        pieces = []
-        ends = [*(part.offset for part in layout.parts[1:]), layout.size]
-        for part, end, leaf in zip(layout.parts, ends, leaves, strict=True):
-            pieces.append(stored(jnp.asarray(leaf, layout.dtype).ravel()))
-            if padding := end - part.offset - pieces[-1].size:
-                pieces.append(jnp.zeros(padding, storage_dtype(layout.dtype)))
-        # explicitly a copy: JAX may hand an argument that is returned unchanged straight through
-        buffers.append(jnp.concatenate(pieces) if len(pieces) > 1 else jnp.copy(pieces[0]))
-    return tuple(buffers)
+    return tuple(_joined(layout, leaves) for layout, leaves in zip(layouts, wanted, strict=True))
+
+
+def _joined(layout: Layout, leaves: list[Any]) -> jax.Array:
+    """A buffer from the leaf of each part."""
+    pieces = []
+    ends = [*(part.offset for part in layout.parts[1:]), layout.size]
+    for part, end, leaf in zip(layout.parts, ends, leaves, strict=True):
+        flat = jnp.asarray(leaf, layout.dtype).ravel()
+        pieces.append(stored(flat if part.is_whole else lax.slice(flat, (part.start,), (part.start + part.size,))))
+        if padding := end - part.offset - part.size:
+            pieces.append(jnp.zeros(padding, storage_dtype(layout.dtype)))
+    # explicitly a copy: JAX may hand an argument that is returned unchanged straight through
+    return jnp.concatenate(pieces) if len(pieces) > 1 else jnp.copy(pieces[0])
+
+
+def _split(layout: Layout, buffer: jax.Array, starts: list[jax.Array]) -> list[jax.Array]:
+    """The parts of a buffer; whole leaves in their shapes.
+
+    With offsets that are arguments, all parts of one shape share one compiled copy: constant ones take ten times as
+    long to compile.
+    """
+    pieces = []
+    for part, start in zip(layout.parts, starts, strict=True):
+        piece = values(lax.dynamic_slice(buffer, (start,), (part.size,)))
+        pieces.append(piece.reshape(part.shape) if part.is_whole else piece)
+    return pieces
+
+
+def _gathered(
+    layouts: Iterable[Layout], pieces: Sequence[Sequence[Any]], concatenate: Callable[[list[Any]], Any]
+) -> dict[int, Any]:
+    """The leaves by their indices, in their shapes, from the pieces of all parts."""
+    found: dict[int, list[Any]] = {}
+    shapes: dict[int, tuple[int, ...]] = {}
+    for layout, some in zip(layouts, pieces, strict=True):
+        for part, piece in zip(layout.parts, some, strict=True):
+            found.setdefault(part.leaf, []).append(piece)
+            shapes[part.leaf] = part.shape
+    leaves = {i: some[0] if len(some) == 1 else concatenate(some) for i, some in found.items()}
+    return {i: leaf if leaf.shape == shapes[i] else leaf.reshape(shapes[i]) for i, leaf in leaves.items()}
 
 
 def _copied(buffers: Buffers) -> Buffers:
     return tuple(jnp.copy(buffer) for buffer in buffers)
-
-
-def _slices(layouts: tuple[Layout, ...], buffers: tuple[Any, ...]) -> list[Any]:
-    pieces = []
-    for layout, buffer in zip(layouts, buffers, strict=True):
-        for part in layout.parts:
-            piece = buffer[part.offset : part.offset + math.prod(part.shape)].reshape(part.shape)
-            pieces.append(piece.view(layout.dtype) if isinstance(piece, np.ndarray) else values(piece))
-    return pieces
 
 
 def _divided(totals: Buffers, like: Buffers, size: jax.Array) -> Buffers:

@@ -20,8 +20,9 @@ from wagma_jax.exchange.errors import described
 from wagma_jax.exchange.finite import OnNonfinite
 from wagma_jax.exchange.gathering import Gathering
 from wagma_jax.exchange.isolation import own_settings
+from wagma_jax.exchange.layouts import ALIGNMENT
 from wagma_jax.exchange.recorder import Recorder
-from wagma_jax.exchange.staging import ALIGNMENT, Staging
+from wagma_jax.exchange.staging import Staging
 from wagma_jax.exchange.standing import MOST_ROUNDS, Standing, restore
 from wagma_jax.exchange.storage import Buffers
 from wagma_jax.exchange.wire import Wire
@@ -247,9 +248,11 @@ def _aligned_empty(nbytes: int) -> np.ndarray:
     return memory[offset : offset + nbytes]
 
 
-def warm_up(gathering: Gathering, wire: Wire, staging: Staging, schedule: GroupSchedule, model: Buffers) -> None:
+def warm_up(
+    gathering: Gathering, wire: Wire, staging: Staging, schedule: GroupSchedule, model: Buffers, leaves: list[Any]
+) -> None:
     """Compiles everything, and makes every exchange once, so that no round waits for a compiler."""
-    staging.warm_up(model)
+    staging.warm_up(model, leaves)
     ordinary = staging.ordinary(model)
     rank, everyone = wire.comm.rank, tuple(range(schedule.num_workers))
     rounds: dict[Any, int] = {}  # the first with these groups

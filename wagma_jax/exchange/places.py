@@ -1,0 +1,126 @@
+"""Where the leaves of a model were, so that averages go back there: on which devices, and whether committed to them."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import SingleDeviceSharding
+
+
+class Place(NamedTuple):
+    """Where a leaf is.
+
+    Attributes:
+        sharding: Of a ``jax.Array``; None: NumPy arrays and Python numbers, which are nowhere.
+        committed: Whether it is bound to its devices. Others follow what they are computed with.
+    """
+
+    sharding: Any
+    committed: bool
+
+
+class Places(NamedTuple):
+    """Where the leaves of a model are.
+
+    Attributes:
+        each: Of each leaf.
+        scattered: Whether some are elsewhere than on the CPU device of the buffers.
+        only: The accelerator that holds all of them alone, and nothing else does; None if there is no such device.
+        committed: Whether all are.
+        simple: Whether compiled functions that follow their arguments leave all leaves where they were.
+    """
+
+    each: list[Place]
+    scattered: bool
+    only: Any
+    committed: bool
+    simple: bool
+
+
+class Survey:
+    """Finds out where leaves are; remembers the last answer, since it is the same at most rounds.
+
+    Args:
+        host: The CPU device of the buffers.
+    """
+
+    def __init__(self, host: Any):
+        self._host = host
+        self._seen: tuple[list[Any], list[bool]] | None = None
+        self._places: Places | None = None
+
+    def __call__(self, leaves: Sequence[Any]) -> Places:
+        """Where the leaves are."""
+        are_arrays = [isinstance(leaf, jax.Array) for leaf in leaves]
+        pairs = list(zip(leaves, are_arrays, strict=True))
+        shardings = [leaf.sharding if is_array else None for leaf, is_array in pairs]
+        committed = [leaf.committed if is_array else False for leaf, is_array in pairs]
+        if self._places is None or self._seen != (shardings, committed):
+            self._seen = shardings, committed
+            self._places = self._look(list(map(Place, shardings, committed)))
+        return self._places
+
+    def _look(self, each: list[Place]) -> Places:
+        devices = {device for place in each for device in _devices(place, self._host)}
+        only = devices.pop() if len(devices) == 1 else None
+        committed = all(place.committed for place in each)
+        simple = only is not None and (
+            not any(place.committed for place in each)
+            or all(place == Place(SingleDeviceSharding(only), True) for place in each)
+        )
+        scattered = only is None or only != self._host
+        return Places(each, scattered, only if scattered else None, committed, simple)
+
+
+def put(arrays: list[Any], places: Sequence[Place], host: Any) -> list[jax.Array]:
+    """Brings arrays to their places. Those that are there already are not copied; nor is aligned NumPy memory.
+
+    Args:
+        arrays: In NumPy or JAX; those whose places are not committed neither.
+        places: Of each.
+        host: Where uncommitted arrays without a place go.
+    """
+    result = list(arrays)
+    bound = [i for i, place in enumerate(places) if place.committed and not _is_bound(arrays[i], place)]
+    moved = jax.device_put([arrays[i] for i in bound], [places[i].sharding for i in bound], may_alias=True)
+    for i, array in zip(bound, moved, strict=True):
+        result[i] = array
+    loose: dict[Any, list[int]] = {}
+    for i, place in enumerate(places):
+        if not place.committed:
+            (device,) = _devices(place, host)
+            loose.setdefault(device, []).append(i)
+    for device, indices in loose.items():
+        wanted = [i for i in indices if not _is_at(arrays[i], device)]
+        for i, array in zip(wanted, put_loose([arrays[i] for i in wanted], device), strict=True):
+            result[i] = array
+    return result
+
+
+def put_loose(arrays: Any, device: Any) -> Any:
+    """Uncommitted arrays on a device."""
+    with jax.default_device(device):  # what is committed stays so: only NumPy arrays are taken up uncommitted
+        return jax.device_put(jax.tree.map(np.asarray, arrays), may_alias=True)
+
+
+def without_mesh(leaf: Any) -> Any:
+    """A leaf as an array or NumPy array that belongs to no mesh.
+
+    Else an array on a mesh with explicit axes drags its mesh into what is computed with it, also from another device.
+    """
+    if not isinstance(leaf, jax.Array) or isinstance(leaf.sharding, SingleDeviceSharding):
+        return leaf
+    return leaf.addressable_data(0) if leaf.is_fully_replicated else np.asarray(leaf)
+
+
+def _is_bound(array: Any, place: Place) -> bool:
+    return isinstance(array, jax.Array) and array.committed and array.sharding == place.sharding
+
+
+def _is_at(array: Any, device: Any) -> bool:
+    return isinstance(array, jax.Array) and not array.committed and array.devices() == {device}
+
+
+def _devices(place: Place, host: Any) -> set[Any]:
+    return {host} if place.sharding is None else place.sharding.device_set
