@@ -14,20 +14,19 @@ from wagma_jax.averaging import PolicyFunction
 from wagma_jax.exchange import callbacks, children, isolation, offsets, startup, transformation
 from wagma_jax.exchange.alone import Alone
 from wagma_jax.exchange.calls import Calls
-from wagma_jax.exchange.engine import Engine
 from wagma_jax.exchange.finite import OnNonfinite, is_finite
 from wagma_jax.exchange.gathering import Gathering
 from wagma_jax.exchange.info import MERGE_NAMES, ExchangeInfo, describe
-from wagma_jax.exchange.models import Models, Taken
+from wagma_jax.exchange.models import Taken
+from wagma_jax.exchange.preparation import prepare
 from wagma_jax.exchange.schedules import DEFAULT_SYNC_PERIOD
 from wagma_jax.exchange.standing import Standing
 from wagma_jax.exchange.storage import Buffers
 from wagma_jax.exchange.tallies import check_tally
-from wagma_jax.exchange.wire import Wire
 from wagma_jax.ledger import entries
 from wagma_jax.protocol.messages import Tally
-from wagma_jax.protocol.rounds import Clock, Rounds
-from wagma_jax.protocol.rules import Merge, Outbox
+from wagma_jax.protocol.rounds import Clock
+from wagma_jax.protocol.rules import Merge
 from wagma_jax.schedule import GroupSchedule
 
 
@@ -130,23 +129,11 @@ class GroupExchange:
         """The constructor's work, once all ranks have come and agree."""
         self.schedule, self.rank = arguments.schedule, gathering.rank
         self.timeout_seconds = arguments.timeout_seconds
-        self._on_nonfinite = arguments.on_nonfinite
+        self._on_nonfinite, self._recorder = arguments.on_nonfinite, arguments.recorder
         self._staging, self._leaves, standing = arguments.staging, arguments.leaves, arguments.standing
-        self._gathering = gathering
-        self._control = gathering.comm  # of control messages
-        self._data = gathering.duplicate()  # of models
+        self._gathering, self._control = gathering, gathering.comm
         with isolation.own_settings():
-            wire = Wire(self._data, self._staging.device)
-            model, self._differs = self._staging.pack(self._leaves), False
-            if not arguments.resumes:
-                model, self._differs = startup.broadcast(gathering, self._staging, model)
-            published = model if arguments.published is None else arguments.published
-            # equal on all ranks, but for ``state``
-            if self._finite(model) is None or self._finite(published) is None:
-                raise ValueError(
-                    "params must be finite with on_nonfinite='skip', got NaN or infinity: start from others"
-                )
-            startup.warm_up(gathering, wire, self._staging, self.schedule, model, self._leaves)
+            self._engine, self._data, model, self._differs = prepare(gathering, arguments)
         self._start: Buffers | None = model
         self._counter = standing.round
         self._base = standing.base
@@ -156,18 +143,6 @@ class GroupExchange:
         self._returned: int | None = standing.version if arguments.published is None else None
         self.info = ExchangeInfo(standing.round, False, False, 0, 0.0, (), (), standing.base)
         self._in_steps = False  # whether a jitted step calls average()
-        self._recorder = arguments.recorder
-        if self._recorder is not None:
-            self._recorder.add(startup.start_entry(arguments, self.rank, offsets.measure(gathering)))
-            self._recorder.write(everything=True)  # without it what follows could not be read after a crash
-        self._engine = Engine(
-            Rounds(self.schedule, self.rank, arguments.quorum, arguments.clock),
-            wire,
-            self._control,
-            Models(self.schedule, self._staging, Outbox(standing.version, published)),
-            standing.round + 1,
-            self._recorder,
-        )
         self._alone = Alone(self._engine, self._staging, self._finite)
         self._engine.start()
         self._call.opened(self._engine, self._recorder)
