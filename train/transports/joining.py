@@ -188,6 +188,7 @@ def announced(size: int, who: str, where: str = "") -> Iterator[None]:
 def _initialize(address: str, size: int, rank: int, who: str, **arguments: Any) -> None:
     place = meeting.split(address)
     assert place
+    _check_own_name()
     _avoid_proxy(os.environ, place[0])
     try:
         with announced(size, who, f"{address} (this is process {rank})"):
@@ -205,6 +206,18 @@ def _initialize(address: str, size: int, rank: int, who: str, **arguments: Any) 
             f"({in_a_line(error)}): see that all are started and reach this host, or run alone with --processes 1"
         ) from None
     lineage.mark()
+
+
+def _check_own_name() -> None:
+    """JAX's collectives on CPUs find this host by its name, whatever address the processes have met at."""
+    platforms = jax.config.read("jax_platforms")
+    name = socket.gethostname()
+    problem = None if platforms and "cpu" not in platforms else meeting.problem_with(name)
+    if problem:
+        raise ValueError(
+            f"this host is called {name}, which has no address ({problem}), so that processes of one program cannot "
+            f"reach it: add it to /etc/hosts (echo 127.0.0.1 {name} >> /etc/hosts, for processes on this host alone)"
+        )
 
 
 def _avoid_proxy(environment: MutableMapping[str, str], host: str) -> None:
