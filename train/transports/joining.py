@@ -210,7 +210,7 @@ def _initialize(address: str, size: int, rank: int, who: str, **arguments: Any) 
 
 def _check_own_name() -> None:
     """JAX's collectives on CPUs find this host by its name, whatever address the processes have met at."""
-    platforms = jax.config.read("jax_platforms")
+    platforms = jax.config.values.get("jax_platforms")
     name = socket.gethostname()
     problem = None if platforms and "cpu" not in platforms else meeting.problem_with(name)
     if problem:
