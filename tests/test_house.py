@@ -187,7 +187,7 @@ ALLOWED = {
     "models": {"models"},
     "train": {"wagma_jax", "models", "train"},
 }  # fmt: skip
-MAY_USE_MPI = ("wagma_jax/exchange", "wagma_jax/commands/doctor/checkup.py")
+MAY_USE_MPI = ("wagma_jax/exchange", "wagma_jax/commands/doctor/checkup.py", "train/transports/joining.py")
 
 
 def sources(*folders):

@@ -169,12 +169,11 @@ def announced(size: int, who: str, where: str = "") -> Iterator[None]:
 
     def tell():
         place = f" at {where}" if where else ""
-        print(
+        text = (
             f"waiting for all of {size} processes, as {who} says, to come{place}, for at most "
-            f"{INITIALIZATION_TIMEOUT} s; a process that is to run alone needs --transport xla --processes 1",
-            file=sys.stderr,
-            flush=True,
+            f"{INITIALIZATION_TIMEOUT} s; a process that is to run alone needs --transport xla --processes 1"
         )
+        print(text, file=sys.stderr, flush=True)
 
     timer = threading.Timer(SILENT_SECONDS, tell)
     timer.daemon = True
