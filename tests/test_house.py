@@ -227,7 +227,7 @@ ALLOWED = {
     "models": {"models"},
     "train": {"models", "train", "wagma_jax"},
 }  # fmt: skip
-MAY_USE_MPI = ("wagma_jax/exchange", "wagma_jax/commands/doctor/checkup.py")
+MAY_USE_MPI = ("wagma_jax/exchange", "wagma_jax/commands/doctor/checkup.py", "train/transports/joining.py")
 
 
 def sources(*folders):

@@ -89,7 +89,8 @@ class RunOptions(AlgorithmOptions):
         picture: Draw training.png at the end.
         tensorboard: Write the metrics for TensorBoard, too (needs the extra 'tensorboard').
         coordinator: HOST:PORT of process 0, where several processes train together and neither Slurm nor MPI tells.
-        processes: Number of processes that train together; with --coordinator.
+        processes: Number of processes that train together; with --coordinator. 1 alone: this one, whatever Slurm or MPI
+            tell.
         process_id: Which of the processes this is, from 0; with --coordinator.
     """
 

@@ -1,8 +1,10 @@
 """Several processes train together: joined from Slurm's environment, by mpirun or by options, with the same numbers."""
 
+import os
 import shutil
 import socket
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 from processes import free_port, run_all
 
 from tests.train import runs
-from train.transports import joining, launchers
+from train.transports import joining, launchers, meeting
 from train.transports.group import Group
 
 OPTIONS = [
@@ -44,35 +46,21 @@ def as_if_killed_before_the_last_checkpoint(out):
     (out / "summary.json").unlink()
 
 
-def slurm(process, port):
-    """What srun sets; the port is that of the job's number in JAX."""
-    job = port - (65535 - 2**12 + 1)
+def slurm(process):
+    """What srun sets."""
     return {
-        "SLURM_JOB_ID": str(job), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_NODES": "1",
-        "SLURM_PROCID": str(process), "SLURM_LOCALID": str(process),
+        "SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_ID": "0", "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_STEP_NUM_NODES": "1", "SLURM_NTASKS": "2", "SLURM_PROCID": str(process), "SLURM_LOCALID": str(process),
     }  # fmt: skip
 
 
-def free_slurm_port():
-    for _ in range(100):
-        port = free_port()
-        if port > 65535 - 2**12:
-            return port
-    for port in range(65535, 65535 - 2**12, -1):
-        with socket.socket() as server:
-            try:
-                server.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    pytest.fail("no port is free")
-
-
 def test_two_processes_under_slurm_give_the_numbers_of_one(alone, tmp_path):
-    out, port = tmp_path / "run", free_slurm_port()
+    out = tmp_path / "run"
     command = [*runs.COMMAND, *OPTIONS, "--out", out]
     results = run_all(
-        [["env", *(f"{k}={v}" for k, v in slurm(i, port).items()), *command] for i in range(2)], timeout=200
+        [["env", *(f"{k}={v}" for k, v in slurm(i).items()), *command] for i in range(2)],
+        timeout=200,
+        environment={"http_proxy": "http://127.0.0.1:9"},  # leads nowhere
     )
     for status, output in results:
         assert status == 0, output
@@ -142,6 +130,12 @@ def test_what_is_wrong_on_one_process_ends_all_of_them(tmp_path):
         ),
         ({"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, (4, "mpi4py", True)),
         ({"PMI_SIZE": "3"}, (3, "mpi4py", False)),
+        (  # an interactive shell: a step of one task in an allocation of four
+            {
+                "SLURM_STEP_NODELIST": "n1", "SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1",
+            },
+            None,
+        ),
     ],
 )  # fmt: skip
 def test_what_the_launchers_tell(environment, expected):
@@ -149,7 +143,98 @@ def test_what_the_launchers_tell(environment, expected):
     assert (None if found is None else tuple(found)) == expected
 
 
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("a", "a"),
+        ("a,b", "a"),
+        ("n[007-015],b", "n007"),
+        ("n[7,9]", "n7"),
+        ("r1-n[1-2].x,b", "r1-n1.x"),
+        ("h-1", "h-1"),
+    ],
+)
+def test_the_first_host_of_a_step(nodes, first):
+    environment = slurm(1) | {"SLURM_STEP_NODELIST": nodes, "SLURM_STEP_NUM_NODES": "2"}
+    step = launchers.slurm_step(environment)
+    assert step == (f"{os.getpid()}.0.", 1, 1, first)
+    assert launchers.slurm_step(environment | {"SLURM_STEP_NUM_NODES": "1"}).host == "127.0.0.1"
+
+
+def test_runs_on_one_host_meet_their_own(monkeypatch):
+    monkeypatch.setattr(meeting, "_ANSWER_SECONDS", 0.2)
+    place = meeting.free_port()  # all runs look for process 0 here first, where a stranger listens
+    monkeypatch.setattr(meeting, "_places", lambda run: [place + i for i in range(6)])
+    ports = {f"{os.getpid()}.{step}.": 1000 + step for step in range(2)}
+    found = {}
+
+    def follow(run, process):
+        found[run, process] = meeting.follow(run, "localhost", 20)
+
+    with socket.create_server(("127.0.0.1", place)):
+        others = [threading.Thread(target=follow, args=(run, i)) for run in ports for i in range(2)]
+        for other in others:
+            other.start()
+        for run, port in ports.items():
+            meeting.lead(run, 2, port, 20)
+        for other in others:
+            other.join()
+        with pytest.raises(TimeoutError, match="process 0 was not found on localhost within 0 s"):
+            meeting.follow("another", "localhost", 0.01)
+    assert found == {(run, i): port for run, port in ports.items() for i in range(2)}
+
+
+def test_addresses():
+    assert meeting.split("h1:1234") == ("h1", 1234)
+    assert meeting.split("[fd00::1]:1234") == ("fd00::1", 1234)
+    assert meeting.join("fd00::1", 1234) == "[fd00::1]:1234"
+    for wrong in ("h1", "h1:", ":1", "fd00::1:1234", "h1:x", "h1:70000"):
+        assert meeting.split(wrong) is None
+        with pytest.raises(ValueError, match=r"HOST:PORT of process 0, got .* IPv6 addresses stand in brackets"):
+            joining.initialize(wrong, 2, 0)
+    with pytest.raises(
+        ValueError, match=r"the host nosuch\.invalid, which has no address here \(.*getent hosts nosuch"
+    ):
+        joining.initialize("nosuch.invalid:1234", 2, 1)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(ValueError, match=f"port {port}, which another program has"):
+            joining.initialize(f"127.0.0.1:{port}", 2, 0)
+    unknown = slurm(0) | {"SLURM_STEP_NODELIST": "nosuch.invalid", "SLURM_STEP_NUM_NODES": "2"}
+    with pytest.raises(ValueError, match=r"on the host nosuch\.invalid, as Slurm says, which has no address here"):
+        joining.initialize(environment=unknown)
+
+
+def test_whoever_waits_says_for_whom(monkeypatch, capfd):
+    monkeypatch.setattr(joining, "SILENT_SECONDS", 0.1)
+    monkeypatch.setattr(joining, "INITIALIZATION_TIMEOUT", 0.5)
+    with pytest.raises(ValueError, match=r"2 processes, as Slurm says, did not meet: process 0 was not found .*srun"):
+        joining.initialize(environment=slurm(1))
+    said = capfd.readouterr().err
+    assert said.startswith("waiting for all of 2 processes, as Slurm says, to come at 127.0.0.1, for process 0,")
+    assert "a process that is to run alone needs --transport xla --processes 1" in said
+    with joining.announced(2, "MPI"):
+        pass
+    assert capfd.readouterr().err == "", "it was over soon"
+
+
+def test_processes_speak_without_a_proxy():
+    environment = {"https_proxy": "http://proxy", "no_proxy": "a,b"}
+    joining._avoid_proxy(environment, "h1")
+    assert environment["no_grpc_proxy"] == "a,b,h1"
+    alone = {"no_proxy": "a"}
+    joining._avoid_proxy(alone, "h1")
+    assert alone == {"no_proxy": "a"}
+
+
+def test_a_host_without_an_address_is_named(monkeypatch):
+    monkeypatch.setattr(socket, "gethostname", lambda: "nosuch.invalid")
+    with pytest.raises(ValueError, match=r"this host is called nosuch\.invalid, which has no address .*/etc/hosts"):
+        joining.initialize(f"127.0.0.1:{free_port()}", 2, 0)
+
+
 def test_one_process_needs_nobody():
+    assert joining.initialize(None, 1, None, environment=slurm(0)) == 1
     assert joining.initialize(environment={}) == 1
     assert joining.initialize(environment={"SLURM_STEP_NODELIST": "a", "SLURM_NTASKS": "1"}) == 1
     assert joining.initialize(environment={"OMPI_COMM_WORLD_SIZE": "1"}) == 1

@@ -1,20 +1,27 @@
 """Joins the processes of one program by ``jax.distributed``, as Slurm, MPI, a TPU pod or the options describe them."""
 
+import contextlib
 import importlib.util
 import os
-from collections.abc import Mapping
+import socket
+import sys
+import threading
+from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
 import jax
 
 from train.options import RunOptions
-from train.transports import launchers
-from train.transports.group import Group, JaxGroup
+from train.transports import launchers, meeting
+from train.transports.group import Group, JaxGroup, in_a_line
+from wagma_jax import lineage
 
 INITIALIZATION_TIMEOUT = 300
 """Seconds within which all processes must have joined."""
 HEARTBEAT_TIMEOUT = 30
 """Seconds after which the others notice that a process has died."""
+SILENT_SECONDS = 2
+"""Seconds of waiting for others after which the user is told."""
 
 
 def join(options: RunOptions) -> Group:
@@ -37,7 +44,7 @@ def initialize(
 
     Args:
         coordinator: "host:port" of process 0; None: found from the environment.
-        num_processes: How many processes; with ``coordinator``.
+        num_processes: How many processes; with ``coordinator``. 1, without it: this process runs alone.
         process_id: Which of them this is, from 0; with ``coordinator``.
         environment: Where Slurm and MPI describe the processes.
 
@@ -47,19 +54,17 @@ def initialize(
     Raises:
         ValueError: The arguments are incomplete or out of range, or something that is needed is not installed.
     """
-    given = (coordinator, num_processes, process_id)
-    if any(value is not None for value in given):
+    if (coordinator, num_processes, process_id) == (None, 1, None):
+        return 1
+    if any(value is not None for value in (coordinator, num_processes, process_id)):
         if coordinator is None or num_processes is None or process_id is None:
             raise ValueError(
                 "--coordinator, --processes and --process-id belong together, got "
-                f"{coordinator}, {num_processes} and {process_id}: give all three, or none under Slurm or MPI"
+                f"{coordinator}, {num_processes} and {process_id}: give all three, none under Slurm or MPI, or "
+                "--processes 1 to run alone"
             )
-        host, _, port = coordinator.rpartition(":")
-        if not host or not port.isdigit():
-            raise ValueError(f"--coordinator must be HOST:PORT of process 0, got {coordinator!r}")
-        if not 0 <= process_id < num_processes:
-            raise ValueError(f"--process-id must be in [0, {num_processes}), got {process_id}")
-        _initialize(coordinator_address=coordinator, num_processes=num_processes, process_id=process_id)
+        _check(coordinator, num_processes, process_id)
+        _initialize(coordinator, num_processes, process_id, "--coordinator")
         return num_processes
     found = launchers.launched(environment)
     if found is not None:
@@ -69,18 +74,153 @@ def initialize(
                 "not installed: run make setup or pip install 'wagma_jax[mpi]', or give --coordinator, --processes "
                 "and --process-id"
             )
-        _initialize(cluster_detection_method=found.method)
-        if found.alone_on_host:  # otherwise JAX gives each process one accelerator of its host
-            for name in ("jax_cuda_visible_devices", "jax_rocm_visible_devices"):
-                jax.config.update(name, "all")
-        return found.processes
+        meet = _met_by_mpi if found.method == "mpi4py" else _met_by_slurm
+        address, size, rank, local_rank = meet(environment, found.processes)
+        # With several processes on a host JAX gives each one accelerator.
+        devices = None if found.alone_on_host or "JAX_LOCAL_DEVICE_IDS" in environment else [local_rank]
+        how = {"mpi4py": "MPI", "slurm": "Slurm"}[found.method]
+        _initialize(address, size, rank, how, local_device_ids=devices, cluster_detection_method="deactivate")
+        return size
     if launchers.on_tpu_pod(environment):
-        _initialize()
+        jax.distributed.initialize(
+            initialization_timeout=INITIALIZATION_TIMEOUT, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT
+        )
         return jax.process_count()
     return 1
 
 
-def _initialize(**arguments: Any) -> None:
-    jax.distributed.initialize(
-        initialization_timeout=INITIALIZATION_TIMEOUT, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT, **arguments
-    )
+def _check(coordinator: str, num_processes: int, process_id: int) -> None:
+    place = meeting.split(coordinator)
+    if place is None:
+        raise ValueError(
+            f"--coordinator must be HOST:PORT of process 0, got {coordinator!r}: IPv6 addresses stand in brackets, as "
+            "in [fd00::1]:1234"
+        )
+    if not 0 <= process_id < num_processes:
+        raise ValueError(f"--process-id must be in [0, {num_processes}), got {process_id}")
+    host, port = place
+    problem = meeting.problem_with(host)
+    if problem:
+        raise ValueError(
+            f"--coordinator names the host {host}, which has no address here ({problem}): pass its address, or a name "
+            f"that getent hosts {host} finds"
+        )
+    if process_id == 0 and meeting.is_taken(port):
+        raise ValueError(f"--coordinator names port {port}, which another program has on this host: pass another one")
+
+
+def _met_by_mpi(environment: Mapping[str, str], size: int) -> tuple[str, int, int, int]:
+    """The address of process 0, the number of processes, and this one's rank, in all and on its host."""
+    with announced(size, "MPI"):
+        from mpi4py import MPI
+
+    world = MPI.COMM_WORLD
+    on_host = world.Split_type(MPI.COMM_TYPE_SHARED)
+    host = "127.0.0.1" if on_host.size == world.size else world.bcast(socket.gethostname())
+    where = {rank: text for rank, text in enumerate(world.allgather(meeting.problem_with(host))) if text}
+    if where:
+        rank, problem = next(iter(where.items()))
+        raise ValueError(
+            f"process 0 runs on the host {host}, which has no address for process {rank} ({problem}): add it to "
+            "/etc/hosts there, or give --coordinator, --processes and --process-id"
+        )
+    return world.bcast(meeting.join(host, _port(environment))), world.size, world.rank, on_host.rank
+
+
+def _met_by_slurm(environment: Mapping[str, str], size: int) -> tuple[str, int, int, int]:
+    """As above."""
+    step = launchers.slurm_step(environment)
+    problem = meeting.problem_with(step.host)
+    if problem:
+        raise ValueError(
+            f"process 0 runs on the host {step.host}, as Slurm says, which has no address here ({problem}): give "
+            "--coordinator, --processes and --process-id, or run alone with --processes 1"
+        )
+    port = _port(environment)
+    if "JAX_COORDINATOR_PORT" not in environment:
+        try:
+            if step.rank == 0:
+                meeting.lead(step.name, size - 1, port, INITIALIZATION_TIMEOUT)
+            else:
+                with announced(size, "Slurm", f"{step.host}, for process 0"):
+                    port = meeting.follow(step.name, step.host, INITIALIZATION_TIMEOUT)
+        except OSError as error:
+            raise ValueError(
+                f"{size} processes, as Slurm says, did not meet: {error}. See that srun starts all of them, or run "
+                "alone with --processes 1"
+            ) from None
+    return meeting.join(step.host, port), size, step.rank, step.local_rank
+
+
+def _port(environment: Mapping[str, str]) -> int:
+    port = environment.get("JAX_COORDINATOR_PORT", "")
+    return int(port) if port.isdigit() else meeting.free_port()
+
+
+@contextlib.contextmanager
+def announced(size: int, who: str, where: str = "") -> Iterator[None]:
+    """Tells the user, once it takes longer than a moment, what is waited for and how to do without.
+
+    Args:
+        size: How many processes there are.
+        who: Who says so.
+        where: They are waited for.
+    """
+
+    def tell():
+        place = f" at {where}" if where else ""
+        text = (
+            f"waiting for all of {size} processes, as {who} says, to come{place}, for at most "
+            f"{INITIALIZATION_TIMEOUT} s; a process that is to run alone needs --transport xla --processes 1"
+        )
+        print(text, file=sys.stderr, flush=True)
+
+    timer = threading.Timer(SILENT_SECONDS, tell)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _initialize(address: str, size: int, rank: int, who: str, **arguments: Any) -> None:
+    place = meeting.split(address)
+    assert place
+    _check_own_name()
+    _avoid_proxy(os.environ, place[0])
+    try:
+        with announced(size, who, f"{address} (this is process {rank})"):
+            jax.distributed.initialize(
+                address,
+                size,
+                rank,
+                initialization_timeout=INITIALIZATION_TIMEOUT,
+                heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
+                **arguments,
+            )
+    except RuntimeError as error:
+        raise ValueError(
+            f"{size} processes, as {who} says, did not meet at {address} within {INITIALIZATION_TIMEOUT} s "
+            f"({in_a_line(error)}): see that all are started and reach this host, or run alone with --processes 1"
+        ) from None
+    lineage.mark()
+
+
+def _check_own_name() -> None:
+    """JAX's collectives on CPUs find this host by its name, whatever address the processes have met at."""
+    platforms = jax.config.values.get("jax_platforms")
+    name = socket.gethostname()
+    problem = None if platforms and "cpu" not in platforms else meeting.problem_with(name)
+    if problem:
+        raise ValueError(
+            f"this host is called {name}, which has no address ({problem}), so that processes of one program cannot "
+            f"reach it: add it to /etc/hosts (echo 127.0.0.1 {name} >> /etc/hosts, for processes on this host alone)"
+        )
+
+
+def _avoid_proxy(environment: MutableMapping[str, str], host: str) -> None:
+    """Processes of a run speak to each other directly, whatever the proxy for the web."""
+    if any(name.lower() in ("http_proxy", "https_proxy", "grpc_proxy") for name in environment):
+        others = environment.get("no_grpc_proxy") or environment.get("no_proxy") or environment.get("NO_PROXY")
+        environment["no_grpc_proxy"] = ",".join(filter(None, (others, host)))

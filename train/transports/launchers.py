@@ -12,7 +12,7 @@ class Launched(NamedTuple):
 
     Attributes:
         processes: How many there are.
-        method: How JAX should find them (``cluster_detection_method``).
+        method: Who tells processes of each other: "mpi4py" or "slurm".
         alone_on_host: Whether this process has the accelerators of its host to itself.
     """
 
@@ -41,6 +41,37 @@ def mpi_processes(environment: Mapping[str, str]) -> int:
     return next((found.processes for found in launchers if found is not None), 1)
 
 
+class Step(NamedTuple):
+    """A step of Slurm, as one of its processes sees it.
+
+    Attributes:
+        name: Of the step, among all that run at a time.
+        rank: Of this process.
+        local_rank: Of this process on its host.
+        host: Where process 0 is.
+    """
+
+    name: str
+    rank: int
+    local_rank: int
+    host: str
+
+
+def slurm_step(environment: Mapping[str, str]) -> Step:
+    """The step of Slurm that this process belongs to."""
+    names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
+    nodes = environment["SLURM_STEP_NODELIST"]  # as n[001-004,7],m1
+    first = re.match(r"([^,\[]*)(?:\[([^-,\]]*)[^\]]*\]([^,\[]*))?", nodes)
+    assert first
+    alone = environment.get("SLURM_STEP_NUM_NODES") == "1"
+    return Step(
+        ".".join(environment.get(name, "") for name in names),
+        int(environment["SLURM_PROCID"]),
+        int(environment.get("SLURM_LOCALID", 0)),
+        "127.0.0.1" if alone else "".join(part or "" for part in first.groups()),
+    )
+
+
 def on_tpu_pod(environment: Mapping[str, str]) -> bool:
     """Whether this is one of several hosts of a TPU pod."""
     return "," in environment.get("TPU_WORKER_HOSTNAMES", "") or "MEGASCALE_COORDINATOR_ADDRESS" in environment
@@ -57,7 +88,9 @@ def _slurm(environment: Mapping[str, str]) -> Launched | None:
     if "SLURM_STEP_NODELIST" not in environment or "SLURM_PROCID" not in environment:
         return None
     tasks = environment.get("SLURM_STEP_TASKS_PER_NODE", "")  # as 1(x16)
-    return Launched(int(environment.get("SLURM_NTASKS", 1)), "slurm", re.fullmatch(r"1(\(x\d+\))?", tasks) is not None)
+    # An interactive shell is a step of one task in an allocation of many: the step counts.
+    size = int(environment.get("SLURM_STEP_NUM_TASKS") or environment.get("SLURM_NTASKS") or 1)
+    return Launched(size, "slurm", re.fullmatch(r"1(\(x\d+\))?", tasks) is not None)
 
 
 def _pmi(environment: Mapping[str, str]) -> Launched | None:

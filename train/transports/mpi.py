@@ -19,7 +19,7 @@ from train.loop import Consensus, Stepped
 from train.options import DEFAULT_MEET_EVERY, RunOptions
 from train.pytrees import as_shapes, on_host, with_leaves
 from train.task import Batch, Mean
-from train.transports import launchers
+from train.transports import joining, launchers
 from train.transports.compiling import ByShape
 from train.transports.group import Group, MpiGroup
 from train.transports.reports import Reports
@@ -35,9 +35,11 @@ def join(options: RunOptions) -> Group:
         ValueError: They are not as many as the options say, or the extra 'mpi' is missing.
     """
     size = 1
-    if launchers.launched(os.environ) is not None:
+    launched = launchers.launched(os.environ)
+    if launched is not None:
         try:
-            from wagma_jax.exchange import MPI
+            with joining.announced(launched.processes, "MPI"):
+                from wagma_jax.exchange import MPI
         except ImportError as error:
             raise ValueError(str(error)) from None
         size = MPI.COMM_WORLD.size
