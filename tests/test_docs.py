@@ -225,6 +225,13 @@ def test_the_example_on_a_mesh_reaches_the_mean_of_the_targets(capsys):
     assert len(scope["w"].sharding.device_set) == jax.device_count()
 
 
+def test_the_example_with_keys_draws_a_mask_for_each_worker():
+    (script,) = blocks("index", "run with keys")
+    scope = {}
+    exec(script, scope)
+    assert len(np.unique(np.asarray(scope["y"]) != 0, axis=0)) == len(scope["y"]) == 8
+
+
 def test_the_example_with_processes_learns(tmp_path):
     pytest.importorskip("mpi4jax", reason="the extra mpi is not installed", exc_type=ImportError)
     (script,) = blocks("index", "run on 2 ranks")

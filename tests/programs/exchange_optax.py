@@ -44,6 +44,7 @@ def accumulation(comm):
             expected = np.ones(2)
             for micro in range(8):
                 params, state = step(params, state, jnp.asarray(targets[micro, comm.rank], dtype))
+                assert step._cache_size() == 1
                 assert params["w"].dtype == dtype
                 jax.effects_barrier()
                 assert exchange.round == (micro + 1) // k - 1

@@ -124,7 +124,7 @@ def as_transformation(
 def _init(params: Any) -> ExchangeState:
     del params
     with jax.ensure_compile_time_eval():  # so that a step that makes its own state can be told from one that keeps it
-        return ExchangeState(jnp.zeros((), jnp.int32))
+        return ExchangeState(jax.device_put(np.zeros((), np.int32)))  # explicitly, for users who guard transfers
 
 
 def _counted(state: Any, every: int, own: list[Any]) -> tuple[Any, Any]:
