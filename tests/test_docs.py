@@ -17,6 +17,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import ranks
 from processes import ROOT, run_ranks
 
 import wagma_jax
@@ -269,7 +270,7 @@ def test_the_workload_trains_resumes_and_is_evaluated(tmp_path, monkeypatch, cap
     spec.loader.exec_module(rings)
     monkeypatch.chdir(tmp_path)
     for command in alone:
-        rings.run.main(rings.WORKLOAD, command.split())
+        rings.run.main(rings.WORKLOAD, [*command.split(), *([] if "--evaluate" in command else ["--no-picture"])])
     before, _, evaluated = capsys.readouterr().out.partition("consensus model of runs/one")
     assert "going on from step 400" in before
     found = summary(Path("runs/one"))
@@ -279,8 +280,7 @@ def test_the_workload_trains_resumes_and_is_evaluated(tmp_path, monkeypatch, cap
 
     pytest.importorskip("mpi4jax", reason="the extra mpi is not installed", exc_type=ImportError)
     words = launched[0].replace("runs/", f"{tmp_path}/runs/").split()
-    status, output = run_ranks(2, path, *words, timeout=100)
-    assert status == 0, output
+    ranks.run("train_bodies.run_of", path, [*words, "--no-picture"], num_ranks=2, timeout=100)
     found = summary(Path("runs/two"))
     assert (found["steps"], found["transport"]) == (400, "mpi")
     assert found["late_fraction"] > 0
@@ -291,7 +291,7 @@ def test_the_exported_model_is_read_by_others(tmp_path, monkeypatch):
     from train import images, run
 
     monkeypatch.chdir(tmp_path)
-    options = images.Options(workers=1, steps=4, batch_size=8, out=tmp_path / "runs" / "mine")
+    options = images.Options(workers=1, steps=4, batch_size=8, out=tmp_path / "runs" / "mine", picture=False)
     found, _ = run.train(images.WORKLOAD, options)
     (script,) = blocks("training", "export")
     scope = {}

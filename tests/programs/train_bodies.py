@@ -1,8 +1,10 @@
 """Bodies over MPI: runs of workloads as their command lines begin them, but for signals and the end of the process."""
 
 import contextlib
+import importlib.util
 import io
 import os
+import sys
 
 import numpy as np
 
@@ -21,6 +23,15 @@ def toys(comm, *commands):
 def image_run(comm, command):
     """A run of the images; what it has printed."""
     return _run(comm, images.WORKLOAD, command)
+
+
+def run_of(comm, path, command):
+    """A run of the workload in a file; what it has printed."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # for its dataclasses
+    spec.loader.exec_module(module)
+    return _run(comm, module.WORKLOAD, command)
 
 
 def stopped_toy(comm, command, number, step):

@@ -1,6 +1,8 @@
 """Interrupted runs: killed at any moment and resumed they give the same numbers; stopped by a signal they save."""
 
+import dataclasses
 import json
+import os
 import shutil
 import signal
 import time
@@ -10,14 +12,14 @@ import numpy as np
 import pytest
 
 from tests.train import runs
-from tests.train.toy import WORKLOAD, Options
+from tests.train.toy import WORKLOAD, Options, Toy
 from train import folders, run
 from train.checkpoints import look, steps
 
 # lateness, shards, keys: everything that draws; an optimizer that counts
 OPTIONS = [
-    "--workers", "4", "--steps", "240", "--batch-size", "4", "--late-probability", "0.3", "--sampling", "shard",
-    "--optimizer", "adam", "--log-every", "5", "--eval-every", "80", "--checkpoint-every", "40",
+    "--workers", "4", "--steps", "120", "--batch-size", "4", "--late-probability", "0.3", "--sampling", "shard",
+    "--optimizer", "adam", "--log-every", "5", "--eval-every", "40", "--checkpoint-every", "20",
 ]  # fmt: skip
 
 
@@ -29,7 +31,7 @@ def rows_in(out):
 def killed(command, out, after, pause):
     """Starts a run and kills it some time after a checkpoint later than a step; the step of its newest one."""
     newest = lambda: max(steps(out / "checkpoints"), default=0)
-    process = runs.started([*command, "--pause", "0.01"])
+    process = runs.started([*command, "--pause", "0.02"])
     try:
         runs.wait_for(process, lambda: newest() > after)
         time.sleep(pause)
@@ -63,11 +65,39 @@ def test_killed_twice_and_resumed_gives_the_same_numbers(tmp_path, capsys):
     assert {path: path.read_bytes() for path in broken.rglob("*") if path.is_file()} == before
 
 
+class Signalled(Toy):
+    """Gets a signal when it loads a batch."""
+
+    def __init__(self, options, number):
+        super().__init__(options)
+        self.number = number
+
+    def feed(self, place, seed, first_unit):
+        feed = super().feed(place, seed, first_unit)
+        following = feed.next
+
+        def signalled(step, model, carry):
+            if step == 7:
+                os.kill(os.getpid(), self.number)
+            return following(step, model, carry)
+
+        feed.next = signalled
+        return feed
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
-def test_a_signal_saves_and_says_how_to_go_on(number, tmp_path):
+def test_a_signal_saves_and_says_how_to_go_on(number, tmp_path, capsys):
     out = tmp_path / "run"
-    changed = ["--checkpoint-every", "100000", "--steps", "10000000", "--eval-every", "100000"]
-    output = runs.stopped([*runs.COMMAND, *OPTIONS, *changed, "--out", out], lambda: rows_in(out) > 0, number)
+    changed = ["--checkpoint-every", "100000", "--steps", "10000000", "--eval-every", "100000", "--out", str(out)]
+    if number == signal.SIGTERM:  # in a process of its own, from outside
+        output = runs.stopped([*runs.COMMAND, *OPTIONS, *changed], lambda: rows_in(out) > 0, number)
+    else:
+        workload = dataclasses.replace(WORKLOAD, create=lambda options: Signalled(options, number))
+        with pytest.raises(SystemExit) as ended:
+            run.main(workload, [*OPTIONS, *changed])
+        assert ended.value.code == 128 + number
+        output = capsys.readouterr().out
+        assert f"{number.name}: stopped at step 10" in output
     assert f"--resume {out}" in output.replace("\n", "")
     last = [row["step"] for row in runs.numbers(out)][-1]
     assert steps(out / "checkpoints")[0] == last

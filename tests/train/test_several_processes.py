@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from processes import free_port, run_all
+from processes import ROOT, free_port, run_all
 
 from tests.train import runs
 from train.transports import joining, launchers, meeting
@@ -84,18 +84,18 @@ def test_two_processes_under_mpirun_resume_the_run_of_one(alone, tmp_path):
     mpirun = [Path(sys.executable).parent / "mpirun", "-n", "2", "--map-by", ":OVERSUBSCRIBE"]
     environment = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     # mpirun suggests a process per worker; here two processes share one program
-    command = [*mpirun, *runs.COMMAND, "--resume", out, "--transport", "xla"]
+    resumed = f"--resume {out} --transport xla"
+    # and with fewer workers they begin with the consensus
+    fewer = f"--resume {tmp_path / 'fewer'} --transport xla --workers 2 --steps 13"
+    shutil.copytree(alone, tmp_path / "fewer")
+    command = [*mpirun, sys.executable, ROOT / "tests/programs/train_twice.py", resumed, fewer]
     ((status, output),) = run_all([command], environment=environment, timeout=200)
     assert status == 0, output
     assert "going on from step 6" in output
     compare(out, alone)
-    # and with fewer workers they begin with the consensus
-    before = runs.consensus(out / "consensus")
-    command += ["--workers", "2", "--steps", "13"]
-    ((status, output),) = run_all([command], environment=environment, timeout=200)
-    assert status == 0, output
     assert "starting again from the consensus of 4 workers at step 12" in " ".join(output.split())
-    assert 0 < np.abs(runs.consensus(out / "consensus") - before).max() < 0.2
+    moved = runs.consensus(tmp_path / "fewer" / "consensus") - runs.consensus(alone / "consensus")
+    assert 0 < np.abs(moved).max() < 0.2
 
 
 def test_what_is_wrong_on_one_process_ends_all_of_them(tmp_path):
