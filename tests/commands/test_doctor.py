@@ -331,10 +331,9 @@ def test_faults_of_an_exchange_are_found():
     assert "torn at rank 1 at round 3: [" in found["exchange"][1]
     assert "77.0" in found["exchange"][1]
     assert "differ after sync round 15 -> " in found["sync"][1]
-    assert re.search(
-        r"expected nobody to wait 0\.3 s for a rank that is 0\.6 s late, got longest wait (5[4-9]|6\d)\d ms",
-        found["straggler"][1],
-    )
+    assert "expected nobody to wait 0.3 s for a rank that is 0.6 s late, " in found["straggler"][1]
+    wait = re.search(r"got longest wait (\d+) ms", found["straggler"][1])
+    assert 540 <= int(wait[1]) < 3000  # a busy machine adds to it
 
 
 # --- GPUs ---

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import faulthandler
+import gc
 import importlib
 import os
 import pickle
@@ -53,6 +54,7 @@ def execute(task):
 
 
 def main(folder, start):
+    gc.set_threshold(20_000, 10, 10)  # see conftest.py
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: with whoever started it
     place = Path(folder) / f"rank-{start}-{WORLD.rank}"
     server = socket.socket(socket.AF_UNIX)
