@@ -109,6 +109,26 @@ def test_large_groups_in_one_vmap(num_workers, group_size):
     check_against_reference("vmap", schedule, random_lateness(5, num_workers))
 
 
+@pytest.mark.parametrize("leaf", [jax.nn.relu, "relu", jax.ShapeDtypeStruct((2,), jnp.float32)], ids=str)
+def test_leaves_that_are_no_arrays_are_named(leaf):
+    tree = {"w": jnp.ones(2), "x": leaf}
+    late = wagma.GroupAverager(wagma.GroupSchedule(2, 2), simulate_lateness=True)
+    punctual = wagma.GroupAverager(wagma.GroupSchedule(2, 2))
+    per_worker = {
+        "average": lambda w: punctual.average({**tree, "w": w}, punctual.init({"w": w}))[0]["w"],
+        "consensus": lambda w: wagma.consensus({**tree, "w": w})["w"],
+        "consensus_distance": lambda w: wagma.consensus_distance({**tree, "w": w}),
+        "group_mean": lambda w: wagma.group_mean({**tree, "w": w}, "data", [[0, 1]])["w"],
+    }
+    calls = [lambda step=step: wagma.for_workers(step)(jnp.ones((2, 2))) for step in per_worker.values()]
+    calls += [lambda: late.init(tree), lambda: wagma.replicate(tree, 2)]
+    for call in calls:
+        with pytest.raises(TypeError, match=r"^\['x'\] must be an array or a number that JAX knows, got "):
+            call()
+    with pytest.raises(TypeError, match=r"^argument 0\['x'\] must be an array"):
+        wagma.for_workers(lambda tree: tree)(tree)
+
+
 @pytest.mark.parametrize("context", ["shard_map", "shard_map_unchecked", "vmap"])
 def test_frozen_leaves_keep_their_bits_in_groups_of_two_and_four(context, optimized):
     frozen = np.random.default_rng(0).standard_normal(5000).astype(np.float32)
