@@ -14,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from reference import LateRuleReference, consensus_distance
 
 import wagma_jax as wagma
-from wagma_jax.collectives import LOWERINGS
+from wagma_jax.collectives import LOWERINGS, packing
 
 POLICY = {"w": "mean", "b": "mean", "stats": "sync", "frozen": "keep", "count": "keep"}
 
@@ -107,6 +107,11 @@ def test_rounds_agree_with_the_reference(schedule, context):
 def test_large_groups_in_one_vmap(num_workers, group_size):
     schedule = wagma.GroupSchedule(num_workers, group_size, 4)
     check_against_reference("vmap", schedule, random_lateness(5, num_workers))
+
+
+def test_buffers_of_small_leaves_are_limited(monkeypatch):
+    monkeypatch.setattr(packing, "_FUSED", 4)  # in place of 2^29: no two leaves share a buffer
+    check_against_reference("shard_map", wagma.GroupSchedule(4, 2, 3), random_lateness(4, 4))
 
 
 @pytest.mark.parametrize("leaf", [jax.nn.relu, "relu", jax.ShapeDtypeStruct((2,), jnp.float32)], ids=str)
