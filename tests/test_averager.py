@@ -14,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from reference import LateRuleReference, consensus_distance
 
 import wagma_jax as wagma
-from wagma_jax.collectives import LOWERINGS
+from wagma_jax.collectives import LOWERINGS, packing
 
 POLICY = {"w": "mean", "b": "mean", "stats": "sync", "frozen": "keep", "count": "keep"}
 
@@ -106,6 +106,31 @@ def test_rounds_agree_with_the_reference(schedule, context):
 def test_large_groups_in_one_vmap(num_workers, group_size):
     schedule = wagma.GroupSchedule(num_workers, group_size, 4)
     check_against_reference("vmap", schedule, random_lateness(5, num_workers))
+
+
+def test_buffers_of_small_leaves_are_limited(monkeypatch):
+    monkeypatch.setattr(packing, "_FUSED", 4)  # in place of 2^29: no two leaves share a buffer
+    check_against_reference("shard_map", wagma.GroupSchedule(4, 2, 3), random_lateness(4, 4))
+
+
+@pytest.mark.parametrize("leaf", [jax.nn.relu, "relu", jax.ShapeDtypeStruct((2,), jnp.float32)], ids=str)
+def test_leaves_that_are_no_arrays_are_named(leaf):
+    tree = {"w": jnp.ones(2), "x": leaf}
+    late = wagma.GroupAverager(wagma.GroupSchedule(2, 2), simulate_lateness=True)
+    punctual = wagma.GroupAverager(wagma.GroupSchedule(2, 2))
+    per_worker = {
+        "average": lambda w: punctual.average({**tree, "w": w}, punctual.init({"w": w}))[0]["w"],
+        "consensus": lambda w: wagma.consensus({**tree, "w": w})["w"],
+        "consensus_distance": lambda w: wagma.consensus_distance({**tree, "w": w}),
+        "group_mean": lambda w: wagma.group_mean({**tree, "w": w}, "data", [[0, 1]])["w"],
+    }
+    calls = [lambda step=step: wagma.for_workers(step)(jnp.ones((2, 2))) for step in per_worker.values()]
+    calls += [lambda: late.init(tree), lambda: wagma.replicate(tree, 2)]
+    for call in calls:
+        with pytest.raises(TypeError, match=r"^\['x'\] must be an array or a number that JAX knows, got "):
+            call()
+    with pytest.raises(TypeError, match=r"^argument 0\['x'\] must be an array"):
+        wagma.for_workers(lambda tree: tree)(tree)
 
 
 @pytest.mark.parametrize("context", ["shard_map", "shard_map_unchecked", "vmap"])

@@ -313,7 +313,7 @@ def memory_of_sums(comm):
 
 
 def frozen(comm):
-    """In groups of powers of two, leaves that are equal on all workers keep their bits: signed zeros, infinities."""
+    """Leaves that are equal on all workers keep their bits in groups of powers of two, also -0 and infinity."""
     rng = np.random.default_rng(0)
     special = [0.0, -0.0, np.inf, -np.inf, 1e37, 3e-38]
     start = {

@@ -12,6 +12,8 @@ from wagma_jax.collectives.axes import all_manual, is_varying, tracks_varying
 _FUSE_BELOW = 1 << 18
 """Leaves of fewer elements travel together, in one buffer per dtype; larger ones alone, since a copy would cost more
 than a message."""
+_FUSED = 1 << 29
+"""Elements of such a buffer (and one leaf more), since positions beyond 2^31 would overflow."""
 
 
 def pack(leaves: list[jax.Array]) -> tuple[list[jax.Array], Callable[[list[jax.Array]], list[jax.Array]]]:
@@ -26,11 +28,17 @@ def pack(leaves: list[jax.Array]) -> tuple[list[jax.Array], Callable[[list[jax.A
     """
     mesh_axes = jax.sharding.get_abstract_mesh().axis_names
     joined: dict[Any, list[int]] = {}
+    filled: dict[Any, int] = {}
     checked = all_manual() and tracks_varying(mesh_axes)
     for i, leaf in enumerate(leaves):
         alone = leaf.size >= _FUSE_BELOW or not all_manual()
         varies = tuple(is_varying(leaf, name) for name in mesh_axes) if checked else ()
-        joined.setdefault(i if alone else (leaf.dtype, varies), []).append(i)
+        key: Any = i
+        if not alone:
+            key = leaf.dtype, varies
+            filled[key] = filled.get(key, 0) + leaf.size
+            key = *key, filled[key] // _FUSED
+        joined.setdefault(key, []).append(i)
     buffers = [
         leaves[indices[0]] if len(indices) == 1 else jnp.concatenate([leaves[i].reshape(-1) for i in indices])
         for indices in joined.values()

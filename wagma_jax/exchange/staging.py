@@ -22,6 +22,7 @@ from wagma_jax.exchange.places import Survey, put, put_loose, without_mesh
 from wagma_jax.exchange.storage import Buffers, storage_dtype, stored, sum_dtype, values
 
 SMALL_LEAF_BYTES = 1 << 18  # models of smaller leaves (their mean) are copied out: views cost 20 us for each leaf
+FEW_PARTS = 128  # of a buffer, up to which its compiled copies need not be shared
 
 
 class Staging:
@@ -55,8 +56,9 @@ class Staging:
         # closures over the layouts alone: none holds the object that holds it.
         here = jax.sharding.SingleDeviceSharding(self.device)
         jit = functools.partial(jax.jit, in_shardings=here, out_shardings=here)
-        # optimized, a copy of a thousand small leaves takes seconds to compile, and is not faster
-        options = {"xla_backend_optimization_level": 0} if self.copies else None
+        # optimized, a copy of a thousand small leaves takes seconds to compile, and is hardly faster
+        many = self.copies and max((len(layout.parts) for layout in self.layouts), default=0) > FEW_PARTS
+        options = {"xla_backend_optimization_level": 0} if many else None
         self._pack = jit(functools.partial(_concatenated, self.layouts), compiler_options=options)
         self.widens = any(accumulation_dtype(layout.dtype) != layout.dtype for layout in self.layouts)
         # a sum that is wider than the model cannot become the model in place
@@ -236,9 +238,10 @@ class Staging:
             for k, buffer in zip(chosen, buffers, strict=True):
                 key = k, device, committed
                 if key not in self._starts:
-                    starts = [np.int32(part.offset) for part in self.layouts[k].parts]
+                    offsets = [np.int32(part.offset) for part in self.layouts[k].parts]
+                    starts = [] if len(offsets) <= FEW_PARTS else offsets
                     self._starts[key] = jax.device_put(starts, device) if committed else put_loose(starts, device)
-                there = jax.device_put(buffer, device) if committed else put_loose(buffer, device)
+                there = jax.device_put(buffer, device) if committed else np.asarray(buffer)
                 pieces.append(self._split[k](there, self._starts[key]))
             return _gathered([self.layouts[k] for k in chosen], pieces, jnp.concatenate)
 
@@ -272,11 +275,11 @@ def _joined(layout: Layout, leaves: list[Any]) -> jax.Array:
 def _split(layout: Layout, buffer: jax.Array, starts: list[jax.Array]) -> list[jax.Array]:
     """The parts of a buffer; whole leaves in their shapes.
 
-    With offsets that are arguments, all parts of one shape share one compiled copy: constant ones take ten times as
-    long to compile.
+    With offsets that are arguments, all parts of one shape share one compiled copy. Constant ones, without ``starts``,
+    are somewhat faster, but take ten times as long to compile.
     """
     pieces = []
-    for part, start in zip(layout.parts, starts, strict=True):
+    for part, start in zip(layout.parts, starts or [part.offset for part in layout.parts], strict=True):
         piece = values(lax.dynamic_slice(buffer, (start,), (part.size,)))
         pieces.append(piece.reshape(part.shape) if part.is_whole else piece)
     return pieces
