@@ -1,5 +1,6 @@
 """WAGMA as a link of an optax chain: trajectories, exactness, and what may be composed with it."""
 
+import contextlib
 import functools
 
 import hypothesis
@@ -408,6 +409,40 @@ def test_averaging_twice_is_refused():
         wagma.wagma(inner, SCHEDULE).init(jnp.ones(3))
     with pytest.raises(ValueError, match="already averages models"):
         wagma.wagma(optax.apply_if_finite(wagma.wagma(optax.sgd(0.1), SCHEDULE), 3), SCHEDULE).init(jnp.ones(3))
+
+
+@pytest.mark.parametrize("context", ["shard_map", "vmap"])
+def test_strict_promotion(context):
+    """Under strict promotion of dtypes and ranks the numbers are the same, in updates as narrow as the leaves."""
+    optimizer = wagma.wagma(optax.sgd(0.25), SCHEDULE, simulate_lateness=True, every=2)
+    grid = np.random.default_rng(3).normal(size=(P, 2, 3)).astype(np.float32)
+    params = {"single": grid, "complex": grid * np.complex64(1 - 2j), "half": jnp.asarray(grid[:, 0], jnp.bfloat16)}
+
+    def step(params, state, late):
+        updates, state = optimizer.update(jax.tree.map(jnp.ones_like, params), state, params, late=late)
+        params = optax.apply_updates(params, updates)
+        mean, distance = wagma.consensus(params), wagma.consensus_distance(params)
+        return params, state, (mean, distance, wagma.group_mean(params, "data", SCHEDULE.groups(0)))
+
+    seen = []
+    for promotion in (None, "strict"):
+        with contextlib.ExitStack() as stack:
+            if promotion:
+                stack.enter_context(jax.numpy_dtype_promotion("strict"))
+                stack.enter_context(jax.numpy_rank_promotion("raise"))
+            run = CONTEXTS[context](step, P)
+            new, state = jax.tree.map(jnp.asarray, params), jax.jit(jax.vmap(optimizer.init))(params)
+            for t in range(6):
+                new, state, others = run(new, state, jnp.arange(P) == t)
+            seen.append((new, others))
+    widths = {"single": 1e-6, "complex": 1e-6, "half": 2e-2}
+    (new, others), expected = seen[1], seen[0]
+    for name, width in widths.items():
+        assert new[name].dtype == params[name].dtype
+        np.testing.assert_allclose(
+            np.asarray(new[name], np.complex64), np.asarray(expected[0][name], np.complex64), rtol=width, atol=width
+        )
+    np.testing.assert_allclose(others[1], expected[1][1], rtol=2e-2)
 
 
 def test_late_without_simulation_is_refused():

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from wagma_jax.averaging import PolicyFunction
 from wagma_jax.exchange import origins
+from wagma_jax.exchange.isolation import isolated, own_settings
 from wagma_jax.exchange.origins import Consensus, Handed, Key, Model, Total
 from wagma_jax.exchange.staging import Staging
 from wagma_jax.exchange.storage import Buffers, sum_dtype, widened
@@ -97,7 +98,8 @@ class _Run:
         self._consensuses = [0] * len(parts)
         leaves = staging.check(params)
         for rank in range(len(parts)):
-            self._keep(Model(rank, parts[0].start.first_round - 1), staging.pack(leaves))
+            with own_settings():
+                self._keep(Model(rank, parts[0].start.first_round - 1), staging.pack(leaves))
 
     def execute(self) -> list[Any]:
         """The parameters of every rank in the end."""
@@ -172,12 +174,25 @@ class _Run:
 
     def _executed(self, rank: int, entry: Any, pending: list[Any]) -> bool:
         """Executes a call if it can be; else others must be executed before."""
+        tree = None
+        if pending[rank] is None:
+            tree = self._params[rank]
+            if isinstance(entry, Call):
+                tree = self._local_step(rank, self._calls[rank], tree)
+        if not self._exchanged(rank, entry, pending, tree):
+            return False
+        if isinstance(entry, ConsensusCall):
+            self._consensuses[rank] += 1
+        else:
+            self._observe(rank, self._calls[rank], self._params[rank])
+            self._calls[rank] += 1
+        return True
+
+    @isolated
+    def _exchanged(self, rank: int, entry: Any, pending: list[Any], tree: Any) -> bool:
+        """The exchange's part of a call: publishes ``tree``, unless that is done; takes the result, if it is there."""
         staging = self._staging
         if pending[rank] is None:
-            if isinstance(entry, Call):
-                tree = self._local_step(rank, self._calls[rank], self._params[rank])
-            else:
-                tree = self._params[rank]
             stand_in = self._stand_ins[rank].get(self._entries[rank])
             pending[rank] = staging.check(tree), None, stand_in
         leaves, own, stand_in = pending[rank]
@@ -212,11 +227,6 @@ class _Run:
         self._entries[rank] += 1
         if stand_in is not None:
             self._release(stand_in)
-        if isinstance(entry, ConsensusCall):
-            self._consensuses[rank] += 1
-        else:
-            self._observe(rank, self._calls[rank], self._params[rank])
-            self._calls[rank] += 1
         return True
 
     def _get(self, key: Key) -> Buffers | None:
