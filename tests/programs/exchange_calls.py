@@ -11,6 +11,7 @@ import numpy as np
 from exchange_small import FAR_MORE, START, a_run_goes_well, expect, open_small, step, tell, told, train, wait_until
 
 from wagma_jax.exchange import ExchangeError, GroupExchange, models, offsets, startup
+from wagma_jax.exchange.gathering import Gathering
 from wagma_jax.exchange.wire import Wire
 
 SHORT = 1.0  # timeout_seconds of those who are to lose patience
@@ -77,14 +78,15 @@ def errors(comm):
 
 def constructor(comm):
     """Rank 1 fails inside of the constructor, at one step after the other; then rank 0 waits for it alone."""
-    places = [(startup, "broadcast"), (startup, "warm_up"), (Wire, "prepare")]
+    places = [(Gathering, "duplicate"), (startup, "broadcast"), (startup, "warm_up"), (Wire, "prepare")]
     for place, name in places:
+        own = comm.Dup()  # which is of no use if they stop at different steps
         if comm.rank == 1:
             with mock.patch.object(place, name, side_effect=MemoryError("no room")), expect(MemoryError, "no room"):
-                open_small(comm)
+                open_small(own)
         else:
             with expect(ExchangeError, "rank 1 ended with MemoryError: no room"):
-                open_small(comm)
+                open_small(own)
     if comm.rank == 0:
         words = "GroupExchange() has waited for 1.", "of 2 ranks these have not come as far: 1; they are gone, stuck"
         with expect(TimeoutError, *words):

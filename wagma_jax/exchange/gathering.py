@@ -66,6 +66,7 @@ class Gathering:
         self._seconds = seconds
         self._what = "GroupExchange()"
         self._mailbox = Mailbox(comm, tags.START)
+        self._first: Mailbox | None = None  # that of the user's communicator, once there is another
         self._entered = False
         self._step = 0
         self._told = False  # whether all ranks know that this is over
@@ -83,11 +84,12 @@ class Gathering:
         self._listen()  # some may have given up before this rank has come: none begins the next step then
         self._seconds = max(self._seconds, LEAST_SECONDS)
         self.comm, self._entered = self.duplicate(), True
-        self._mailbox = Mailbox(self.comm, tags.START)
+        self._first, self._mailbox = self._mailbox, Mailbox(self.comm, tags.START)
 
     def end(self, seconds: float) -> None:
         """From here on ranks wait for each other at their ends, and no longer than ``seconds`` for all of it."""
         self._what = "close()"
+        self._first = None  # the user may have freed the communicator
         self._deadline = time.perf_counter() + seconds
 
     def duplicate(self) -> MPI.Intracomm:
@@ -195,7 +197,7 @@ class Gathering:
             delay = min(2 * delay, longest_sleep)
 
     def _listen(self) -> None:
-        while (received := self._mailbox.receive()) is not None:
+        while (received := self._mailbox.receive() or self._from_the_first()) is not None:
             source, content = received
             if isinstance(content, _Ask):
                 self._mailbox.send(source, _Here(self._step))
@@ -204,6 +206,10 @@ class Gathering:
             else:
                 self._told = True
                 raise ExchangeError(content.text)
+
+    def _from_the_first(self) -> tuple[int, Any] | None:
+        """A message of a rank that failed before it had our communicator."""
+        return None if self._first is None else self._first.receive()
 
     def _completes(self, done: Callable[[], bool]) -> bool:
         """Asks all others where they are; whether the step is over before they have answered."""
