@@ -5,6 +5,9 @@ import sys
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from wagma_jax import descriptors
+
+descriptors.open_standard()  # a closed stdout has no width, and the next file to be opened would take its place
 # Without a terminal, no window limits the width of tables.
 console = Console(width=None if sys.stdout.isatty() else 110)
 

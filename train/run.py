@@ -25,7 +25,7 @@ from train.pytrees import as_shapes
 from train.task import Task
 from train.transports import local, mpi, program
 from train.transports.group import Group, KeepsTogether
-from wagma_jax import algorithms, descriptors
+from wagma_jax import algorithms
 
 SUMMARY = "summary.json"
 TRANSPORTS: Mapping[str, ModuleType] = {"xla": program, "mpi": mpi}
@@ -328,7 +328,6 @@ def parse(workload: Workload[O], arguments: Sequence[str]) -> O:
 
 def main(workload: Workload[Any], arguments: Sequence[str] | None = None) -> None:
     """The command line of a workload."""
-    descriptors.open_standard()
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns of things that it then corrects itself
     name = workload.command.removeprefix("python -m ")
     group = Group()
