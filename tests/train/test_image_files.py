@@ -16,7 +16,7 @@ BROKEN = {"train": 0.1, "val": 0.05}
 SMALL = {
     "workers": 2, "batch_size": 8, "image_size": 12, "model": "resnet_tiny", "precision": "float32", "epochs": 1.0,
     "log_every": 2, "eval_every": 8, "checkpoint_every": 4, "learning_rate": 0.1,
-    "scale_learning_rate": False,
+    "scale_learning_rate": False, "picture": False,
 }  # fmt: skip
 
 

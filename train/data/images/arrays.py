@@ -153,7 +153,7 @@ def _stratified(labels: np.ndarray, num_test: int) -> tuple[np.ndarray, np.ndarr
 
     They are those of scikit-learn's ``train_test_split(..., stratify=labels, random_state=0)``.
     """
-    random = np.random.RandomState(0)
+    random = np.random.RandomState(0)  # its stream never changes
     counts = np.bincount(labels)
     for_training = _shares(counts, len(labels) - num_test, random)
     for_testing = _shares(counts - for_training, num_test, random)
