@@ -48,7 +48,7 @@ ALLOWED = {
         "wagma_jax.protocol.lifecycle", "wagma_jax.protocol.messages", "wagma_jax.schedule",
     },
     "wagma_jax/jax_internals.py": set(),
-    "wagma_jax/threads.py": {"wagma_jax.jax_internals"},
+    "wagma_jax/threads.py": {"wagma_jax.cpus", "wagma_jax.jax_internals"},
     "wagma_jax/lineage.py": set(),
     "wagma_jax/cpus.py": set(),
     "wagma_jax/descriptors.py": set(),
@@ -61,7 +61,8 @@ ALLOWED = {
     "wagma_jax/exchange/ending.py": {"wagma_jax.exchange.children", "wagma_jax.exchange.tags"},
     "wagma_jax/exchange/mailbox.py": {"wagma_jax.exchange.tags"},
     "wagma_jax/exchange/gathering.py": {
-        "wagma_jax.exchange.errors", "wagma_jax.exchange.mailbox", "wagma_jax.exchange.tags", "wagma_jax.protocol",
+        "wagma_jax.exchange.errors", "wagma_jax.exchange.isolation", "wagma_jax.exchange.mailbox",
+        "wagma_jax.exchange.tags", "wagma_jax.protocol",
     },
     "wagma_jax/exchange/schedules.py": {"wagma_jax.schedule"},
     "wagma_jax/exchange/standing.py": {"wagma_jax.schedule"},
@@ -112,16 +113,20 @@ ALLOWED = {
         "wagma_jax.schedule", "wagma_jax.transformations",
     },
     "wagma_jax/exchange/calls.py": {
-        "wagma_jax.exchange.ending", "wagma_jax.exchange.engine", "wagma_jax.exchange.errors",
-        "wagma_jax.exchange.gathering", "wagma_jax.exchange.recorder",
+        "wagma_jax.exchange.children", "wagma_jax.exchange.ending", "wagma_jax.exchange.engine",
+        "wagma_jax.exchange.errors", "wagma_jax.exchange.gathering", "wagma_jax.exchange.isolation",
+        "wagma_jax.exchange.recorder",
     },
     "wagma_jax/exchange/preparation.py": {
         "wagma_jax.exchange.engine", "wagma_jax.exchange.finite", "wagma_jax.exchange.gathering",
         "wagma_jax.exchange.models", "wagma_jax.exchange.offsets", "wagma_jax.exchange.startup",
         "wagma_jax.exchange.storage", "wagma_jax.exchange.wire", "wagma_jax.protocol",
     },
+    "wagma_jax/exchange/alone.py": {
+        "wagma_jax.exchange.engine", "wagma_jax.exchange.staging", "wagma_jax.exchange.storage",
+    },
     "wagma_jax/exchange/exchange.py": {
-        "wagma_jax.averaging", "wagma_jax.exchange.callbacks", "wagma_jax.exchange.calls",
+        "wagma_jax.averaging", "wagma_jax.exchange.alone", "wagma_jax.exchange.callbacks", "wagma_jax.exchange.calls",
         "wagma_jax.exchange.children", "wagma_jax.exchange.finite", "wagma_jax.exchange.gathering",
         "wagma_jax.exchange.info", "wagma_jax.exchange.isolation", "wagma_jax.exchange.models",
         "wagma_jax.exchange.offsets", "wagma_jax.exchange.preparation", "wagma_jax.exchange.schedules",

@@ -18,7 +18,7 @@ from wagma_jax.exchange.mailbox import Mailbox
 from wagma_jax.exchange.models import Exchanged, Models, Taken
 from wagma_jax.exchange.recorder import Recorder
 from wagma_jax.exchange.storage import Buffers
-from wagma_jax.exchange.waiting import Ask, Inquiry, Status, Waits
+from wagma_jax.exchange.waiting import Ask, Inquiry, Inside, Status, Waits
 from wagma_jax.exchange.wire import Wire
 from wagma_jax.ledger import entries
 from wagma_jax.protocol import messages
@@ -28,15 +28,6 @@ from wagma_jax.protocol.rounds import Rounds, State
 EAGER_SECONDS = 5e-3  # most waits of a trainer are shorter
 WIND_UP_SECONDS = 5.0  # after a failure: how long what was promised to others is waited for
 ANSWER_SECONDS = 1.0
-
-
-class _Inside(NamedTuple):
-    """What the engine's thread is in, where it hears nothing: since when, and of which round, if it is one's."""
-
-    what: str
-    group: tuple[int, ...]
-    since: float
-    round: int | None = None
 
 
 class _Bye(NamedTuple):
@@ -74,7 +65,7 @@ class Engine:
         self.state = State(round=first_round, arrived=first_round - 1)
         self.models = models
         self._recorder = recorder
-        self._inside: _Inside | None = None
+        self._inside: Inside | None = None
         self._failure: tuple[str, BaseException | None] | None = None
         self._consensus: Buffers | None = None
         self._gathered: tuple[int, Tally] | None = None  # the newest round, and sums, when all last stood still
@@ -134,14 +125,12 @@ class Engine:
             counter: The round of the previous call.
 
         Returns:
-            The round; None, and nothing is done, where others are to be told something.
+            The round; None, and nothing is done, where others are to be told.
         """
         with self._changed:
             t = self.machine.target(self.state, counter)
-            if not self.machine.is_alone(t):
-                return None
             state, actions = self.machine.step(self.state, messages.Arrive(t))
-            if actions or state.round <= t:
+            if not self.machine.is_alone(t) or actions or state.round <= t:
                 return None
             self.state = state
             return t
@@ -264,9 +253,7 @@ class Engine:
     def _diagnosis(self) -> str:
         if self._inside is None:
             return self._inquiry.diagnosis()
-        others = [rank for rank in self._inside.group if rank != self.machine.worker]
-        seconds = time.perf_counter() - self._inside.since
-        return f"inside {self._inside.what} with the ranks {others} for {seconds:.1f} s; the network is stuck"
+        return self._inside.diagnosis(self.machine.worker)
 
     # the engine's thread
 
@@ -308,7 +295,10 @@ class Engine:
         return None
 
     def _step(self, event: messages.Event) -> list[Action]:
+        before = self.state.round
         self.state, actions = self.machine.step(self.state, event)
+        if self.state.round > before:  # also by rounds of one, which no exchange completes
+            self._changed.notify_all()
         if self._recorder is not None:
             state = self.state
             waiting = state.arrived >= state.round and state.life.resting == Rest.NONE
@@ -336,7 +326,7 @@ class Engine:
         with self._changed:
             own = self.models.contribute(r)
             begin = time.perf_counter()
-            self._inside = _Inside(f"the exchange of round {r}", group, begin, r)
+            self._inside = Inside(f"the exchange of round {r}", group, begin, r)
         memory = self.wire.memory(own.buffers) if own.memory is None else own.memory
         divisor = len(group) if own.is_mean else 1
         contributed, result = self.wire.exchange(group, divisor, (r, own.version), own.buffers, memory)
@@ -355,7 +345,7 @@ class Engine:
             assert model is not None
             memory = self.models.memory(len(model))
             begin = time.perf_counter()
-            self._inside = _Inside("the global mean", self._everyone, begin)
+            self._inside = Inside("the global mean", self._everyone, begin)
         if memory is None:
             memory = self.wire.memory(model)
         _, mean = self.wire.exchange(self._everyone, len(self._everyone), (-1, -1), model, memory)
@@ -372,7 +362,7 @@ class Engine:
     def _barrier(self, tally: Tally) -> list[Action]:
         """Waits for all other engines, each of which has been woken."""
         with self._changed:
-            self._inside = _Inside("the barrier of meet()", self._everyone, time.perf_counter())
+            self._inside = Inside("the barrier of meet()", self._everyone, time.perf_counter())
         self.wire.barrier()
         with self._changed:
             self._gathered = self.state.round - 1, tally

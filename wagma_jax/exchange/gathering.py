@@ -17,6 +17,7 @@ from mpi4py import MPI
 
 from wagma_jax.exchange import tags
 from wagma_jax.exchange.errors import ExchangeError
+from wagma_jax.exchange.isolation import isolated
 from wagma_jax.exchange.mailbox import Mailbox
 from wagma_jax.protocol.messages import Kind, Message
 
@@ -143,7 +144,7 @@ class Gathering:
             except BaseException as error:
                 errors.append(error)
 
-        thread = threading.Thread(target=target, name=f"wagma start {self.rank}", daemon=True)
+        thread = threading.Thread(target=isolated(target), name=f"wagma start {self.rank}", daemon=True)
         thread.start()
         self._wait(lambda: not thread.is_alive())
         if errors:

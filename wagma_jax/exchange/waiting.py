@@ -41,6 +41,21 @@ class Status(NamedTuple):
     busy: float
 
 
+class Inside(NamedTuple):
+    """What an engine's thread is in, where it hears nothing: since when, and of which round, if it is one's."""
+
+    what: str
+    group: tuple[int, ...]
+    since: float
+    round: int | None = None
+
+    def diagnosis(self, own: int) -> str:
+        """What is known about those who do not come into it, for the message of this rank's timeout."""
+        others = [rank for rank in self.group if rank != own]
+        seconds = time.perf_counter() - self.since
+        return f"inside {self.what} with the ranks {others} for {seconds:.1f} s; the network is stuck"
+
+
 class Ask(NamedTuple):
     """Asks another engine for its Status."""
 
