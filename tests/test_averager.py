@@ -113,7 +113,9 @@ def test_buffers_of_small_leaves_are_limited(monkeypatch):
     check_against_reference("shard_map", wagma.GroupSchedule(4, 2, 3), random_lateness(4, 4))
 
 
-@pytest.mark.parametrize("leaf", [jax.nn.relu, "relu", jax.ShapeDtypeStruct((2,), jnp.float32)], ids=str)
+@pytest.mark.parametrize(
+    "leaf", [jax.nn.relu, "relu", jax.ShapeDtypeStruct((2,), jnp.float32)], ids=["function", "string", "shape"]
+)
 def test_leaves_that_are_no_arrays_are_named(leaf):
     tree = {"w": jnp.ones(2), "x": leaf}
     late = wagma.GroupAverager(wagma.GroupSchedule(2, 2), simulate_lateness=True)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-if "jax" in sys.modules:  # and, mostly, has no clients yet
+if sys.modules.get("jax") is not None:  # and, mostly, has no clients yet
     importlib.import_module("wagma_jax.threads").reserve_one()
 
 _MODULES = {

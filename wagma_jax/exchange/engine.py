@@ -67,6 +67,7 @@ class Engine:
         self._recorder = recorder
         self._inside: Inside | None = None
         self._failure: tuple[str, BaseException | None] | None = None
+        self._everyone = tuple(range(machine.schedule.num_workers))
         self._consensus: Buffers | None = None
         self._gathered: tuple[int, Tally] | None = None  # the newest round, and sums, when all last stood still
         self._waits = Waits()
@@ -87,11 +88,6 @@ class Engine:
     def start(self) -> None:
         """Starts the thread."""
         self._thread.start()
-
-    def complete(self, t: int) -> bool:
-        """Whether round t is complete here."""
-        with self._changed:
-            return self.state.round > t
 
     def arrive(self, model: Buffers | None, counter: int, tally: Tally) -> int:
         """Publishes W' and arrives at a round.
@@ -133,6 +129,7 @@ class Engine:
             if not self.machine.is_alone(t) or actions or state.round <= t:
                 return None
             self.state = state
+            self._note_alone(t)
             return t
 
     def publish(self, version: int, model: Buffers) -> None:
@@ -295,15 +292,23 @@ class Engine:
         return None
 
     def _step(self, event: messages.Event) -> list[Action]:
-        before = self.state.round
-        self.state, actions = self.machine.step(self.state, event)
-        if self.state.round > before:  # also by rounds of one, which no exchange completes
-            self._changed.notify_all()
+        before = self.state
+        self.state, actions = self.machine.step(before, event)
+        self._note_alone(before.round)
         if self._recorder is not None:
             state = self.state
             waiting = state.arrived >= state.round and state.life.resting == Rest.NONE
             self._waits.watch(self.machine.waits_for(state) if waiting else ())
         return actions
+
+    def _note_alone(self, r: int) -> None:
+        """Notes the rounds of one that were passed since round ``r``, which no exchange has completed."""
+        for t in filter(self.machine.is_alone, range(r, self.state.round)):
+            self.models.note(Exchanged(t, (self.machine.worker,), (t,)))
+            if self._recorder is not None:
+                now = time.perf_counter()
+                self._recorder.add(entries.Round(t, (self.machine.worker,), (t,), now, now))
+            self._changed.notify_all()
 
     def _perform(self, action: Action) -> list[Action]:
         """What is to be done next, if an exchange is over by it."""
@@ -374,10 +379,6 @@ class Engine:
         actions = self._step(messages.Completed())
         self._changed.notify_all()
         return actions
-
-    @property
-    def _everyone(self) -> tuple[int, ...]:
-        return tuple(range(self.machine.schedule.num_workers))
 
     def _answer(self, source: int, message: Any) -> None:
         """Handles what another engine says outside of the protocol."""

@@ -70,8 +70,6 @@ def describe(
     is_sync = schedule.is_sync(t)
     group = tuple(range(schedule.num_workers)) if is_sync else schedule.group_of(rank, t)
     contributed = () if taken.exchanged is None else taken.exchanged.contributed
-    if not is_sync and group == (rank,):  # nothing is exchanged, and so nothing remembered
-        contributed = (t,)
     version = contributed[group.index(rank)] if contributed else published
     staleness = 0 if is_sync else t - version
     late = staleness > 0

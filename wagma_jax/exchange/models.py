@@ -113,9 +113,7 @@ class Models:
     def put(self, exchanged: Exchanged, contribution: Contribution, result: Buffers, tally: Tally) -> None:
         """The result of a round."""
         t, group, _ = exchanged
-        self._exchanged[t] = exchanged
-        if len(self._exchanged) > REMEMBERED:
-            self._exchanged.popitem(last=False)
+        self.note(exchanged)
         if self._is_sync(t):
             self.put_mean(t, result)
             self._tally = tally
@@ -123,6 +121,12 @@ class Models:
             self.inbox = self.inbox.put(
                 GroupSum(t, contribution.version, len(group), result, is_mean=contribution.is_mean)
             )
+
+    def note(self, exchanged: Exchanged) -> None:
+        """Remembers what was exchanged in a round."""
+        self._exchanged[exchanged.round] = exchanged
+        if len(self._exchanged) > REMEMBERED:
+            self._exchanged.popitem(last=False)
 
     def put_mean(self, version: int, mean: Buffers) -> None:
         """A global mean."""
