@@ -75,8 +75,7 @@ class Engine:
         self._events = Events(self.mailbox, self._is_eager, lambda: None if recorder is None else recorder.write())
         self._deadline: float | None = None  # of winding up
         self._waiting = False  # whether the trainer is inside a call
-        self._left = time.perf_counter()  # when the trainer was last inside a call
-        self._progress = self._left  # when something last happened here
+        self._left = self._progress = time.perf_counter()  # when the trainer was last in a call, anything happened here
         self._inquiry = Inquiry(self.mailbox, machine.worker)
         self._byes: set[int] = set()
         self._thread = threading.Thread(

@@ -214,7 +214,7 @@ class GroupExchange:
             tree = self._merged(taken)
             if self.schedule.is_sync(t):
                 self._base = self._stands = self._returned = t
-            elif self._engine.machine.is_alone(t):
+            elif taken.result is None and self._engine.machine.is_alone(t):
                 self._base = t
             self._counter = t if self._engine.machine.clock == "step" else max(t, newest)
             self.info = describe(self.schedule, self.rank, t, taken, published, woken - ready, self._base, nonfinite)
