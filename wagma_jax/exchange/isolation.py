@@ -24,6 +24,7 @@ class _Caller(threading.local):
     """The caller's setting that matters inside of ``own_settings``; None outside of it."""
 
     x64: bool | None = None
+    kept: tuple[contextlib.AbstractContextManager[Any], ...] = ()  # this thread's, which are entered again and again
 
 
 _caller = _Caller()
@@ -39,20 +40,33 @@ def own_settings() -> Iterator[None]:
     if _caller.x64 is not None:
         yield
         return
-    with contextlib.ExitStack() as stack:
+    entered: list[contextlib.AbstractContextManager[Any]] = []
+    try:
         try:
-            stack.enter_context(jax.set_mesh(None))
+            _enter(jax.set_mesh(None), entered)
         except ValueError as error:
             raise RuntimeError(
                 "the exchange was called while JAX traces a function, where there are no values to exchange: call it "
                 "outside of jax.jit and other transformations, or use as_transformation() inside of a jitted step"
             ) from error
         x64 = bool(_config.jax_enable_x64)
-        for setting in _settings(cpu_device() if _has_cpu() else None):  # reported where all ranks learn of it
-            stack.enter_context(setting)
-        stack.callback(setattr, _caller, "x64", None)
+        if not _caller.kept:  # making them anew would take most of the time
+            device = cpu_device() if _has_cpu() else None  # reported where all ranks learn of it
+            _caller.kept = _settings(device)
+        for setting in _caller.kept:
+            _enter(setting, entered)
+        _enter(jax.disable_jit(False), entered)  # good for once only, as those of transfer_guard()
         _caller.x64 = x64
         yield
+    finally:
+        _caller.x64 = None
+        while entered:
+            entered.pop().__exit__(None, None, None)
+
+
+def _enter(context: Any, entered: list[Any]) -> None:
+    context.__enter__()
+    entered.append(context)
 
 
 def isolated(function: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -111,10 +125,11 @@ def _settings(device: Any) -> tuple[contextlib.AbstractContextManager[Any], ...]
         jax.numpy_dtype_promotion("standard"),
         jax.numpy_rank_promotion("allow"),
         jax.default_matmul_precision(None),
-        jax.disable_jit(False),
         jax.debug_nans(False),  # models are checked by the user's own functions; here memory is uninitialized
         jax.debug_infs(False),
         jax.check_tracer_leaks(False),
         jax.debug_key_reuse(False),
-        jax.transfer_guard("allow"),
+        jax.transfer_guard_host_to_device("allow"),
+        jax.transfer_guard_device_to_device("allow"),
+        jax.transfer_guard_device_to_host("allow"),
     )
