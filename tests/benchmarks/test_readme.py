@@ -12,7 +12,8 @@ README = (ROOT / "benchmarks/README.md").read_text()
 
 def test_sections_and_options_exist():
     commands = re.findall(r"-- python -m benchmarks\.exchange (?!SECTION)(.*)", README)
-    assert {parse(command.split()).name for command in commands} == {"sizes", "straggler", "rotating", "slow", "idle"}
+    sections = {"sizes", "straggler", "rotating", "slow", "idle", "local"}
+    assert {parse(command.split()).name for command in commands} == sections
 
 
 @pytest.mark.parametrize("module", sorted(set(re.findall(r"python -m (benchmarks\.\w+)", README))))
