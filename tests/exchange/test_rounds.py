@@ -53,3 +53,8 @@ def test_many_rounds_of_two_to_eight_workers():
     assert status == 0, output
     for workers in (2, 3, 4, 5, 6, 8):
         assert f"{workers} workers: stragglers" in output
+
+
+@pytest.mark.parametrize("num_ranks", [2, 4])
+def test_rounds_of_one(num_ranks):
+    ranks.run("exchange_rounds.alone", num_ranks=num_ranks)

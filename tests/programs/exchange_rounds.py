@@ -371,3 +371,35 @@ if __name__ == "__main__":
     assert not sys.argv[1:]
     jax.config.update("jax_num_cpu_devices", 2)
     main()
+
+
+def alone(comm):
+    """Groups of one: what was passed comes back between global means, and who has ended counts with its last model."""
+    start = {"w": jnp.zeros(5), "b": np.zeros(2, np.float32)}
+    for in_step in (False, True):
+        with wagma.GroupExchange(comm, start, group_size=1, sync_period=4, timeout_seconds=60) as exchange:
+            link = exchange.as_transformation()
+            params, state = exchange.params, link.init(start)
+
+            @jax.jit
+            def step(params, state, link=link):
+                updates, state = link.update(jax.tree.map(jnp.ones_like, params), state, params)
+                return optax.apply_updates(params, updates), state
+
+            for t in range(3 if comm.rank == 0 else 6):
+                sync = t == 3
+                if in_step:
+                    params, state = step(params, state)
+                    jax.block_until_ready(params)
+                else:
+                    target = jax.tree.map(lambda leaf: leaf + 1, params)
+                    params, info = exchange.average(target)
+                    assert info.round == t
+                    assert not info.late
+                    assert sync or params is target
+                    assert sync or (info.group, info.contributed_rounds, info.base) == ((comm.rank,), (t,), t)
+                # at the sync round rank 0 has ended with 3, and all others have 4
+                mean = (3 + 4 * (comm.size - 1)) / comm.size
+                expected = t + 1 if t < 3 else mean + t - 3
+                for leaf in jax.tree.leaves(params):
+                    np.testing.assert_allclose(leaf, expected, rtol=1e-6)

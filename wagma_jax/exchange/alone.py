@@ -24,7 +24,7 @@ class Alone:
         self._always = engine.machine.schedule.group_size == 1
         self._newest: tuple[int, Any] | None = None  # the newest such round and its model, while it is not published
 
-    def passes(self, params: Any, counter: int) -> int | None:
+    def passes(self, params: Any, counter: int, lasting: bool) -> int | None:
         """Arrives at the next round if there is nothing to do in it.
 
         Only where all groups are of one: a group of several may need this round's publication.
@@ -32,11 +32,12 @@ class Alone:
         Args:
             params: W', which is also the result.
             counter: The round of the call before.
+            lasting: Whether ``params`` outlive the call; those that a jitted step hands in do not.
 
         Returns:
             The round, or None.
         """
-        t = self._engine.pass_alone(counter) if self._always else None
+        t = self._engine.pass_alone(counter) if self._always and lasting else None
         self._newest = None if t is None else (t, params)
         return t
 

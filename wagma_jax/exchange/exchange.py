@@ -195,7 +195,7 @@ class GroupExchange:
                     stacklevel=2,
                 )
                 self._differs = False
-            t = self._alone.passes(params, self._counter)
+            t = self._alone.passes(params, self._counter, lasting=not transformation.in_step())
             if t is not None:
                 return params, self._passed(t, entered)
             model = self._finite(self._staging.pack(leaves))
