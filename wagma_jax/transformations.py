@@ -1,5 +1,6 @@
 """optax gradient transformations: WAGMA-SGD as a link of a chain, and the baselines that need no asynchrony."""
 
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 import jax
@@ -8,7 +9,7 @@ import optax
 
 from wagma_jax import collectives
 from wagma_jax.averager import GroupAverager, GroupAverageState
-from wagma_jax.averaging import PolicyFunction, additive_update, leaf_policies
+from wagma_jax.averaging import Policy, PolicyFunction, additive_update, leaf_policies
 from wagma_jax.schedule import GroupSchedule
 
 
@@ -65,27 +66,52 @@ def group_average(
         if params is None:
             raise_no_params(updates)
         averager.check_varying(params)  # updates that vary would hide that params do not
-        old, treedef = jax.tree.flatten(params)
-        outgoing = treedef.flatten_up_to(updates)
-        policies = leaf_policies(params, averager.policy)
-        target = [
-            w if kind == "keep" else optax.apply_updates(w, u)  # keys and integers may have no update to be added
-            for w, u, kind in zip(old, outgoing, policies, strict=True)
-        ]
-        averaged, state, info = averager.average(treedef.unflatten(target), state, late)
-        acted = {"mean": info.round >= 0, "sync": info.is_sync}
 
-        def emit(w, u, new, kind):
-            if kind == "keep":
-                return u
-            difference = additive_update(w, new)
-            if kind == "mean" and averager.every == 1:
-                return difference
-            return jnp.where(acted[kind], difference, jnp.asarray(u).astype(difference.dtype))
+        def average(target):
+            averaged, new_state, info = averager.average(target, state, late)
+            acted: dict[Policy, jax.Array] = {"sync": info.is_sync}
+            if averager.every > 1:
+                acted["mean"] = info.round >= 0
+            return averaged, acted, new_state
 
-        return treedef.unflatten(map(emit, old, outgoing, jax.tree.leaves(averaged), policies)), state
+        return updates_to_average(params, updates, averager.policy, average)
 
     return optax.GradientTransformationExtraArgs(lambda params: averager.init(params), update)
+
+
+def updates_to_average(
+    params: Any,
+    updates: Any,
+    policy: PolicyFunction | None,
+    average: Callable[[Any], tuple[Any, Mapping[Policy, jax.Array], Any]],
+) -> tuple[Any, Any]:
+    """The updates that lead from ``params`` to an average of models, and the state after it; for the last link.
+
+    Args:
+        params: W, the model.
+        updates: U, a tree like it; leaves that are kept may have any, since theirs are not added.
+        policy: Which leaves are averaged.
+        average: Maps W' = W + U to (the average, whether leaves of a policy were averaged, the state after it); leaves
+            of policies that it does not name always are.
+    """
+    old, treedef = jax.tree.flatten(params)
+    outgoing = treedef.flatten_up_to(updates)
+    policies = leaf_policies(params, policy)
+    target = [
+        w if kind == "keep" else optax.apply_updates(w, u)  # keys and integers may have no update to be added
+        for w, u, kind in zip(old, outgoing, policies, strict=True)
+    ]
+    averaged, acted, state = average(treedef.unflatten(target))
+
+    def emit(w, u, new, kind):
+        if kind == "keep":
+            return u
+        difference = additive_update(w, new)
+        if kind not in acted:
+            return difference
+        return jnp.where(acted[kind], difference, jnp.asarray(u).astype(difference.dtype))
+
+    return treedef.unflatten(map(emit, old, outgoing, jax.tree.leaves(averaged), policies)), state
 
 
 def wagma(

@@ -8,10 +8,10 @@ import optax
 
 from wagma_jax import collectives
 from wagma_jax.algorithms.base import Strategy
-from wagma_jax.averaging import AverageInfo, additive_update, leaf_policies
+from wagma_jax.averaging import AverageInfo, leaf_policies
 from wagma_jax.collectives import AxisName
 from wagma_jax.gossip import GossipSchedule
-from wagma_jax.transformations import raise_no_params
+from wagma_jax.transformations import raise_no_params, updates_to_average
 
 
 def check(tree: Any, before: Any, schedule: GossipSchedule, axis_name: AxisName) -> None:
@@ -73,14 +73,12 @@ def transformation(inner: optax.GradientTransformation, strategy: Strategy) -> o
         del extra_args
         if params is None:
             raise_no_params(updates)
-        target = optax.apply_updates(params, updates)
-        combined, state, _ = strategy.combine(target, params, state, late)
-        policies = iter(leaf_policies(target))
 
-        def emit(old, step, new):
-            return additive_update(old, new) if next(policies) == "mean" else step
+        def combine(target):
+            combined, new_state, _ = strategy.combine(target, params, state, late)
+            return combined, {}, new_state
 
-        return jax.tree.map(emit, params, updates, combined), state
+        return updates_to_average(params, updates, None, combine)
 
     link = optax.GradientTransformationExtraArgs(lambda params: strategy.init(params), update)
     return optax.chain(inner, link)
