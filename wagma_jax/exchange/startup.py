@@ -256,7 +256,7 @@ def warm_up(
     ordinary = staging.ordinary(model)
     rank, everyone = wire.comm.rank, tuple(range(schedule.num_workers))
     rounds: dict[Any, int] = {}  # the first with these groups
-    if schedule.sync_period != 1:
+    if schedule.sync_period != 1 and schedule.group_size > 1:  # rounds of one exchange nothing
         for t in range(schedule.period):
             rounds.setdefault(schedule.groups(t), t)
     exchanges = [(schedule.group_of(rank, t), t, ordinary) for t in rounds.values()]
