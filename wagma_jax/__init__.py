@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from wagma_jax.algorithms.allreduce import allreduce_sgd
     from wagma_jax.algorithms.dpsgd import dpsgd
+    from wagma_jax.algorithms.eager import eager_sgd
     from wagma_jax.algorithms.local import local_sgd
     from wagma_jax.algorithms.sgp import sgp
     from wagma_jax.averager import GroupAverager, GroupAverageState
@@ -30,6 +31,7 @@ if sys.modules.get("jax") is not None:  # and, mostly, has no clients yet
 _MODULES = {
     "algorithms.allreduce": ("allreduce_sgd",),
     "algorithms.dpsgd": ("dpsgd",),
+    "algorithms.eager": ("eager_sgd",),
     "algorithms.local": ("local_sgd",),
     "algorithms.sgp": ("sgp",),
     "averager": ("GroupAverageState", "GroupAverager"),
@@ -55,6 +57,7 @@ __all__ = [
     "consensus",
     "consensus_distance",
     "dpsgd",
+    "eager_sgd",
     "fold_in",
     "for_workers",
     "group_average",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from wagma_jax.averager import GroupAverager
-from wagma_jax.averaging import AverageInfo
+from wagma_jax.averaging import AverageInfo, PolicyFunction
 from wagma_jax.collectives import AxisName
 from wagma_jax.gossip import GossipSchedule
 from wagma_jax.schedule import GroupSchedule
@@ -133,14 +133,19 @@ class Algorithm:
     options: type | None = None
 
 
-def averaging(schedule: GroupSchedule, settings: Settings, simulate_lateness: bool = False) -> Strategy:
+def averaging(
+    schedule: GroupSchedule,
+    settings: Settings,
+    simulate_lateness: bool = False,
+    policy: PolicyFunction | None = None,
+) -> Strategy:
     """The strategy of averaging by a schedule; without ``simulate_lateness`` nobody is late, whatever ``late`` says."""
     if settings.on_nonfinite != "share":
         raise ValueError(
             f"on_nonfinite={settings.on_nonfinite!r} needs a process for each worker, got one program, whose workers "
             "keep no earlier publications: wrap the optimizer in optax.apply_if_finite"
         )
-    averager = GroupAverager(schedule, settings.axis_name, simulate_lateness=simulate_lateness)
+    averager = GroupAverager(schedule, settings.axis_name, policy, simulate_lateness=simulate_lateness)
 
     def combine(tree, before, state, late):
         del before
