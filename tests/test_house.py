@@ -43,6 +43,7 @@ ALLOWED = {
     "wagma_jax/protocol/__init__.py": set(),
     "wagma_jax/protocol/messages.py": set(),
     "wagma_jax/protocol/rules.py": set(),
+    "wagma_jax/protocol/increments.py": set(),
     "wagma_jax/protocol/lifecycle.py": {"wagma_jax.protocol.messages"},
     "wagma_jax/protocol/rounds.py": {
         "wagma_jax.protocol.lifecycle", "wagma_jax.protocol.messages", "wagma_jax.schedule",
