@@ -90,8 +90,19 @@ ALLOWED = {
     },
     "wagma_jax/exchange/pool.py": {"wagma_jax.exchange.storage"},
     "wagma_jax/exchange/models.py": {
-        "wagma_jax.exchange.pool", "wagma_jax.exchange.staging", "wagma_jax.exchange.storage", "wagma_jax.protocol",
-        "wagma_jax.schedule",
+        "wagma_jax.exchange.history", "wagma_jax.exchange.pool", "wagma_jax.exchange.staging",
+        "wagma_jax.exchange.storage", "wagma_jax.protocol", "wagma_jax.schedule",
+    },
+    "wagma_jax/exchange/history.py": set(),
+    "wagma_jax/exchange/increments.py": {
+        "wagma_jax.exchange.history", "wagma_jax.exchange.models", "wagma_jax.exchange.staging",
+        "wagma_jax.exchange.standing", "wagma_jax.exchange.storage", "wagma_jax.protocol",
+    },
+    "wagma_jax/exchange/eager.py": {
+        "wagma_jax.averaging", "wagma_jax.exchange.base", "wagma_jax.exchange.engine", "wagma_jax.exchange.gathering",
+        "wagma_jax.exchange.increments", "wagma_jax.exchange.info", "wagma_jax.exchange.preparation",
+        "wagma_jax.exchange.rounds", "wagma_jax.exchange.standing", "wagma_jax.exchange.startup",
+        "wagma_jax.exchange.tallies", "wagma_jax.ledger.entries", "wagma_jax.protocol", "wagma_jax.schedule",
     },
     "wagma_jax/exchange/events.py": {"wagma_jax.exchange.mailbox", "wagma_jax.protocol.messages"},
     "wagma_jax/exchange/waiting.py": {"wagma_jax.exchange.mailbox"},
@@ -102,12 +113,13 @@ ALLOWED = {
         "wagma_jax.ledger.entries", "wagma_jax.protocol",
     },
     "wagma_jax/exchange/rounds.py": {
-        "wagma_jax.exchange.engine", "wagma_jax.exchange.models", "wagma_jax.exchange.recorder",
-        "wagma_jax.exchange.storage", "wagma_jax.exchange.waiting", "wagma_jax.exchange.wire",
-        "wagma_jax.ledger.entries", "wagma_jax.protocol",
+        "wagma_jax.exchange.engine", "wagma_jax.exchange.history", "wagma_jax.exchange.increments",
+        "wagma_jax.exchange.models", "wagma_jax.exchange.recorder", "wagma_jax.exchange.storage",
+        "wagma_jax.exchange.waiting", "wagma_jax.exchange.wire", "wagma_jax.ledger.entries", "wagma_jax.protocol",
     },
     "wagma_jax/exchange/info.py": {
-        "wagma_jax.exchange.models", "wagma_jax.ledger.entries", "wagma_jax.protocol", "wagma_jax.schedule",
+        "wagma_jax.exchange.increments", "wagma_jax.exchange.models", "wagma_jax.ledger.entries", "wagma_jax.protocol",
+        "wagma_jax.schedule",
     },
     "wagma_jax/exchange/startup.py": {
         "wagma_jax.averaging", "wagma_jax.cpus", "wagma_jax.exchange.children", "wagma_jax.exchange.errors",
@@ -158,8 +170,8 @@ ALLOWED = {
         "wagma_jax.exchange.staging", "wagma_jax.exchange.storage", "wagma_jax.exchange.wire", "wagma_jax.ledger",
     },
     "wagma_jax/exchange/__init__.py": {
-        "wagma_jax.exchange.base", "wagma_jax.exchange.children", "wagma_jax.exchange.errors",
-        "wagma_jax.exchange.exchange", "wagma_jax.exchange.info",
+        "wagma_jax.exchange.base", "wagma_jax.exchange.children", "wagma_jax.exchange.eager",
+        "wagma_jax.exchange.errors", "wagma_jax.exchange.exchange", "wagma_jax.exchange.info",
     },
     "wagma_jax/__init__.py": {
         "wagma_jax.algorithms", "wagma_jax.averager", "wagma_jax.averaging", "wagma_jax.collectives",

@@ -15,8 +15,9 @@ except ImportError as error:
     ) from error
 
 from wagma_jax.exchange.base import Exchange
+from wagma_jax.exchange.eager import EagerExchange
 from wagma_jax.exchange.errors import ExchangeError
 from wagma_jax.exchange.exchange import GroupExchange
 from wagma_jax.exchange.info import ExchangeInfo
 
-__all__ = ["MPI", "Exchange", "ExchangeError", "ExchangeInfo", "GroupExchange"]
+__all__ = ["MPI", "EagerExchange", "Exchange", "ExchangeError", "ExchangeInfo", "GroupExchange"]

@@ -1,11 +1,13 @@
-"""The engine of rounds: publications are added up in groups, and the trainer merges the newest sum."""
+"""The engine of rounds: publications, or increments, are added up in groups, and the trainer takes what came of it."""
 
 import time
 
 from mpi4py import MPI
 
 from wagma_jax.exchange.engine import Engine
-from wagma_jax.exchange.models import Exchanged, Models, Taken
+from wagma_jax.exchange.history import Exchanged
+from wagma_jax.exchange.increments import Added, Increments
+from wagma_jax.exchange.models import Models, Taken
 from wagma_jax.exchange.recorder import Recorder
 from wagma_jax.exchange.storage import Buffers
 from wagma_jax.exchange.waiting import Inside
@@ -23,7 +25,7 @@ class RoundsEngine(Engine):
         machine: The protocol of this worker.
         wire: Exchanges buffers.
         control: A communicator for control messages, used by nobody else.
-        models: What this worker has published.
+        models: What this worker has published; or the increments that it has handed in.
         first_round: The round to begin with.
         recorder: Gets an entry for every round, or None.
 
@@ -36,7 +38,7 @@ class RoundsEngine(Engine):
         machine: Rounds,
         wire: Wire,
         control: MPI.Intracomm,
-        models: Models,
+        models: Models | Increments,
         first_round: int = 0,
         recorder: Recorder | None = None,
     ):
@@ -58,7 +60,7 @@ class RoundsEngine(Engine):
         """
         with self._changed:
             t = self.machine.target(self.state, counter)
-            buffers = self.models.part(self.models.outbox.model if model is None else model, t)
+            buffers = () if model is None else self.models.part(model, t)
             begun = self._inside is not None and self._inside.round == t
             enough = model is None or begun or self.state.round > t or self.models.has_memory(len(buffers))
         memory = None if enough else self.wire.memory(buffers)  # by this thread, see there
@@ -93,7 +95,7 @@ class RoundsEngine(Engine):
         with self._changed:
             self.models.publish(version, model, None)
 
-    def take(self, t: int, timeout: float) -> tuple[int, Taken, dict[int, float]]:
+    def take(self, t: int, timeout: float) -> tuple[int, Taken | Added, dict[int, float]]:
         """Waits until round t is complete, and takes the newest sum, or the mean.
 
         Returns:
@@ -123,7 +125,7 @@ class RoundsEngine(Engine):
     def _note_alone(self, r: int) -> None:
         """Notes the rounds of one that were passed since round ``r``, which no exchange has completed."""
         for t in filter(self.machine.is_alone, range(r, self.state.round)):
-            self.models.note(Exchanged(t, (self.machine.worker,), (t,)))
+            self.models.history.note(Exchanged(t, (self.machine.worker,), (t,)))
             if self._recorder is not None:
                 now = time.perf_counter()
                 self._recorder.add(entries.Round(t, (self.machine.worker,), (t,), now, now))
@@ -139,8 +141,7 @@ class RoundsEngine(Engine):
         memory = self.wire.memory(own.buffers) if own.memory is None else own.memory
         divisor = len(group) if own.is_mean else 1
         contributed, result = self.wire.exchange(group, divisor, (r, own.version), own.buffers, memory)
-        if self.machine.plan.is_sync(r):
-            result = self.models.narrow(result, own.buffers)
+        result = self.models.finish(r, result, own.buffers)
         with self._changed:
             self.models.put(Exchanged(r, group, contributed), own, result, tally)
             if self._recorder is not None:

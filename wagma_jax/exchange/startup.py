@@ -3,7 +3,7 @@
 import hashlib
 import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -94,6 +94,7 @@ def check_arguments(
     first_round: int,
     state: Mapping[str, Any] | None,
     ledger: Path | str | None,
+    kept: Collection[str] = (),
 ) -> Arguments:
     """The arguments of an exchange; see ``base.Exchange``.
 
@@ -107,7 +108,7 @@ def check_arguments(
     children.keep([staging.device.client, jax.local_devices()[0].client])
     leaves = staging.check(params)
     before = between("first_round", first_round, 0, MOST_ROUNDS) - 1
-    standing = Standing(before, before, before) if state is None else restore(state)
+    standing = Standing(before, before, before) if state is None else restore(state, kept)
     begin = standing.round + 1
     if first_round not in (0, begin):
         raise ValueError(f"first_round is {first_round}, but state goes on with round {begin}: leave first_round out")

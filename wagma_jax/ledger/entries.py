@@ -18,8 +18,9 @@ _MOMENT = "moment"
 Moment = Annotated[float, _MOMENT]
 """A point in time, in seconds: of the rank's own ``time.perf_counter``; after ``align``, since the start of the run."""
 
-MergeName = Literal["own", "sum", "late", "mean"]
-"""What the result of a call was made from: W' alone, the sum, the sum and W', or the mean of a sync round."""
+MergeName = Literal["own", "sum", "late", "mean", "added"]
+"""What the result of a call was made from: W' alone, the sum, the sum and W', or the mean of a sync round; or, of
+increments, the results that were new, added up."""
 
 
 class Start(NamedTuple):
@@ -40,7 +41,7 @@ class Start(NamedTuple):
         time: When the offset was measured.
         offset: What is added to this rank's time to get rank 0's, seconds.
         error: The bound on the offset's error, seconds.
-        method: What is exchanged: "groups" are averaged.
+        method: What is exchanged: models that "groups" average, or "increments" of all.
         options: The settings that the method alone has, as text.
         version: Of the format.
     """
@@ -58,7 +59,7 @@ class Start(NamedTuple):
     time: Moment
     offset: float
     error: float
-    method: Literal["groups"] = "groups"
+    method: Literal["groups", "increments"] = "groups"
     options: dict[str, str] = {}  # noqa: RUF012 never changed
     version: int = VERSION
 

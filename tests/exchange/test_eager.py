@@ -1,0 +1,35 @@
+"""EagerExchange between real processes."""
+
+import pytest
+
+pytest.importorskip("mpi4jax", reason="the extra mpi is not installed", exc_type=ImportError)
+
+import ranks
+
+
+@pytest.mark.parametrize(("num_ranks", "optimizer"), [(2, "adam"), (3, "momentum")])
+def test_with_nobody_late_it_is_optax_on_the_mean(num_ranks, optimizer):
+    ranks.run("exchange_eager.nobody_late", optimizer, num_ranks=num_ranks)
+
+
+@pytest.mark.parametrize(
+    ("num_ranks", "start", "clock", "rounds", "size"),
+    [(2, "solo", "step", 40, 40_000), (3, "majority", "step", 40, 8), (4, "solo", "round", 40, 8)],
+)
+def test_every_gradient_is_applied_once(num_ranks, start, clock, rounds, size):
+    results = ranks.run("exchange_eager.once", start, clock, rounds, size, num_ranks=num_ranks)
+    assert sum(late for _, late in results) > 0
+    assert clock == "round" or all(calls == rounds for calls, _ in results)
+
+
+@pytest.mark.parametrize("num_ranks", [2, 3])
+def test_late_gradients_by_hand(num_ranks):
+    ranks.run("exchange_eager.forced", num_ranks=num_ranks)
+
+
+@pytest.mark.parametrize(
+    ("body", "num_ranks"),
+    [("majority", 2), ("lags", 2), ("misses", 2), ("unequal_steps", 3), ("resumes", 2), ("alone", 1)],
+)
+def test_what_is_taken(body, num_ranks):
+    ranks.run(f"exchange_eager.{body}", num_ranks=num_ranks)
