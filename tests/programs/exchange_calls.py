@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from exchange_small import FAR_MORE, START, a_run_goes_well, expect, open_small, step, tell, told, train, wait_until
 
-from wagma_jax.exchange import ExchangeError, GroupExchange, groups, history, models, offsets, startup
+from wagma_jax.exchange import ExchangeError, GroupExchange, groups, history, offsets, startup
 from wagma_jax.exchange.gathering import Gathering
 from wagma_jax.exchange.wire import Wire
 

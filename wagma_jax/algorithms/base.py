@@ -124,6 +124,8 @@ class Algorithm:
         mpi: Builds the exchange over a communicator, one process per worker, from (settings, communicator, a tree like
             those that are exchanged); None for an algorithm that runs in one program only.
         options: The dataclass of the options that this algorithm alone has, or None.
+        drifts: Across processes, whether parameters drift apart although gradients are exchanged. After the step of a
+            sync round, a training loop then goes on with ``exchange.consensus(model)``.
     """
 
     name: str
@@ -132,6 +134,7 @@ class Algorithm:
     xla: Callable[[Settings], Strategy]
     mpi: "Callable[[Settings, Any, Any], Exchange] | None" = None
     options: type | None = None
+    drifts: bool = False
 
 
 def averaging(

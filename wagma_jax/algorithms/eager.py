@@ -110,6 +110,24 @@ def _late(late: Any, schedule: GroupSchedule, t: jax.Array) -> jax.Array:
     return late if schedule.sync_period is None else late & ((t + 1) % schedule.sync_period != 0)
 
 
+def mpi(settings: Settings, comm, tree):
+    """Partial allreduces of gradients, and the mean of the models after the step of a sync round."""
+    from wagma_jax.exchange import EagerExchange
+
+    options = settings.options or EagerOptions()
+    return EagerExchange(
+        comm,
+        tree,
+        start=options.start,
+        seed=options.seed,
+        quorum=settings.quorum,
+        sync_period=settings.sync_period,
+        clock=settings.clock,
+        policy=statistics_at_sync,
+        **settings.of_every_exchange(),
+    )
+
+
 def eager_sgd(
     inner: optax.GradientTransformation,
     num_workers: int,
@@ -156,5 +174,7 @@ ALGORITHM = Algorithm(
     "eager-SGD: gradient mean at every step without waiting for late workers",
     "gradients",
     xla,
-    options=EagerOptions,
+    mpi,
+    EagerOptions,
+    drifts=True,
 )
