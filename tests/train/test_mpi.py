@@ -183,8 +183,8 @@ def test_late_gradients_are_applied_later(start, clock, tmp_path):
     out = tmp_path / "run"
     options = [
         "--algorithm", "eager", "--eager.start", start, "--clock", clock, "--straggler", "rotating:0.01",
-        "--sync-period", "5", "--optimizer", "sgd", "--momentum", "0.5", "--learning-rate", "0.05", "--steps", "30", "--eval-every", "5",
-        "--log-every", "10", "--checkpoint-every", "10", "--out", str(out),
+        "--sync-period", "5", "--optimizer", "sgd", "--momentum", "0.5", "--learning-rate", "0.05", "--steps", "30",
+        "--eval-every", "5", "--log-every", "10", "--checkpoint-every", "10", "--out", str(out),
     ]  # fmt: skip
     launched(3, options)
     errors = [row["eval"]["error"] for row in runs.numbers(out) if "eval" in row]

@@ -67,7 +67,7 @@ class EagerExchange(Exchange):
         clock: "step": every worker hands in a gradient for every round; one that lags behind finds several results at
             once, and then nothing new for some calls. "round": a worker that finds newer rounds complete jumps to them.
         policy: The per-leaf policy: "mean" for increments; "sync" for what has a mean at sync rounds only, such as a
-            model's statistics; "keep". None: "mean" for floating and complex leaves, and "keep" for all others.
+            model's statistics; "keep". None: "mean" for floating and complex leaves, and "keep" for all rest.
         timeout_seconds: As for ``GroupExchange``, like all further arguments.
         first_round: The round to begin with.
         state: What ``state()`` returned on this rank.
@@ -185,7 +185,7 @@ class EagerExchange(Exchange):
         plan = PartialPlan(
             gathering.comm.size, own.sync_period, own.quorum, own.seed if own.start == "majority" else None
         )
-        store = Increments(plan.is_sync, staging, standing, staging.others(prepared.model))
+        store = Increments(plan.is_sync, staging, standing, staging.rest(prepared.model))
         staging.warm_up(prepared.model, arguments.leaves)
         store.warm_up()
         everyone, ordinary = tuple(range(plan.num_workers)), staging.ordinary(prepared.model)
@@ -221,13 +221,13 @@ class EagerExchange(Exchange):
 
     def _taken(self, added: Added) -> Any:
         """The tree that ``average`` returns."""
-        staging, others = self._staging, added.others
+        staging, rest = self._staging, added.rest
         if added.total is None:
             ordinary = staging.copy(self._engine.models.zeros())
         else:
             like = self._engine.models.zeros() if staging.widens else added.total
             ordinary = staging.narrow(added.total, like)
-        buffers = ordinary if others is None else staging.whole(ordinary, staging.copy(others))
+        buffers = ordinary if rest is None else staging.completed(ordinary, staging.copy(rest))
         tree = staging.unpack(self._leaves, buffers, needed=False)
         spent = None if added.total is None else staging.spent(added.total, ordinary)
         if spent is not None:
@@ -297,7 +297,7 @@ class Check:
 
 
 class _Machine(Rounds):
-    """Rounds of one go the way of all others: what is handed in comes back from them."""
+    """Rounds of one go the way of all rest: what is handed in comes back from them."""
 
     def is_alone(self, r: int) -> bool:
         """Whether nothing is exchanged in round r."""

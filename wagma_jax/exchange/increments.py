@@ -26,14 +26,14 @@ class Added(NamedTuple):
         exchanged: In the round that it called for; None if that is too long ago.
         total: The sum of the results that it has not taken before, buffers of ordinary rounds in the dtypes of sums;
             None for zeros. The trainer's from now on.
-        others: The means of what only sync rounds exchange, after one; else None. They stay the store's.
+        rest: The means of what only sync rounds exchange, after one; else None. They stay the store's.
         newest: The newest round in the total.
         tally: The sums of the workers' tallies, of a sync round.
     """
 
     exchanged: Exchanged | None
     total: Buffers | None
-    others: Buffers | None
+    rest: Buffers | None
     newest: int
     tally: Tally
 
@@ -48,7 +48,7 @@ class Increments:
         is_sync: Whether all have to arrive at a round.
         staging: Knows which buffers ordinary rounds exchange.
         standing: Where the worker stands, and what was saved of the store.
-        others: The first values of what only sync rounds exchange.
+        rest: The first values of what only sync rounds exchange.
 
     Raises:
         ValueError: What was saved is of other parameters.
@@ -59,16 +59,16 @@ class Increments:
         history: What was exchanged.
     """
 
-    def __init__(self, is_sync: Callable[[int], bool], staging: Staging, standing: Standing, others: Buffers):
+    def __init__(self, is_sync: Callable[[int], bool], staging: Staging, standing: Standing, rest: Buffers):
         self.history = History()
         self._is_sync = is_sync
         self._staging = staging
-        self._others = others
-        self._means = others  # of the newest sync round
+        self._rest = rest
+        self._means = rest  # of the newest sync round
         self._zeros: Buffers | None = None  # contributed by a worker that has nothing else
         self._reading: Buffers | None = None  # what an exchange reads that is nobody's afterwards
         self._free: Buffers | None = None  # memory for the result of an ordinary round
-        self._free_others: Buffers | None = None  # and, with that, of a sync round
+        self._free_rest: Buffers | None = None  # and, with that, of a sync round
         self._tally: Tally = ()
         here = jax.sharding.SingleDeviceSharding(staging.device)
         self._add_up = jax.jit(_added, donate_argnums=0, in_shardings=here, out_shardings=here)
@@ -81,9 +81,9 @@ class Increments:
         """Compiles everything beforehand."""
         self._add(self._new_zeros(wide=False), self._new_zeros(wide=False))
         self._add(self._new_zeros(wide=True), self._new_zeros(wide=True))
-        self._staging.copy(self._others)
-        totals = tuple(other.astype(sum_dtype(other.dtype)) for other in self._staging.copy(self._others))
-        self._staging.narrow(totals, self._others)
+        self._staging.copy(self._rest)
+        totals = tuple(other.astype(sum_dtype(other.dtype)) for other in self._staging.copy(self._rest))
+        self._staging.narrow(totals, self._rest)
 
     def part(self, handed: Buffers, t: int) -> Buffers:
         """Those buffers that round t exchanges."""
@@ -91,34 +91,34 @@ class Increments:
 
     def has_memory(self, size: int) -> bool:
         """Whether there is memory for a result of ``size`` buffers."""
-        return self._free is not None and (size == len(self._free) or self._free_others is not None)
+        return self._free is not None and (size == len(self._free) or self._free_rest is not None)
 
     def publish(self, t: int, handed: Buffers, memory: Buffers | None) -> None:
         """Hands in an increment for round t; ``memory`` is for its result, None where there is enough."""
         if memory is not None:
             self.recycle(memory)
         if not self._staging.widens:
-            self._free_others = self._others
-        self._others = self._staging.others(handed)
+            self._free_rest = self._rest
+        self._rest = self._staging.rest(handed)
         self.pending = self.pending.hand_in(t, self._staging.ordinary(handed), self._add)
 
     def contribute(self, t: int) -> Contribution:
         """What this worker brings to round t, which begins. It is read until ``end_reading``."""
         self.pending, self._reading = self.pending.contribute()
         ordinary = self.zeros() if self._reading is None else self._reading
-        buffers = self._staging.whole(ordinary, self._others) if self._is_sync(t) else ordinary
+        buffers = self._staging.completed(ordinary, self._rest) if self._is_sync(t) else ordinary
         return Contribution(self.pending.version, buffers, is_mean=True, memory=self.memory(len(buffers)))
 
     def memory(self, size: int) -> Buffers | None:
         """Memory for a result of ``size`` buffers, None if there is none."""
         if not self.has_memory(size):
             return None
-        (free, self._free), others = (self._free, None), ()
+        (free, self._free), rest = (self._free, None), ()
         assert free is not None
         if size == len(free):
             return free
-        others, self._free_others = self._free_others or (), None
-        return self._staging.whole(free, others)
+        rest, self._free_rest = self._free_rest or (), None
+        return self._staging.completed(free, rest)
 
     def put(self, exchanged: Exchanged, contribution: Contribution, result: Buffers, tally: Tally) -> None:
         """The result of a round."""
@@ -127,23 +127,23 @@ class Increments:
         t, spent = exchanged.round, self.untaken.total is not None
         ordinary = result
         if self._is_sync(t):
-            ordinary, self._means, self._tally = self._staging.ordinary(result), self._staging.others(result), tally
+            ordinary, self._means, self._tally = self._staging.ordinary(result), self._staging.rest(result), tally
         self.untaken = self.untaken.put(t, ordinary, self._add)
         if spent:
             self.recycle(ordinary)
 
     def finish(self, t: int, result: Buffers, like: Buffers) -> Buffers:
-        """What is kept of the result of round t: of means that replace others, those in the dtypes of ``like``."""
+        """What is kept of the result of round t: of means that replace rest, those in the dtypes of ``like``."""
         if not self._is_sync(t):
             return result
         staging = self._staging
-        others = staging.narrow(staging.others(result), staging.others(like))
-        return staging.whole(staging.ordinary(result), others)
+        rest = staging.narrow(staging.rest(result), staging.rest(like))
+        return staging.completed(staging.ordinary(result), rest)
 
     def put_mean(self, version: int, mean: Buffers) -> None:
         """A global mean of models. What is pending, and what is not taken, is not in it, and stays."""
         del version
-        self._others = self._staging.copy(self._staging.others(mean))
+        self._rest = self._staging.copy(self._staging.rest(mean))
 
     def narrow(self, totals: Buffers, like: Buffers) -> Buffers:
         """A mean in the dtypes of ``like``. For the engine's thread, inside of an exchange, without the lock."""
@@ -171,7 +171,7 @@ class Increments:
         exchanged, is_sync = self.history.get(t), self._is_sync(t)
         self.untaken, total = self.untaken.collect()
         if is_sync:
-            self._others = self._means
+            self._rest = self._means
         return Added(
             exchanged, total, self._means if is_sync else None, self.untaken.newest, self._tally if is_sync else ()
         )
@@ -181,7 +181,7 @@ class Increments:
         if self._free is not None:
             return
         if len(memory) != len(self._shapes):
-            self._free, self._free_others = self._staging.ordinary(memory), self._staging.others(memory)
+            self._free, self._free_rest = self._staging.ordinary(memory), self._staging.rest(memory)
         else:
             self._free = memory
 
@@ -193,8 +193,8 @@ class Increments:
     def clear(self) -> None:
         """Frees everything."""
         self.pending, self.untaken = Pending(self.pending.version), Untaken(self.untaken.newest)
-        self._others = self._means = ()
-        self._zeros = self._reading = self._free = self._free_others = None
+        self._rest = self._means = ()
+        self._zeros = self._reading = self._free = self._free_rest = None
 
     def _add(self, total: Buffers, other: Buffers) -> Buffers:
         """Their sum, in the memory of the first."""

@@ -168,15 +168,6 @@ class Staging:
         """Those of all buffers that ordinary rounds exchange."""
         return tuple(buffer for buffer, layout in zip(buffers, self.layouts, strict=True) if layout.ordinary)
 
-    def others(self, buffers: Buffers) -> Buffers:
-        """Those of all buffers that only sync rounds exchange."""
-        return tuple(buffer for buffer, layout in zip(buffers, self.layouts, strict=True) if not layout.ordinary)
-
-    def whole(self, ordinary: Buffers, others: Buffers) -> Buffers:
-        """All buffers, in order, from those of both kinds."""
-        kinds = {True: iter(ordinary), False: iter(others)}
-        return tuple(next(kinds[layout.ordinary]) for layout in self.layouts)
-
     def narrow(self, totals: Buffers, like: Buffers, size: int = 1) -> Buffers:
         """``totals / size`` in the dtypes of ``like``; ``totals`` are donated."""
         if size == 1 and not self.widens:
