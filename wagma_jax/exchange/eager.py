@@ -67,7 +67,7 @@ class EagerExchange(Exchange):
         clock: "step": every worker hands in a gradient for every round; one that lags behind finds several results at
             once, and then nothing new for some calls. "round": a worker that finds newer rounds complete jumps to them.
         policy: The per-leaf policy: "mean" for increments; "sync" for what has a mean at sync rounds only, such as a
-            model's statistics; "keep". None: "mean" for floating and complex leaves, and "keep" for all rest.
+            model's statistics; "keep". None: "mean" for floating and complex leaves, and "keep" for all others.
         timeout_seconds: As for ``GroupExchange``, like all further arguments.
         first_round: The round to begin with.
         state: What ``state()`` returned on this rank.
@@ -297,7 +297,7 @@ class Check:
 
 
 class _Machine(Rounds):
-    """Rounds of one go the way of all rest: what is handed in comes back from them."""
+    """Rounds of one go the way of all others: what is handed in comes back from them."""
 
     def is_alone(self, r: int) -> bool:
         """Whether nothing is exchanged in round r."""

@@ -89,6 +89,11 @@ class Increments:
         """Those buffers that round t exchanges."""
         return handed if self._is_sync(t) else self._staging.ordinary(handed)
 
+    def is_whole(self, handed: Buffers) -> bool:
+        """Whether these are all buffers, not only those of ordinary rounds: always."""
+        del handed
+        return True
+
     def has_memory(self, size: int) -> bool:
         """Whether there is memory for a result of ``size`` buffers."""
         return self._free is not None and (size == len(self._free) or self._free_rest is not None)
@@ -133,7 +138,7 @@ class Increments:
             self.recycle(ordinary)
 
     def finish(self, t: int, result: Buffers, like: Buffers) -> Buffers:
-        """What is kept of the result of round t: of means that replace rest, those in the dtypes of ``like``."""
+        """What is kept of the result of round t: of means that replace values, those in the dtypes of ``like``."""
         if not self._is_sync(t):
             return result
         staging = self._staging
