@@ -72,10 +72,12 @@ class Cluster:
         mean=global_mean,
         inbox=Inbox,
         barrier=True,
+        plan=None,
     ):
         self.schedule = schedule
         self.size = schedule.num_workers
-        self.machines = [machine(GroupPlan(schedule, quorum), worker, clock) for worker in range(self.size)]
+        self.plan = GroupPlan(schedule, quorum) if plan is None else plan
+        self.machines = [machine(self.plan, worker, clock) for worker in range(self.size)]
         self._steps = {}  # many interleavings have the same steps
         self.plans = plans
         self.clock, self.quorum = clock, quorum
@@ -91,12 +93,18 @@ class Cluster:
     def start(self):
         return World(
             engines=(State(),) * self.size,
-            outboxes=tuple(Outbox(-1, ("W", worker, -1)) for worker in range(self.size)),
-            inboxes=(self.inbox(),) * self.size,
+            **self.records(),
             trainers=tuple(Trainer(plan) for plan in self.plans),
             running=(None,) * self.size,
             gathered=(None,) * self.size,
         )
+
+    def records(self):
+        """What the workers have published, and what they have not taken, at the start."""
+        return {
+            "outboxes": tuple(Outbox(-1, ("W", worker, -1)) for worker in range(self.size)),
+            "inboxes": (self.inbox(),) * self.size,
+        }
 
     def moves(self, world):
         moves = []
@@ -120,8 +128,10 @@ class Cluster:
             return True
         if trainer.waits == "rest":
             return engine.life.resting == Rest.NONE and not self._pending(world, worker)
-        is_replaced = world.inboxes[worker].is_replaced and not self.schedule.is_sync(trainer.waits)
-        return engine.round > trainer.waits and not is_replaced
+        return engine.round > trainer.waits and self._can_take(world, worker, trainer.waits)
+
+    def _can_take(self, world, worker, t):
+        return self.schedule.is_sync(t) or not world.inboxes[worker].is_replaced
 
     def _may_die(self, trainer, worker):
         """At any time inside of a call, also when what it waits for has come."""
@@ -177,13 +187,17 @@ class Cluster:
         if self.clock == "round":
             sync = next((k for k in range(engine.round, target) if self.schedule.is_sync(k)), None)
             require(sync is None, "a jump passes the open sync round {}", sync)
-        model = ("W", worker, target)
-        outbox = world.outboxes[worker]
-        require(target > outbox.version, "versions never decrease, and are told apart")
-        world = self._set(world, "outboxes", worker, outbox.publish(target, model))
+        world, model = self._publish(world, worker, target)
         trainer = trainer._replace(plan=trainer.plan[1:], counter=target, waits=target, model=model)
         world = self._set(world, "trainers", worker, trainer)
         return self._post(world, worker, messages.Arrive(target, self._tally(worker, target + 1)))
+
+    def _publish(self, world, worker, target):
+        """The world after a model was published, and the trainer's model."""
+        model = ("W", worker, target)
+        outbox = world.outboxes[worker]
+        require(target > outbox.version, "versions never decrease, and are told apart")
+        return self._set(world, "outboxes", worker, outbox.publish(target, model)), model
 
     def _dies(self, world, worker):
         world = self._set(world, "trainers", worker, world.trainers[worker]._replace(closed=True))
@@ -198,8 +212,7 @@ class Cluster:
         require(padded == tuple(numbers), "the sums {} instead of {}", padded, tuple(numbers))
 
     def _wake(self, world, worker):
-        trainer, engine, outbox = world.trainers[worker], world.engines[worker], world.outboxes[worker]
-        newest = self._summed(worker, engine.round - 1)
+        trainer, engine = world.trainers[worker], world.engines[worker]
         if trainer.waits == "rest":
             require(all(t.rests >= trainer.rests for t in world.trainers), "a trainer leaves before all have come")
             newest, is_mean = world.gathered[worker]
@@ -208,6 +221,12 @@ class Cluster:
             world = self._set(world, "gathered", worker, None)
             return self._set(world, "trainers", worker, trainer._replace(waits=None, counter=newest, base=base))
         counter = trainer.counter if self.clock == "step" else max(trainer.counter, engine.round - 1)
+        return self._take(world, worker, counter)
+
+    def _take(self, world, worker, counter):
+        """The trainer takes what its round has brought, and goes on with this counter."""
+        trainer, engine, outbox = world.trainers[worker], world.engines[worker], world.outboxes[worker]
+        newest = self._summed(worker, engine.round - 1)
         if self.schedule.is_sync(trainer.waits):
             k = trainer.waits
             require(
@@ -294,7 +313,7 @@ class Cluster:
         )
         require(sync or len(group) > 1, "worker {} exchanges with itself", worker)
         version = world.outboxes[worker].version
-        require(version <= r, "nobody contributes a model of the future")
+        require(version <= r, "nobody contributes anything of the future")
         require(
             version == r or not self.synchronous, "worker {} is late at round {} although all are waited for", worker, r
         )
@@ -303,8 +322,6 @@ class Cluster:
             self._check_tally(tally, [r + 1 if other.arrived == r else 0 for other in world.engines])
             rests = engine.life.resting != Rest.NONE
             require(version == r or rests, "worker {} takes part in sync round {} with {}", worker, r, version)
-        elif self.schedule.sync_period is not None:
-            require(r - version <= self.schedule.sync_period - 1, "staleness {} at round {}", r - version, r)
         for peer in group:
             at = world.engines[peer]
             require(
@@ -326,9 +343,17 @@ class Cluster:
             if sync and not after_failure:
                 served = at.round > r or self.machines[peer]._served(at, r)
                 require(served, "worker {} would wait inside sync round {} for {}", worker, r, peer)
+        world, contribution = self._contribute(world, worker, r)
+        return self._begin(world, worker, r, group, contribution)
+
+    def _contribute(self, world, worker, r):
+        """The world when the worker enters round r, and what it contributes: a version."""
+        version, sync = world.outboxes[worker].version, self.schedule.is_sync(r)
+        if not sync and self.schedule.sync_period is not None:
+            require(r - version <= self.schedule.sync_period - 1, "staleness {} at round {}", r - version, r)
         if not sync and version != r:  # the result is a sum, for which that of an untaken one may be overwritten
             world = self._set(world, "inboxes", worker, world.inboxes[worker].reuse()[0])
-        return self._begin(world, worker, r, group, version)
+        return world, version
 
     def _begin(self, world, worker, r, group, version):
         require(world.running[worker] is None, "one exchange at a time")
@@ -347,25 +372,31 @@ class Cluster:
     def _completed(self, world, worker):
         r, group, version = world.running[worker]
         made_of = frozenset((w, v) for of, w, v in world.contributions if of == (r, group))
-        outbox, inbox = world.outboxes[worker], world.inboxes[worker]
         if isinstance(r, tuple):
             require(len({round_ for _, round_ in made_of}) == 1, "not all stand at the same round: {}", made_of)
             newest, is_mean = world.engines[worker].round - 1, r[0] == Rest.CONSENSUS
             if is_mean:
-                outbox, inbox = self.global_mean(outbox, inbox, newest, ("mean", r))
+                world = self._put_mean(world, worker, newest, ("mean", r))
             world = self._set(world, "gathered", worker, (newest, is_mean))
-        elif self.schedule.is_sync(r):
-            outbox, inbox = self.global_mean(outbox, inbox, r, ("mean", r))
         else:
-            is_mean = version == r
-            inbox = inbox.put(GroupSum(r, version, len(group), made_of, is_mean))
-        world = self._set(world, "outboxes", worker, outbox)
-        world = self._set(world, "inboxes", worker, inbox)
+            world = self._put(world, worker, r, group, version, made_of)
         world = self._set(world, "running", worker, None)
         if all(world.running[peer] is None or world.running[peer][:2] != (r, group) for peer in group):
             remaining = frozenset(c for c in world.contributions if c[0] != (r, group))
             world = world._replace(contributions=remaining)
         return self._step(self._forget(world, worker, r), worker, messages.Completed())
+
+    def _put(self, world, worker, r, group, version, made_of):
+        """The world after a round has brought its result."""
+        if self.schedule.is_sync(r):
+            return self._put_mean(world, worker, r, ("mean", r))
+        is_mean = version == r
+        inbox = world.inboxes[worker].put(GroupSum(r, version, len(group), made_of, is_mean))
+        return self._set(world, "inboxes", worker, inbox)
+
+    def _put_mean(self, world, worker, version, mean):
+        outbox, inbox = self.global_mean(world.outboxes[worker], world.inboxes[worker], version, mean)
+        return self._set(self._set(world, "outboxes", worker, outbox), "inboxes", worker, inbox)
 
     def _forget(self, world, worker, r):
         about = {

@@ -1,13 +1,16 @@
-"""Increments are neither lost nor counted twice: by hand, and in every interleaving of small runs, on symbols.
+"""Increments are neither lost nor counted twice: by hand, and in every interleaving of small runs of the machine."""
 
-A symbol is a set of (worker, version); a sum is a union of sets without common elements.
-"""
-
-from typing import Any, NamedTuple
+import collections
+import random
 
 import pytest
+from protocol.increments import Increments
+from protocol.simulation import Violation, explore, walk
 
 from wagma_jax.protocol.increments import Pending, Untaken
+from wagma_jax.protocol.messages import Kind
+from wagma_jax.protocol.plan import PartialPlan
+from wagma_jax.protocol.rounds import Rounds
 
 
 def add(a, b):
@@ -34,97 +37,113 @@ def test_results_add_up_until_they_are_taken():
         untaken.put(1, frozenset("c"), add)
 
 
-class Worker(NamedTuple):
-    """A trainer and its engine. contributed: to the round that the engine is in, or None."""
-
-    left: int  # steps
-    arrived: int = -1
-    waits: bool = False
-    applied: frozenset = frozenset()
-    pending: Pending = Pending()
-    round: int = 0
-    contributed: frozenset | None = None
-    untaken: Untaken = Untaken()
-
-    @property
-    def buffers(self):
-        """How many there are of an increment's size: pending, contributed (maybe zeros), its result, untaken."""
-        exchanges = 0 if self.contributed is None else 2
-        return (self.pending.total is not None) + exchanges + (self.untaken.total is not None)
+SMALL = [  # workers, sync period, each trainer's plan (of "acm", see simulation.py; then close), seed of initiators
+    (2, 3, ("aaa", "aaa"), None),
+    (2, None, ("aaa", "a"), None),
+    (2, 2, ("aac", "aac"), None),
+    (2, 2, ("aaa", "a"), 0),
+    (2, None, ("ama", "aam"), 1),
+    (3, 1, ("a", "a", "a"), None),
+    (3, None, ("a", "a", ""), None),
+    (3, 2, ("aa", "a", ""), 0),
+    pytest.param(3, 2, ("a", "aa", "a"), None, marks=pytest.mark.long),
+    pytest.param(3, None, ("a", "a", "a"), 3, marks=pytest.mark.long),
+    pytest.param(3, 2, ("aa", "aa", "aa"), None, marks=pytest.mark.long),
+    pytest.param(3, 2, ("aa", "aa", "aa"), 0, marks=pytest.mark.long),
+]
 
 
-def moves(world, sync_period, results):
-    """What can happen next, each as the worlds (and results by round) after it; every round is solo."""
-    for i, worker in enumerate(world):
-        after = lambda new, i=i: (*world[:i], new, *world[i + 1 :])
-        r = worker.round
-        is_sync = (r + 1) % sync_period == 0
-        arrivals = [other.arrived >= r for other in world]
-        rests = [not other.left and not other.waits for other in world]
-        started = any(arrivals)
-        if is_sync:
-            started = started and all(arrived or at_rest for arrived, at_rest in zip(arrivals, rests, strict=True))
-        if worker.left and not worker.waits:
-            t = worker.arrived + 1
-            pending = worker.pending.hand_in(t, frozenset({(i, t)}), add)
-            yield after(worker._replace(left=worker.left - 1, arrived=t, waits=True, pending=pending)), results
-        if worker.waits and r > worker.arrived:
-            untaken, total = worker.untaken.collect()
-            applied = worker.applied if total is None else add(worker.applied, total)
-            yield after(worker._replace(waits=False, applied=applied, untaken=untaken)), results
-        if started and worker.contributed is None:
-            pending, contributed = worker.pending.contribute()
-            yield after(worker._replace(pending=pending, contributed=contributed or frozenset())), results
-        if worker.contributed is not None and all(
-            o.round > r or (o.round == r and o.contributed is not None) for o in world
-        ):
-            result = results[r] if len(results) > r else frozenset()
-            if len(results) == r:
-                for other in world:
-                    assert other.round == r
-                    result = add(result, other.contributed)
-            put = worker.untaken.put(r, result, add)
-            assert worker.buffers <= 4
-            yield (
-                after(worker._replace(round=r + 1, contributed=None, untaken=put)),
-                results if len(results) > r else (*results, result),
-            )
+@pytest.mark.parametrize("clock", ["step", "round"])
+@pytest.mark.parametrize(("num_workers", "sync_period", "plans", "seed"), SMALL)
+def test_every_interleaving_applies_each_increment_once(num_workers, sync_period, plans, seed, clock):
+    assert explore(Increments(num_workers, sync_period, plans, clock, seed)) > 20
 
 
-def check(world, sync_period, results, steps):
-    """Conservation: what was handed in is pending, on its way, or in one result; results are applied or untaken."""
-    for i, worker in enumerate(world):
-        handed = {(i, t) for t in range(worker.arrived + 1)}
-        found = [worker.pending.total, worker.contributed if worker.round == len(results) else None, *results]
-        mine = [entry for part in found if part for entry in part if entry[0] == i]
-        assert sorted(mine) == sorted(handed)
-        taken = [entry for part in (worker.applied, worker.untaken.total) if part for entry in part]
-        assert sorted(taken) == sorted(entry for result in results[: worker.round] for entry in result)
-        if worker.round and worker.round % sync_period == 0 and len(results) == worker.round:  # nothing is kept
-            flushed = {(j, t) for j in range(len(world)) for t in range(min(worker.round, steps[j]))}
-            assert flushed <= frozenset().union(*results)
-
-
+@pytest.mark.parametrize("clock", ["step", "round"])
 @pytest.mark.parametrize(
-    ("steps", "sync_period"), [((3, 3), 3), ((3, 1), 2), ((2, 4), 2), ((4, 2), 9), ((2, 2, 2), 2), ((2, 1, 2), 9)]
+    ("plans", "seed", "abort_at"),
+    [(("aa", "aa"), 0, (1, 1)), (("a", "a", ""), 3, (0, 0)), (("aa", "a"), None, (0, 1))],
 )
-def test_every_interleaving_applies_each_increment_once(steps, sync_period):
-    start: Any = tuple(map(Worker, steps)), ()
-    seen, stack, ends, most = {start}, [start], 0, 0
-    while stack:
-        world, results = stack.pop()
-        check(world, sync_period, results, steps)
-        most = max(most, *(worker.buffers for worker in world))
-        following = list(moves(world, sync_period, results))
-        for entry in following:
-            if entry not in seen:
-                seen.add(entry)
-                stack.append(entry)
-        if not following:
-            ends += 1
-            assert all(not worker.left and not worker.waits for worker in world), "stuck"
-            if len(set(steps)) == 1 and steps[0] % sync_period == 0:
-                everything = {(i, t) for i, n in enumerate(steps) for t in range(n)}
-                assert all(worker.applied == everything for worker in world)
-    assert ends > 0
-    assert most == 4 or sync_period == 2  # pending, zeros, the result that is coming, and one that is not taken
+def test_every_interleaving_of_a_failure_ends_everywhere(plans, seed, abort_at, clock):
+    assert explore(Increments(len(plans), 2, plans, clock, seed, abort_at=abort_at)) > 20
+
+
+@pytest.mark.parametrize("clock", ["step", "round"])
+@pytest.mark.parametrize("seed", range(30))
+def test_random_interleavings_apply_each_increment_once(seed, clock):
+    source = random.Random(seed)
+    plans = tuple("a" * source.randrange(7) for _ in range(source.randint(1, 7)))
+    plans = tuple(plan + "m" + "a" * source.randrange(4) for plan in plans)
+    initiators = source.choice([None, seed])
+    quorum = 1 if initiators is not None else source.randint(1, len(plans))
+    cluster = Increments(len(plans), source.choice([None, 1, 3]), plans, clock, initiators, quorum)
+    walk(cluster, lambda count: source.randrange(count))
+
+
+class Overwrites(Pending):
+    """What the authors' public code does: a gradient that came too late makes room for the next."""
+
+    def hand_in(self, version, increment, add):
+        return Overwrites(version, increment)
+
+    def contribute(self):
+        return Overwrites(self.version), self.total
+
+
+class Keeps(Pending):
+    def hand_in(self, version, increment, add):
+        return Keeps(version, increment if self.total is None else self.total | increment)
+
+    def contribute(self):
+        return self, self.total
+
+
+class NewestOnly(Untaken):
+    """What the paper does: only the newest result can be taken."""
+
+    def put(self, r, result, add):
+        return NewestOnly(r, result)
+
+    def collect(self):
+        return NewestOnly(self.newest), self.total
+
+
+class TakenAgain(Untaken):
+    def put(self, r, result, add):
+        return TakenAgain(r, result if self.total is None else self.total | result)
+
+    def collect(self):
+        return self, self.total
+
+
+class AnyoneStarts(Rounds):
+    def _activated(self, state, r):
+        return bool(self._known(state, tuple(Kind), r))
+
+
+MUTANTS = {
+    "late increments are kept": ((2, None, ("aaa", "aaa")), {"pending": Overwrites}),
+    "a contribution is cleared": ((2, None, ("aa", "aa")), {"pending": Keeps}),
+    "results add up": ((2, None, ("aa", "a")), {"untaken": NewestOnly}),
+    "results are taken once": ((2, None, ("aa", "aa")), {"untaken": TakenAgain}),
+    "the initiator starts": ((2, None, ("aa", "aa"), "step", 1), {"machine": AnyoneStarts}),
+}
+
+
+@pytest.mark.parametrize("rule", MUTANTS)
+def test_without_a_rule_an_invariant_breaks(rule):
+    arguments, mutation = MUTANTS[rule]
+    with pytest.raises(Violation):
+        explore(Increments(*arguments, **mutation))
+    walk(Increments(*arguments), lambda count: 0)
+
+
+def test_initiators_are_drawn_evenly_and_alike_on_all_workers():
+    plan = PartialPlan(5, 10, seed=7)
+    steps = [plan.step(2, r) for r in range(5000)]
+    assert steps == [PartialPlan(5, 10, seed=7).step(4, r) for r in range(5000)]
+    assert [step.is_sync for step in steps[:20]] == ([False] * 9 + [True]) * 2
+    counts = collections.Counter(step.initiator for step in steps)
+    assert counts[None] == 500
+    assert all(800 < counts[worker] < 1000 for worker in range(5))
+    assert all(step.members == (0, 1, 2, 3, 4) for step in steps)
