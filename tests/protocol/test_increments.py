@@ -44,7 +44,7 @@ SMALL = [  # workers, sync period, each trainer's plan (of "acm", see simulation
     (2, 2, ("aaa", "a"), 0),
     (2, None, ("ama", "aam"), 1),
     (3, 1, ("a", "a", "a"), None),
-    (3, None, ("a", "a", ""), None),
+    (3, None, ("a", "a", ""), 3),
     (3, 2, ("aa", "a", ""), 0),
     pytest.param(3, 2, ("a", "aa", "a"), None, marks=pytest.mark.long),
     pytest.param(3, None, ("a", "a", "a"), 3, marks=pytest.mark.long),
