@@ -168,8 +168,13 @@ ALLOWED = {
         "wagma_jax.ledger.entries", "wagma_jax.protocol", "wagma_jax.schedule",
     },
     "wagma_jax/exchange/origins.py": {"wagma_jax.ledger"},
+    "wagma_jax/exchange/replay_increments.py": {
+        "wagma_jax.averaging", "wagma_jax.exchange.increments", "wagma_jax.exchange.isolation",
+        "wagma_jax.exchange.staging", "wagma_jax.exchange.storage", "wagma_jax.exchange.wire", "wagma_jax.ledger",
+    },
     "wagma_jax/exchange/replay.py": {
         "wagma_jax.averaging", "wagma_jax.exchange.isolation", "wagma_jax.exchange.origins",
+        "wagma_jax.exchange.replay_increments",
         "wagma_jax.exchange.staging", "wagma_jax.exchange.storage", "wagma_jax.exchange.wire", "wagma_jax.ledger",
     },
     "wagma_jax/exchange/__init__.py": {

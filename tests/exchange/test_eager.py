@@ -29,7 +29,16 @@ def test_late_gradients_by_hand(num_ranks):
 
 @pytest.mark.parametrize(
     ("body", "num_ranks"),
-    [("majority", 2), ("lags", 2), ("misses", 2), ("unequal_steps", 3), ("resumes", 2), ("alone", 1)],
+    [
+        ("majority", 2),
+        ("lags", 2),
+        ("misses", 2),
+        ("unequal_steps", 3),
+        ("resumes", 2),
+        ("alone", 1),
+        ("fails", 3),
+        ("misuse", 2),
+    ],
 )
 def test_what_is_taken(body, num_ranks):
     ranks.run(f"exchange_eager.{body}", num_ranks=num_ranks)

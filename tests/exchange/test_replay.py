@@ -41,6 +41,22 @@ def test_replay_gives_the_same_bits(tmp_path, clock, quorum, group_size, sync_pe
         assert_a_part_is_missed(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("clock", "start", "sync_period", "rounds"), [("step", "solo", 7, 16), ("round", "majority", 5, 16)]
+)
+def test_replay_of_increments_gives_the_same_bits(tmp_path, clock, start, sync_period, rounds):
+    pytest.importorskip("mpi4jax", reason="the extra mpi is not installed", exc_type=ImportError)
+    body = "replay_rounds.run_increments"
+    (calls, late), *_ = ranks.run(body, str(tmp_path), clock, start, sync_period, rounds, num_ranks=3)
+    assert calls > rounds
+    assert late > 0
+    lines = (tmp_path / "ledger-1.jsonl").read_text().splitlines()
+    lost = next(i for i, line in enumerate(lines) if json.loads(line)["kind"] == "call")
+    (tmp_path / "ledger-1.jsonl").write_text("\n".join(lines[:lost] + lines[-2:]) + "\n")
+    with pytest.raises(ValueError, match="go on where others end"):
+        replay(tmp_path, {"w": np.zeros(3, np.float32)}, lambda rank, call, params: params)
+
+
 def assert_a_part_is_missed(folder):
     """What is recorded but for one round that some model is made of cannot be replayed."""
     lines = (folder / "ledger-2.jsonl").read_text().splitlines()

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from exchange_common import bits, wait_for
+from exchange_small import expect
 
 import wagma_jax as wagma
 from wagma_jax.exchange.barrier import barrier
@@ -230,3 +231,38 @@ def alone(comm):
             expected = optax.apply_updates(expected, updates)
         assert bits(params) == bits(expected)
         assert bits(exchange.consensus(params)) == bits(params)
+
+
+def fails(comm):
+    """Rank 1 fails in the middle of rounds; all others hear of it, and can begin again."""
+    for rounds in (0, 3):
+        kind = LookupError if comm.rank == 1 else wagma.ExchangeError
+        options = {"start": "majority", "sync_period": None}
+        with expect(kind, "no more data"), opened(comm, {"w": np.float32(0)}, **options) as exchange:
+            for _ in range(rounds):
+                exchange.average({"w": np.float32(1)})
+            if comm.rank == 1:
+                raise LookupError("no more data")
+            while True:
+                exchange.average({"w": np.float32(1)})
+        barrier(comm)
+
+
+def misuse(comm):
+    """Errors are raised on all ranks before anything is sent."""
+    cases = [
+        ({"start": "all"}, "start must be 'solo' or 'majority', got 'all'"),
+        ({"seed": -1}, "seed must be between 0 and"),
+        ({"quorum": comm.size + 1}, f"quorum must be between 1 and {comm.size}, got {comm.size + 1}"),
+        ({"quorum": 2, "start": "majority"}, "quorum is for start='solo', got 2 with start='majority'"),
+        ({"clock": "wall"}, "clock must be 'step' or 'round', got 'wall'"),
+        ({"sync_period": 0}, "sync_period"),
+        ({"seed": comm.rank}, "rank 1 and rank 0 differ: seed is 1 there, and 0 on rank 0"),
+        ({"state": {"round": 0}}, "state must be what state() of such an exchange returned"),
+    ]
+    at = {"round": 0, "base": 0, "version": 0}
+    cases.append(({"state": at | {"pending": [np.zeros(1, np.float32)]}}, "state must be of the same params"))
+    for options, message in cases:
+        with expect(ValueError, message):
+            opened(comm, {"w": np.zeros(40, np.float32)}, **options)
+    barrier(comm)

@@ -71,7 +71,7 @@ class Increments:
         self._free_rest: Buffers | None = None  # and, with that, of a sync round
         self._tally: Tally = ()
         here = jax.sharding.SingleDeviceSharding(staging.device)
-        self._add_up = jax.jit(_added, donate_argnums=0, in_shardings=here, out_shardings=here)
+        self._add_up = jax.jit(added, donate_argnums=0, in_shardings=here, out_shardings=here)
         self._shapes = [(part.size, storage_dtype(part.dtype)) for part in staging.layouts if part.ordinary]
         saved = standing.kept
         self.pending = Pending(standing.version, self._restored(saved.get("pending"), wide=False))
@@ -223,5 +223,6 @@ class Increments:
         return jax.block_until_ready(self._staging.copy(tuple(jnp.asarray(array) for array in saved)))
 
 
-def _added(total: Buffers, other: Buffers) -> Buffers:
+def added(total: Buffers, other: Buffers) -> Buffers:
+    """The sum of two increments, or of two results."""
     return tuple(stored(values(a) + values(b)) for a, b in zip(total, other, strict=True))

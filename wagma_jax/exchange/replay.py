@@ -18,6 +18,7 @@ from wagma_jax.averaging import PolicyFunction
 from wagma_jax.exchange import origins
 from wagma_jax.exchange.isolation import isolated, own_settings
 from wagma_jax.exchange.origins import Consensus, Handed, Key, Model, Total
+from wagma_jax.exchange.replay_increments import IncrementsRun
 from wagma_jax.exchange.staging import Staging
 from wagma_jax.exchange.storage import Buffers, sum_dtype, widened
 from wagma_jax.exchange.wire import sum_in_order
@@ -35,6 +36,7 @@ def replay(
     policy: PolicyFunction | None = None,
     segment: int | None = None,
     observe: Callable[[int, int, Any], None] = lambda rank, call, params: None,
+    hand_in: LocalStep = lambda rank, call, params: params,
 ) -> list[Any]:
     """Re-executes a recorded run from its ledgers.
 
@@ -48,17 +50,21 @@ def replay(
         segment: Which part of a run that was resumed, from 0, with ``params`` as they were at its beginning; None:
             there is only one.
         observe: Called with (rank, number of the call, params) after each call of ``average``.
+        hand_in: For a run of increments (``EagerExchange``), whose ``params`` here are what the last call returned:
+            maps (rank, number of the call of ``consensus``, params) to the model that was passed to it. Where models
+            are exchanged, that is taken to be what the last call returned.
 
     Returns:
-        The parameters of every rank in the end. What the trainer passed to ``consensus`` is taken to be what the last
-        call of ``average`` (or ``consensus``) returned.
+        The parameters of every rank in the end: what its last call of ``average`` or ``consensus`` returned.
 
     Raises:
         ValueError: The ledgers cannot be read, lack a part of the run, or do not fit to ``params``.
     """
     parts = _segments(read(folder), segment)
-    run = _Run(parts, Staging(params, policy), params, local_step, observe)
-    return run.execute()
+    staging = Staging(params, policy)
+    if parts[0].start.method == "increments":
+        return IncrementsRun(parts, staging, params, local_step, hand_in, observe).execute()
+    return _Run(parts, staging, params, local_step, observe).execute()
 
 
 def _segments(ledgers: Sequence[RankLedger], segment: int | None) -> list[Segment]:
