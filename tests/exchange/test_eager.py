@@ -38,6 +38,7 @@ def test_late_gradients_by_hand(num_ranks):
         ("alone", 1),
         ("fails", 3),
         ("misuse", 2),
+        ("in_a_step", 2),
     ],
 )
 def test_what_is_taken(body, num_ranks):

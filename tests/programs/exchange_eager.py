@@ -47,6 +47,35 @@ def nobody_late(comm, optimizer):
         np.testing.assert_allclose(mean["w"], expected, rtol=1e-5, atol=1e-6)
 
 
+def in_a_step(comm):
+    """As the first link of a chain in a jitted step; with a leaf that is kept."""
+    start = {"w": np.ones(8, np.float32), "n": np.int32(7)}
+    targets = np.random.default_rng(0).normal(size=(comm.size, 8)).astype(np.float32)
+    with opened(comm, start, quorum=comm.size, sync_period=3) as exchange:
+        optimizer = optax.chain(
+            exchange.as_transformation(), optax.masked(optax.sgd(0.1, momentum=0.9), {"w": 1, "n": 0})
+        )
+        with expect(ValueError, "every must be 1, got 2"):
+            exchange.as_transformation(every=2)
+
+        @jax.jit
+        def step(params, state):
+            updates, state = optimizer.update({"w": params["w"] - targets[comm.rank], "n": jnp.int32(0)}, state, params)
+            return optax.apply_updates(params, updates), state
+
+        params, state = exchange.params, optimizer.init(exchange.params)
+        expected, velocity = np.ones(8), 0.0
+        for t in range(5):
+            params, state = step(params, state)
+            velocity = 0.9 * velocity + expected - targets.mean(0)
+            expected = expected - 0.1 * velocity
+            np.testing.assert_allclose(params["w"], expected, rtol=1e-5, atol=1e-6)
+            assert (exchange.info.round, exchange.info.is_sync) == (t, t == 2)
+            if exchange.info.is_sync:
+                params = exchange.consensus(params)
+        assert params["n"] == 7
+
+
 def once(comm, start, clock, rounds, size):
     """Random delays: what a worker has applied after its last sync round is the sum of all gradients until then."""
     rng = np.random.default_rng((comm.rank, rounds))

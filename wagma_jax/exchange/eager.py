@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
+import optax
 from mpi4py import MPI
 
 from wagma_jax.averaging import PolicyFunction
-from wagma_jax.exchange import startup
+from wagma_jax.exchange import startup, transformation
 from wagma_jax.exchange.base import Exchange, HandedIn
 from wagma_jax.exchange.engine import Engine
 from wagma_jax.exchange.gathering import Gathering
@@ -177,6 +178,20 @@ class EagerExchange(Exchange):
             ExchangeError, TimeoutError, RuntimeError, ValueError: As ``average``.
         """
         return super().consensus(params)
+
+    def as_transformation(self, every: int = 1) -> optax.GradientTransformationExtraArgs:
+        """``average`` as the first link of an optax chain, for a jitted step: ``optax.chain(this, inner)``.
+
+        ``info`` is there when the step is over: take ``consensus`` after it where ``info.is_sync``. To accumulate
+        gradients, put them into one update before it: ``every`` is 1.
+        """
+        if every != 1:
+            raise ValueError(
+                f"every must be 1, got {every!r}: gradients are averaged before the optimizer sees them, so accumulate "
+                "them in the step"
+            )
+        self._in_steps = True
+        return transformation.as_first_link(lambda updates: self.average(updates)[0], self._staging)
 
     # what the base class asks for
 
