@@ -64,7 +64,8 @@ class RunOptions(AlgorithmOptions):
             rounds are meetings, too. None: no others, but every 50 rounds where there are no sync rounds.
         timeout_seconds: Over MPI, how long a worker waits for others before the run is given up.
         straggler: Over MPI, injected delays: none, rotating:SECONDS[:K] (K random workers a step), fixed:RANK:SECONDS,
-            or lognormal:SIGMA[:SECONDS] (all workers, of this median). Drawn beforehand from the seed.
+            lognormal:SIGMA[:SECONDS] (all workers, of this median), or trace:FILE[:SECONDS] (step times of a real job,
+            scaled to this median; files as train/traces/ has them). Drawn beforehand from the seed.
         straggler_kind: Whether delayed workers sleep, or compute and take a core meanwhile.
         late_probability: With xla, simulated lateness: the chance that a worker's contribution to a round is its
             previous model. Drawn beforehand from the seed. Algorithms that wait for everybody ignore it.
