@@ -1,6 +1,7 @@
 """The runs of a plan: what each is called, which command starts it, and whether its options are sound."""
 
 import dataclasses
+import functools
 import hashlib
 import importlib
 import json
@@ -148,14 +149,20 @@ def parsed(case: Case) -> RunOptions:
     Raises:
         ValueError: There are no such options, or they contradict each other.
     """
+    words = words_of({name: value for name, value in case.options.items() if name != "seed"})
     try:
-        options = run.parse(load(case.module), case.words)
+        options = _parsed(case.module, *words, *case.extra)
         options.check()
     except ValueError as error:
         raise ValueError(f"{case.title}: {error}") from None
     except SystemExit:  # the parser has said why
         raise ValueError(f"{case.title}: its options are none of {case.module}, as is said above") from None
-    return options
+    return dataclasses.replace(options, seed=case.seed)
+
+
+@functools.lru_cache(maxsize=256)
+def _parsed(module: str, *words: str) -> RunOptions:
+    return run.parse(load(module), words)
 
 
 def task_of(case: Case) -> Task:
