@@ -88,7 +88,11 @@ class Straggler:
         """Raises ValueError if there are too few workers for these delays, or their file is none."""
         if self.kind == "trace":
             try:
-                traces.read(self.file)
+                if np.median(traces.read(self.file)) == 0:
+                    raise ValueError(
+                        f"half of the times in {self.file} are 0, and they are scaled by their median: give times of "
+                        "steps"
+                    )
             except ValueError as problem:
                 raise ValueError(f"--straggler trace:{self.file}: {problem}") from None
         if self.count > num_workers or self.rank >= num_workers:

@@ -42,7 +42,7 @@ def read(name: str) -> np.ndarray:
 
     Raises:
         ValueError: There is no such file, it cannot be read, has no numbers, rows of unequal length, or numbers that
-            are no times; or half of its times are 0.
+            are no times.
     """
     path = find(name).absolute()
     return _read(path, path.stat().st_mtime_ns)
@@ -66,8 +66,6 @@ def _read(path: Path, changed: int) -> np.ndarray:
         raise ValueError(
             f"{path} has no times: give a CSV file with a row for every step and a column for every replica"
         )
-    if np.median(times) == 0:
-        raise ValueError(f"half of the times in {path} are 0, and they are scaled by their median: give times of steps")
     times.setflags(write=False)
     return times
 
