@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from train import traces
+from train import lateness, traces
 from train.stragglers import Straggler, delay, parse
 
 
@@ -133,3 +133,22 @@ def test_a_file_that_has_changed_is_read_again(tmp_path):
     assert traces.read(str(path)).tolist() == [[1, 2]]
     path.write_text("3,4\n5,6\n")
     assert traces.read(str(path)).tolist() == [[3, 4], [5, 6]]
+
+
+def test_lateness_as_in_a_real_run(tmp_path):
+    path = tmp_path / "late.csv"
+    path.write_text("worker_0,worker_1\n0,1\n0,2\n0,0\n")  # worker 0 is never late, the other in two of three rounds
+    table = np.array([lateness.draw(0.0, str(path), 5, t, 400) for t in range(6)])
+    shares = table.mean(0)
+    assert set(np.round(shares, 6)) == {0.0, np.round(2 / 3, 6)}
+    assert 0.4 < (shares > 0).mean() < 0.6
+    np.testing.assert_array_equal(table[:3], table[3:])  # it begins again after its last round
+    assert len({tuple(column) for column in table[:3].T}) == 4  # from different rounds on
+    assert (table != [lateness.draw(0.0, str(path), 6, t, 400) for t in range(6)]).any()
+    assert lateness.draw(0.0, None, 5, 0, 4) is None
+    assert lateness.draw(0.5, None, 5, 0, 4).shape == (4,)
+    lateness.check(0.0, str(path))
+    with pytest.raises(ValueError, match="both say who is late: drop one"):
+        lateness.check(0.1, str(path))
+    with pytest.raises(ValueError, match=r"^--late-trace absent: there is no file absent"):
+        lateness.check(0.0, "absent")
