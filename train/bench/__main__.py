@@ -88,7 +88,7 @@ def bench(config: Config, words: Sequence[str]) -> int:
     tuned = tuning.tuning_cases(made) if config.tune else {}
     if config.tune and not tuned:
         raise ValueError("--tune needs learning rates to try: add rates to the plan, or --rates")
-    rates = {} if config.tune else tuning.load(made, folder)
+    rates = {} if config.tune or config.dry_run else tuning.load(made, folder)
     every = cases_of.cases(made, rates)
     cases_of.check([*tuned.values(), *every])
     if config.dry_run:

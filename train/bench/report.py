@@ -11,19 +11,22 @@ Found = Mapping[str, Any]
 
 READING = """\
 Each value is the median over the seeds (least to most). *UNIT/s* is the rate of all workers together, without
-compilation and evaluations, and *faster* the same over that of `BASELINE` with the same seed.
-
-- *Of ideal*: over what the same workers do with the same delays if nobody ever waits or communicates. Their computation
-  was measured in a run of its own.
-- *Of its rule*: over what this algorithm would do if it waited as it does, and communication took no time.
-- *Waited*: seconds for which a worker waited for others, on average.
-- *Goodput*: UNIT seen over those that the same workers could have seen meanwhile at the pace at which they worked in
-  this very run.
-- *Difference*: of the final score from `BASELINE`, paired by seed, with the 95 % interval of Student's t distribution;
-  *noise* if that contains 0, or if the mean is below half a point.
-- *Time to* and *UNIT to*: to the first evaluation of the consensus model that reaches TARGET, interpolated between
-  evaluations. Evaluations themselves take no time.
-"""
+compilation and evaluations."""
+MEANINGS = {
+    "faster": "*Faster*: that rate over the rate of `BASELINE` with the same seed.",
+    "of ideal": "*Of ideal*: over what the same workers do with the same delays if nobody ever waits or communicates. "
+    "Their computation was measured in a run of its own.",
+    "of its rule": "*Of its rule*: over what this algorithm would do if it waited as it does, and communication took "
+    "no time.",
+    "waited, s": "*Waited*: seconds for which a worker waited for others, on average.",
+    "goodput": "*Goodput*: UNIT seen over those that the same workers could have seen meanwhile, at the pace at which "
+    "they worked in this very run.",
+    "difference": "*Difference*: of the final score from `BASELINE`, paired by seed, with the 95 % interval of "
+    "Student's t distribution. It is *noise* if that contains 0, or if its mean is below half a point.",
+    "target": "*Time to* and *UNIT to*: to the first evaluation of the consensus model that reaches TARGET, "
+    "interpolated between evaluations, whose own time does not count.",
+}
+"""What the columns mean, by their heading."""
 
 
 def markdown(found: Found) -> str:
@@ -37,11 +40,14 @@ def markdown(found: Found) -> str:
     )
     for label, workload in found["workloads"].items():
         score = Score(**workload["score"])
-        target = number(workload["target"], score.name, score) or "any score"
+        target = number(workload["target"], score.name, score)
         parts.append(f"## {label}: {workload['name']}")
-        parts.append(rows_table(found, label))
-        reading = READING.replace("UNIT", workload["unit"]).replace("BASELINE", found["baseline"])
-        parts.append(reading.replace("TARGET", f"{score.name.replace('_', ' ')} {target}").rstrip())
+        header, lines = cells_of(found, label)
+        parts.append(table(header, lines, labels=2))
+        shown = [text for name, text in MEANINGS.items() if name in header or (name == "target" and target)]
+        reading = "\n".join([READING, "", *(f"- {text}" for text in shown)])
+        reading = reading.replace("UNIT", workload["unit"]).replace("BASELINE", found["baseline"])
+        parts.append(reading.replace("TARGET", f"{score.name.replace('_', ' ')} {target}"))
         parts += [rates_line(found, label)] if rates_line(found, label) else []
     if found["stopped"]:
         parts.append("## Without a result")
@@ -51,18 +57,19 @@ def markdown(found: Found) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def rows_table(found: Found, workload: str) -> str:
-    """The table of one workload."""
+def cells_of(found: Found, workload: str) -> tuple[list[str], list[list[str]]]:
+    """Heading and rows of the table of one workload; columns that would be empty are left out."""
     about = found["workloads"][workload]
     score, unit = Score(**about["score"]), about["unit"]
     target = number(about["target"], score.name, score)
     name = score.name.replace("_", " ")
     header = ["scenario", "arm", f"{unit}/s", "faster", "of ideal", "of its rule", "waited, s", "goodput", name]
-    header += ["difference", f"time to {target}, s", f"{unit} to {target}"]
+    header += ["difference", *([f"time to {target}, s", f"{unit} to {target}"] if target else [])]
     rows = [row for row in found["rows"] if row["workload"] == workload]
     cells = [_cells(row, score, len(found["seeds"])) for row in rows]
+    cells = [line[: len(header)] for line in cells]
     kept = [i for i in range(len(header)) if i < 2 or any(line[i] for line in cells)]
-    return table([header[i] for i in kept], [[line[i] for i in kept] for line in cells], labels=2)
+    return [header[i] for i in kept], [[line[i] for i in kept] for line in cells]
 
 
 def _cells(row: Found, score: Score, seeds: int) -> list[str]:
