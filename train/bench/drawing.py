@@ -1,6 +1,7 @@
 """Pictures of a bench: throughput, and the score against time and against examples; of what ``collecting`` returned."""
 
 import itertools
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ _COLORS = ("#d62728", "#555555", "#1f77b4", "#2ca02c", "#9467bd", "#ff7f0e", "#8
 _STYLES = ("-", "--", "-.", ":")
 _COLUMNS = 3  # panels beside each other
 _POINTS = 200  # at which the curves of several seeds are compared
+_LETTERS = 11  # of a title in an inch
 _SHOWN = 0.75  # of the examples: what a panel's axis of scores is chosen by
 
 
@@ -60,9 +62,9 @@ def throughput(found: Found, workload: str) -> Figure:
     axis.plot([], [], color="black", linestyle=":", label="nobody waits or communicates")
     unit = found["workloads"][workload]["unit"]
     axis.set_xticks(range(len(scenarios)), scenarios)
-    axis.set(
-        ylabel=f"{unit} per second, all workers", title=f"{found['title']}: throughput, median and range of the seeds"
-    )
+    _title(figure, found, "throughput, median and range of the seeds")
+    axis.set_axisbelow(True)
+    axis.set(ylabel=f"{unit} per second, all workers")
     axis.set_ylim(bottom=0)
     axis.set_xlim(-0.55, len(scenarios) - 0.45)
     axis.yaxis.set_major_formatter("{x:,.0f}")
@@ -118,8 +120,13 @@ def _curves(found: Found, workload: str, axis: int, xlabel: str) -> Figure:
         panels.flat[0].plot([], [], color=_color(index), linestyle=_style(index), label=arm)
     handles, names = panels.flat[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=min(len(arms), 5), frameon=False)
-    figure.suptitle(f"{found['title']}: median and range of the seeds; dotted: the target")
+    _title(figure, found, "median and range of the seeds; dotted: the target")
     return figure
+
+
+def _title(figure: Figure, found: Found, about: str) -> None:
+    """Above the picture, in as many lines as it takes."""
+    figure.suptitle(textwrap.fill(f"{found['title']}: {about}", round(_LETTERS * figure.get_figwidth())), fontsize=11)
 
 
 def _curve(panel: Axes, curves: Sequence[Sequence[tuple[float, float, float]]], index: int, axis: int) -> None:
