@@ -1,17 +1,11 @@
 """Numbers as text: Markdown tables and their cells."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from benchmarks.samples import Summary, summarize
+from train.markdown import table as markdown
 
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A table with aligned columns."""
-    cells = [tuple(map(str, row)) for row in (header, *rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ["| " + " | ".join(text.rjust(w) for text, w in zip(row, widths, strict=True)) + " |" for row in cells]
-    return "\n".join([lines[0], "|" + "|".join("-" * (w + 1) + ":" for w in widths) + "|", *lines[1:]])
+__all__ = ["markdown", "spread"]
 
 
 def spread(values: Sequence[float] | Summary, scale: float = 1.0, digits: int = 2) -> str:

@@ -49,6 +49,7 @@ class Position:
         first_share: The share of the training that was done at that step.
         local_steps: Steps of every worker since ``first_step``.
         wait_seconds: How long every worker has waited in exchanges over MPI; empty in one program.
+        work_seconds: How long every worker has computed and been delayed; likewise.
         distance: The distance of the workers' parameters to their consensus, when it was last measured.
     """
 
@@ -70,6 +71,7 @@ class Position:
     first_share: float = 0.0
     local_steps: Sequence[int] = ()
     wait_seconds: Sequence[float] = ()
+    work_seconds: Sequence[float] = ()
     distance: float | None = None
 
 

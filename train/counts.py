@@ -34,6 +34,7 @@ class Counts:
         staleness: The oldest contribution, in rounds.
         seconds: In the loop, without evaluations and checkpoints; a sum over processes.
         waited: Seconds waited in exchanges; a sum over processes. None where they are not known.
+        worked: Seconds of computation and of injected delays; likewise.
         data_wait: Seconds without a batch; a sum over processes.
         distance: At the newest sync round among the steps, if there was one.
         notes: Sets of integers by name, from the batches.
@@ -46,6 +47,7 @@ class Counts:
     staleness: int = 0
     seconds: float = 0.0
     waited: float | None = None
+    worked: float | None = None
     data_wait: float = 0.0
     distance: Distance | None = None
     notes: Mapping[str, frozenset[int]] = dataclasses.field(default_factory=dict)
@@ -56,7 +58,6 @@ class Counts:
         for name, (total, count) in other.sums.items():
             mine = sums.get(name, (0.0, 0.0))
             sums[name] = (mine[0] + total, mine[1] + count)
-        waits = [waited for waited in (self.waited, other.waited) if waited is not None]
         return Counts(
             steps=self.steps + other.steps,
             units=self.units + other.units,
@@ -64,7 +65,8 @@ class Counts:
             late=self.late + other.late,
             staleness=max(self.staleness, other.staleness),
             seconds=self.seconds + other.seconds,
-            waited=sum(waits) if waits else None,
+            waited=_known(self.waited, other.waited),
+            worked=_known(self.worked, other.worked),
             data_wait=self.data_wait + other.data_wait,
             distance=_newest(self.distance, other.distance),
             notes=union(self.notes, other.notes),
@@ -73,6 +75,11 @@ class Counts:
     def means(self) -> dict[str, float]:
         """The mean of every metric; NaN where nothing was counted."""
         return {name: total / count if count else float("nan") for name, (total, count) in self.sums.items()}
+
+
+def _known(*seconds: float | None) -> float | None:
+    known = [one for one in seconds if one is not None]
+    return sum(known) if known else None
 
 
 def _newest(a: Distance | None, b: Distance | None) -> Distance | None:

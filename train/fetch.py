@@ -63,7 +63,7 @@ class DebianPackage:
             archives = list(Path(work).glob("*.deb"))
             if len(archives) != 1:
                 raise FetchError(f"apt-get download left {len(archives)} packages, not one")
-            self._run(["dpkg", "-x", str(archives[0]), "unpacked"], work)
+            self._run(["dpkg", "-x", archives[0].name, "unpacked"], work)
             for name in names:
                 path = Path(work, "unpacked", self.folder, f"{name}.gz")
                 if not path.is_file():

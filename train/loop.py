@@ -301,10 +301,6 @@ class Run:
         start, group = self._start, self.workers.group
         everyone = group.everyone(self._whole)
         whole = total(everyone)
-        waits = start.wait_seconds
-        if whole.waited is not None:
-            before = waits or (0.0,) * len(everyone)
-            waits = tuple(w + (c.waited or 0.0) for w, c in zip(before, everyone, strict=True))
         notes = union(start.notes, whole.notes)
         self.position = dataclasses.replace(
             start,
@@ -317,6 +313,14 @@ class Run:
             max_staleness=max(start.max_staleness, whole.staleness),
             notes={name: tuple(sorted(numbers)) for name, numbers in sorted(notes.items())},
             local_steps=self.workers.local_steps(),
-            wait_seconds=waits,
+            wait_seconds=_grown(start.wait_seconds, [counts.waited for counts in everyone]),
+            work_seconds=_grown(start.work_seconds, [counts.worked for counts in everyone]),
             distance=group.from_first(self._distance),
         )
+
+
+def _grown(before: Sequence[float], seconds: Sequence[float | None]) -> Sequence[float]:
+    """What every worker has, with what came in addition; as before where nothing tells."""
+    if all(one is None for one in seconds):
+        return before
+    return tuple(old + (one or 0.0) for old, one in zip(before or (0.0,) * len(seconds), seconds, strict=True))

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from train import stragglers
+from train import lateness, stragglers
 from train.budget import Length
 from train.data.order import Sampling
 from train.fields import Checked, flag, option
@@ -55,6 +55,7 @@ class RunOptions(AlgorithmOptions):
         group_size: At most so many workers S in a group, where the algorithm has groups: there are ceil(P / S) of even
             sizes; None: about the square root of P.
         sync_period: Rounds between global means, unless the algorithm has one in every round; None: never.
+        rotate: Whether groups change from round to round. Fixed ones mix models at sync rounds only.
         quorum: Over MPI, how many members of a group must arrive before it averages: 1, the first, waits for nobody.
         clock: Over MPI: step: every worker takes a step in every round. round: one that finds newer rounds complete
             jumps to them, so that a worker which is always slow takes fewer steps.
@@ -64,10 +65,13 @@ class RunOptions(AlgorithmOptions):
             rounds are meetings, too. None: no others, but every 50 rounds where there are no sync rounds.
         timeout_seconds: Over MPI, how long a worker waits for others before the run is given up.
         straggler: Over MPI, injected delays: none, rotating:SECONDS[:K] (K random workers a step), fixed:RANK:SECONDS,
-            or lognormal:SIGMA[:SECONDS] (all workers, of this median). Drawn beforehand from the seed.
+            lognormal:SIGMA[:SECONDS] (all workers, of this median), or trace:FILE[:SECONDS] (step times of a real job,
+            scaled to this median; files as train/traces/ has them). Drawn beforehand from the seed.
         straggler_kind: Whether delayed workers sleep, or compute and take a core meanwhile.
         late_probability: With xla, simulated lateness: the chance that a worker's contribution to a round is its
             previous model. Drawn beforehand from the seed. Algorithms that wait for everybody ignore it.
+        late_trace: With xla, lateness as it was in a real run, in place of the above: a CSV file of rounds x workers,
+            in which 0 is on time. Every worker follows one of them, from a round on; both are drawn from the seed.
         steps: Rounds to train for; 300 if neither this nor --epochs is given.
         epochs: How often to go through the training set, in place of --steps. With --clock round all workers stop at
             the first meeting at which they have seen so many examples together.
@@ -99,6 +103,7 @@ class RunOptions(AlgorithmOptions):
     workers: int = option(8, resume="restarts")
     group_size: int | None = option(None, resume="restarts")
     sync_period: int | None = option(10, resume="restarts")
+    rotate: bool = option(True, resume="restarts")
     quorum: int = option(1, resume="restarts", mpi_only=True)
     clock: Literal["step", "round"] = option("step", resume="restarts", mpi_only=True)
     on_nonfinite: Literal["share", "skip"] = option("share", resume="restarts")
@@ -107,6 +112,7 @@ class RunOptions(AlgorithmOptions):
     straggler: str = option("none", resume="free", mpi_only=True)
     straggler_kind: Literal["sleep", "compute"] = option("sleep", resume="free", mpi_only=True)
     late_probability: float = option(0.0, resume="restarts")
+    late_trace: str | None = option(None, resume="restarts")
     steps: int | None = option(None, resume="free")
     epochs: float | None = option(None, resume="free")
     batch_size: int = option(16, resume="restarts")
@@ -137,8 +143,6 @@ class RunOptions(AlgorithmOptions):
         for name in ("checkpoint_every", "seed"):
             if (value := getattr(self, name)) < 0:
                 raise ValueError(f"{flag(name)} must not be negative, got {value}")
-        if not 0 <= self.late_probability < 1:
-            raise ValueError(f"--late-probability must be in [0, 1), got {self.late_probability}")
         self._check_algorithm()
         self._check_transport()
         if self.epochs is not None and not 0 < self.epochs < math.inf:
@@ -180,11 +184,12 @@ class RunOptions(AlgorithmOptions):
                 "--on-nonfinite skip is for algorithms that exchange models, got --algorithm "
                 f"{self.algorithm}: leave it out"
             )
+        lateness.check(self.late_probability, self.late_trace)
         if self.transport == "mpi":
-            if self.late_probability:
+            if self.late_probability or self.late_trace is not None:
                 raise ValueError(
-                    "--late-probability simulates lateness within one program, got it with --transport mpi, where "
-                    "lateness is real: use --straggler"
+                    "--late-probability and --late-trace simulate lateness within one program, got one with "
+                    "--transport mpi, where lateness is real: use --straggler"
                 )
             if self.clock == "round" and self.sampling == "shard":
                 raise ValueError(
@@ -226,7 +231,8 @@ class RunOptions(AlgorithmOptions):
             num_workers=self.workers,
             group_size=self.group_size,
             sync_period=self.sync_period,
-            simulate_lateness=self.late_probability > 0,
+            rotate=self.rotate,
+            simulate_lateness=self.late_probability > 0 or self.late_trace is not None,
             quorum=self.quorum,
             clock=self.clock,
             on_nonfinite=self.on_nonfinite,

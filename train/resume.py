@@ -94,6 +94,7 @@ def restore(
         first_share=length.share_done(position.step, position.examples),
         local_steps=(0,) * options.workers,
         wait_seconds=(),
+        work_seconds=(),
     )
     return Found(position, group.from_first(state), about)
 

@@ -265,6 +265,7 @@ def _finish(
     evaluated = [row["eval"] for row in rows if "eval" in row and row["step"] == position.step]
     # workers of one program wait inside its collectives, where their waits cannot be told apart
     waited = list(position.wait_seconds) or [None] * options.workers
+    worked = list(position.work_seconds) or [None] * options.workers
     seconds = position.seconds or float("nan")
     summary = {
         "algorithm": options.algorithm,
@@ -285,6 +286,8 @@ def _finish(
         "wall_seconds": position.seconds,
         "data_wait_fraction": position.data_wait_seconds / seconds,
         "wait_seconds": waited,
+        "work_seconds": worked,
+        "local_steps": position.local_steps,
         "late_fraction": position.late / max(position.contributions, 1),
         "max_staleness": position.max_staleness,
         "eval": evaluated[-1],

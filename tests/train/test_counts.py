@@ -7,7 +7,8 @@ import pytest
 from train.counts import Counts, Distance, Rows, total
 
 ONE = Counts(
-    steps=2, units=16, sums={"loss": (6.0, 2.0)}, late=1, staleness=3, seconds=1.0, waited=0.25, data_wait=0.5,
+    steps=2, units=16, sums={"loss": (6.0, 2.0)}, late=1, staleness=3,
+    seconds=1.0, waited=0.25, worked=0.5, data_wait=0.5,
     distance=Distance(9, 4.0, 1), notes={"lost": frozenset({1})},
 )  # fmt: skip
 OTHER = Counts(
@@ -20,7 +21,7 @@ def test_counts_add_up():
     whole = ONE + OTHER
     assert whole == OTHER + ONE == total([Counts(), ONE, OTHER])
     assert (whole.steps, whole.units, whole.late, whole.staleness) == (3, 24, 1, 3)
-    assert (whole.seconds, whole.waited, whole.data_wait) == (4.0, 1.0, 0.5)
+    assert (whole.seconds, whole.waited, whole.worked, whole.data_wait) == (4.0, 1.0, 0.5, 0.5)
     assert whole.distance == Distance(9, 16.0, 2)
     assert whole.notes == {"lost": frozenset({1, 5})}
     assert whole.means() == {"loss": pytest.approx(7 / 3), "more": 0.25}

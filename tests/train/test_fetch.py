@@ -7,6 +7,7 @@ import sys
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -178,21 +179,23 @@ def test_a_place_that_cannot_be_written_is_named(server, tmp_path):
         fetch.fetch(NAME, tmp_path / "file" / "inside")
 
 
-def test_debian_has_fashion_mnist(tmp_path):
+def test_debian_has_fashion_mnist(tmp_path, monkeypatch):
     for tool in ("apt-get", "dpkg"):
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is not installed")
     download = fetch.DOWNLOADS[NAME]
     package = next(source for source in download.sources if isinstance(source, fetch.DebianPackage))
+    monkeypatch.chdir(tmp_path)
+    (folder := tmp_path / "here").mkdir()
     try:
-        fetch.DebianPackage(package.package, package.folder, time_limit=60).get(download.sha256, tmp_path)
+        fetch.DebianPackage(package.package, package.folder, time_limit=60).get(download.sha256, Path("here"))
     except fetch.FetchError as error:
         if str(error).startswith("apt-get"):  # no lists, no such package, or no network
             pytest.skip(str(error))
         raise
-    assert {path.name for path in tmp_path.iterdir()} == {f"{name}.gz" for name in download.sha256}
-    assert not fetch.fetch(NAME, tmp_path)  # as its hashes say
-    data = fashion_mnist(tmp_path)
+    assert {path.name for path in folder.iterdir()} == {f"{name}.gz" for name in download.sha256}
+    assert not fetch.fetch(NAME, folder)  # as its hashes say
+    data = fashion_mnist(folder)
     assert (len(data.train), len(data.test)) == (60_000, 10_000)
     train = data.train.load(np.arange(60_000), None)
     assert train["image"].shape == (60_000, 28, 28, 1)

@@ -66,6 +66,9 @@ def compare(name, several, alone):
     assert summary["transport"] == "mpi"
     assert len(summary["wait_seconds"]) == 2
     assert all(seconds > 0 for seconds in summary["wait_seconds"])
+    for waited, worked in zip(summary["wait_seconds"], summary["work_seconds"], strict=True):
+        assert 0 < worked < worked + waited < summary["wall_seconds"]
+    assert summary["local_steps"] == [14, 14]
     np.testing.assert_allclose(runs.consensus(several / name), runs.consensus(alone / name), rtol=1e-4)
 
 

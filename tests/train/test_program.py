@@ -85,8 +85,10 @@ def test_devices_and_vmap_give_the_same_training(wagma_run, tmp_path, monkeypatc
 
 def test_the_same_seed_gives_the_same_numbers(wagma_run, tmp_path):
     out, _, _ = wagma_run
-    for name, seed in (("same", 0), ("other", 1)):
-        runs.train(tmp_path / name, steps=8, late_probability=0.3, sync_period=4, seed=seed)
+    (trace := tmp_path / "late.csv").write_text("1,2\n")  # always late
+    runs.train(tmp_path / "same", steps=8, late_probability=0.3, sync_period=4)
+    runs.train(tmp_path / "other", steps=8, late_trace=str(trace), sync_period=4, seed=1)
+    assert runs.summary(tmp_path / "other")["late_fraction"] == 6 / 8  # nobody is at a sync round
     assert runs.numbers(tmp_path / "same") == runs.numbers(out)
     assert runs.numbers(tmp_path / "other")[0]["loss"] != runs.numbers(out)[0]["loss"]
 
@@ -168,6 +170,7 @@ def test_command_line(tmp_path):
         ({"transport": "mpi", "straggler": "often"}, "--straggler must be none, rotating:SECONDS"),
         ({"transport": "mpi", "straggler": "fixed:4:0.1"}, "--straggler names 5 workers, and there are 4"),
         ({"transport": "mpi", "late_probability": 0.1}, "where lateness is real: use --straggler"),
+        ({"transport": "mpi", "late_trace": "slow-worker"}, "where lateness is real: use --straggler"),
         ({"transport": "mpi", "clock": "round", "sampling": "shard"}, "use --sampling whole"),
         ({"transport": "mpi", "coordinator": "host:1"}, "are for --transport xla: leave them out"),
     ],

@@ -151,7 +151,7 @@ class MpiWorkers:
         self.exchange = algorithm.mpi(settings, group.world, learner.exchanged(self._state.model))
         self._next_meeting = self._after(position.step)
         self._pending: list[dict[str, Mean]] = []
-        self._counts = Counts(waited=0.0)
+        self._counts = Counts(waited=0.0, worked=0.0)
         self._equal = not isinstance(found, _Found) or found.equal  # whether all models are equal
 
     @property
@@ -174,10 +174,13 @@ class MpiWorkers:
         model, optimizer, _, _ = self._state
         step = np.int32(self._position.first_step + self.steps)
         scalars = step, self._worker, np.float32(share)
+        begun = time.perf_counter()
         sent, optimizer, carry, metrics = self._before(model, optimizer, carry, batch.arrays, *scalars)
         jax.block_until_ready(sent)
-        if seconds := self._delays.delays(self._options.seed, self.steps, self.place.num_workers)[self.place.rank]:
+        where = self.place.num_workers, self.place.rank
+        if seconds := self._delays.pause(self._options.seed, self.steps, *where, time.perf_counter() - begun):
             self._pause(seconds)
+        worked = time.perf_counter() - begun
         self.steps += 1
         combined, info = self.exchange.average(sent, tally=tally)
         model, optimizer = self._after_exchange(model, optimizer, combined, np.float32(share))
@@ -200,6 +203,7 @@ class MpiWorkers:
             late=int(info.late),
             staleness=info.staleness,
             waited=waited,
+            worked=worked,
             distance=distance,
         )
         done = info.round + 1 if at_sync else self.round
@@ -223,7 +227,7 @@ class MpiWorkers:
 
     def counted(self) -> Counts:
         """What has been counted since the last call."""
-        counts, self._counts = self._counts, Counts(waited=0.0)
+        counts, self._counts = self._counts, Counts(waited=0.0, worked=0.0)
         pending, self._pending = self._pending, []
         sums: dict[str, tuple[float, float]] = {}
         for step in jax.device_get(pending):

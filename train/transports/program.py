@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, SingleDeviceSharding
 
 import wagma_jax as wagma
-from train import checkpoints, devices
+from train import checkpoints, devices, lateness
 from train.checkpoints import Position, Saved
 from train.counts import Counts, Distance
 from train.learner import Begin, Learner, State, square_distance
@@ -28,7 +28,6 @@ from wagma_jax.algorithms import Strategy
 
 AXIS = "data"
 TOGETHER = True  # all processes write one part of a checkpoint together
-_LATENESS = 3  # with the seed, the key of the lateness's random stream; the data order has the numbers below
 _IN_FLIGHT = 2  # steps dispatched but not done; more would only keep batches in memory
 
 
@@ -263,11 +262,9 @@ class ProgramWorkers:
         return jax.jit(mean, out_shardings=None if mesh is None else (devices.replicated(mesh), self._sharding))
 
     def _late(self, t: int) -> Any:
-        if self._options.late_probability == 0:
-            return None
-        mine = self.place.workers
-        draws = np.random.default_rng((self._options.seed, _LATENESS, t)).random(self._options.workers)
-        return self.place.put(draws[mine.start : mine.stop] < self._options.late_probability)
+        options, mine = self._options, self.place.workers
+        late = lateness.draw(options.late_probability, options.late_trace, options.seed, t, options.workers)
+        return None if late is None else self.place.put(late[mine.start : mine.stop])
 
     def _is_sync(self, t: int) -> bool:
         return self._period is not None and (t + 1) % self._period == 0

@@ -27,6 +27,7 @@ class Settings:
         num_workers: P.
         group_size: S; None: about the square root of P (a power of two where P is one), as in the paper.
         sync_period: tau, rounds between global means; None: never.
+        rotate: Whether groups change from round to round.
         axis_name: The mapped axis of the workers.
         simulate_lateness: Whether ``Strategy.combine`` is given ``late``.
         quorum: Across processes, how many members of a group start its exchange.
@@ -43,6 +44,7 @@ class Settings:
     num_workers: int
     group_size: int | None = None
     sync_period: int | None = 10
+    rotate: bool = True
     axis_name: AxisName = "data"
     simulate_lateness: bool = False
     quorum: int = 1
@@ -59,7 +61,7 @@ class Settings:
         size = default_group_size(self.num_workers) if self.group_size is None else self.group_size
         if not 1 <= self.quorum <= size:
             raise ValueError(f"quorum must be between 1 and the group size {size}, got {self.quorum}: pass 1 to {size}")
-        return GroupSchedule(self.num_workers, size, self.sync_period)
+        return GroupSchedule(self.num_workers, size, self.sync_period, self.rotate)
 
     def exchange(self, comm: Any, tree: Any, schedule: GroupSchedule, quorum: int = 1) -> "GroupExchange":
         """An exchange by this schedule with these settings; see ``GroupExchange`` for what it raises.

@@ -1,0 +1,98 @@
+"""Waiting rules in virtual time, against times counted by hand and bounds that are known."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from tests.train.toy import Options, Toy
+from train.bench import bounds as bounds_of
+from train.bench import virtual
+from train.bench.bounds import rule_of, step_times
+from train.bench.virtual import Wait
+from train.stragglers import Straggler, parse
+
+TIMES = np.array([[1.0, 2.0], [3.0, 1.0], [1.0, 2.0], [1.0, 1.0]])  # [steps, workers]
+
+
+def everyone(worker, round_):
+    return Wait((0, 1), 2)
+
+
+def test_by_hand():
+    assert virtual.free(TIMES) == pytest.approx(4 / 6 + 4 / 6)
+    assert virtual.elapsed(TIMES, everyone) == 2 + 3 + 2 + 1
+    assert virtual.elapsed(TIMES, lambda *_: None) == 6
+    every_second = lambda worker, round_: Wait((0, 1), 2) if round_ % 2 else None
+    assert virtual.elapsed(TIMES, every_second) == max(1 + 3, 2 + 1) + max(2, 3)
+    assert virtual.elapsed(TIMES, lambda worker, round_: Wait((0, 1), 1)) == 6  # the first arrival is enough
+
+
+def test_the_round_clock_by_hand():
+    # worker 1 is in its second step when worker 0 arrives at the third round, and joins it there after 4 seconds
+    times = np.tile([[1.0, 2.0]], (10, 1))
+    assert virtual.elapsed_by_round_clock(times, sync_period=3, steps=5) == (4.0, 5)
+    assert virtual.elapsed_by_round_clock(times, sync_period=3, steps=6) == (8.0, 10)
+
+
+def rate(times, **options):
+    """Steps per second over those of Allreduce-SGD."""
+    by = lambda **more: virtual.elapsed(times, rule_of(Options(transport="mpi", workers=times.shape[1], **more)))
+    return by(algorithm="allreduce") / by(**options)
+
+
+def trace(name, workers, steps):
+    return np.array([parse(f"trace:{name}:1").delays(0, step, workers) for step in range(steps)])
+
+
+def test_what_traces_allow_at_best():
+    """With a global mean every ten steps, against one at each, the figures of whoever derived the traces."""
+    slow, uneven = trace("slow-worker", 4, 440), trace("sequence-lengths", 32, 430)
+    assert rate(slow, algorithm="wagma") == pytest.approx(1.00, abs=0.005)
+    assert rate(uneven, algorithm="wagma") == pytest.approx(1.19, abs=0.015)
+    for times, best in ((slow, 1.81), (uneven, 1.31)):
+        done = virtual.elapsed_by_round_clock(times, 10, times.size)
+        gain = done.steps / done.seconds / (times.size / times.max(1).sum())
+        assert 0.93 * best < gain <= best + 0.01  # steps in progress at a sync round are waited for
+        assert virtual.free(times) * times.max(1).mean() / times.shape[1] == pytest.approx(best, abs=0.015)
+
+
+def test_who_waits_for_whom():
+    by = lambda **options: rule_of(Options(transport="mpi", workers=4, **options))
+    assert by(algorithm="allreduce")(0, 0) == Wait((0, 1, 2, 3), 4)
+    assert by(algorithm="local", sync_period=3)(0, 1) is None
+    assert by(algorithm="local", sync_period=3)(0, 2) == Wait((0, 1, 2, 3), 4)
+    assert by(algorithm="wagma", group_size=2)(0, 0) is None
+    assert by(algorithm="wagma", group_size=2, quorum=2)(1, 0) == Wait((0, 1), 2)
+    assert sorted(by(algorithm="dpsgd")(1, 0).members) == [0, 1, 2]
+    assert sorted(by(algorithm="sgp")(0, 1).members) == [0, 2]
+
+
+REFERENCE = {"work_seconds": [2.0, 6.0], "local_steps": [4, 4]}
+
+
+def test_step_times_are_computation_and_delay():
+    times = step_times(Straggler("fixed", 1.0, rank=1), 0, REFERENCE, 6)
+    np.testing.assert_allclose(times, [[0.5, 0.5 + 1.0]] * 6)
+
+
+def test_step_times_of_a_trace(tmp_path):
+    path = tmp_path / "own.csv"
+    path.write_text("1,1\n3,3\n")
+    straggler = parse(f"trace:{path}:1")  # scaled by 1/2
+    # worker 0 kept to the 4 seconds of its four steps; worker 1 took 6 of them
+    times = step_times(straggler, 0, {"work_seconds": [4.0, 6.0], "local_steps": [4, 4]}, 2)
+    np.testing.assert_allclose(times, [[0.5, 0.75], [1.5, 2.25]])
+
+
+def test_bounds_of_a_run():
+    options = Options(transport="mpi", workers=2, steps=10, straggler="fixed:1:1", batch_size=4, algorithm="allreduce")
+    reference = {"work_seconds": [1.0, 5.0], "local_steps": [4, 4]}  # 0.25 s of computation, and the delay
+    found = bounds_of.bounds(options, Toy(options), reference)
+    assert found.ideal == pytest.approx(4 * (1 / 0.25 + 1 / 1.25))
+    assert found.rule == pytest.approx(4 * 2 / 1.25)
+    by_round = dataclasses.replace(options, clock="round", steps=None, epochs=2.0, algorithm="wagma", sync_period=5)
+    # worker 0 comes to the sync round with its fifth step, as worker 1 ends its first
+    assert bounds_of.bounds(by_round, Toy(by_round), reference).rule == pytest.approx(4 * 6 / 1.25)
+    assert bounds_of.bounds(dataclasses.replace(by_round, steps=10, epochs=None), Toy(options), reference).rule is None
+    assert bounds_of.bounds(options, Toy(options), {"work_seconds": [None], "local_steps": [4]}) is None

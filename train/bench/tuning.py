@@ -1,0 +1,99 @@
+"""The learning rate that suits each arm: three rates, one seed, nobody late."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from train.bench import running
+from train.bench.cases import Case, case, task_of
+from train.bench.plan import Plan, Scenario
+from train.files import write_whole
+from train.task import Score
+
+_QUIET = "tuning"
+Rates = dict[str, dict[str, dict[str, Any]]]
+"""By workload and arm: ``{"rate": the best, "edge": whether it is at the end of the grid, "scores": by rate}``."""
+
+
+def tuning_cases(plan: Plan) -> dict[tuple[str, str, float], Case]:
+    """The runs that tuning needs, by workload, arm and rate."""
+    quiet = dataclasses.replace(plan, scenarios={_QUIET: Scenario()})
+    return {
+        (workload, arm, rate): dataclasses.replace(
+            case(quiet, workload, _QUIET, arm, plan.tuning_seed, {workload: {arm: rate}}), arm=f"{arm} at rate {rate:g}"
+        )
+        for workload in plan.workloads
+        for arm, settings in plan.arms.items()
+        if settings.tuned_as is None
+        for rate in plan.rates
+    }
+
+
+def choose(scores: Mapping[float, float | None], score: Score) -> float:
+    """The rate with the best score; a run whose score is no number is the worst.
+
+    Raises:
+        ValueError: There is no score at all.
+    """
+    known = {rate: value for rate, value in scores.items() if value is not None}
+    if not known:
+        raise ValueError(f"no run came to a score at any of the rates {', '.join(map(str, scores))}: try lower ones")
+    sign = 1 if score.higher else -1
+    return max(known, key=lambda rate: sign * known[rate])
+
+
+def chosen(plan: Plan, cases: Mapping[tuple[str, str, float], Case], out: Path) -> Rates:
+    """The best rate of every arm of which a run is finished."""
+    found: Rates = {}
+    for workload in plan.workloads:
+        for arm in plan.arms:
+            mine = {rate: one for (w, a, rate), one in cases.items() if (w, a) == (workload, arm)}
+            done = {rate: one for rate, one in mine.items() if running.is_finished(one, out)}
+            if not done:
+                continue
+            score = task_of(next(iter(done.values()))).score
+            scores = {rate: running.outcome(one, out)[0]["eval"].get(score.name) for rate, one in done.items()}
+            best = choose(scores, score)
+            edge = len(scores) > 1 and best in (min(scores), max(scores))
+            entry = {"rate": best, "edge": edge, "scores": {f"{rate:g}": value for rate, value in scores.items()}}
+            found.setdefault(workload, {})[arm] = entry
+    return found
+
+
+def rates_file(plan: Plan, results: Path) -> Path:
+    """Where a plan's rates are kept."""
+    return results / f"{plan.rates_of or plan.name}-rates.json"
+
+
+def save(path: Path, rates: Rates) -> None:
+    """Writes rates, beside those of other workloads and arms that are there already."""
+    kept: Rates = json.loads(path.read_text()) if path.exists() else {}
+    for workload, arms in rates.items():
+        kept.setdefault(workload, {}).update(arms)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(kept, indent=2) + "\n")
+
+
+def load(plan: Plan, results: Path) -> dict[str, dict[str, float]]:
+    """The rates of a plan's arms by workload and arm; nothing where the plan has none to try.
+
+    Raises:
+        ValueError: Rates of some arms have not been tuned yet.
+    """
+    if not plan.rates and plan.rates_of is None:
+        return {}
+    path = rates_file(plan, results)
+    kept: Rates = json.loads(path.read_text()) if path.exists() else {}
+    wanted: Sequence[str] = [label for label, arm in plan.arms.items() if arm.tuned_as is None]
+    named = [arm.tuned_as for arm in plan.arms.values() if arm.tuned_as is not None]
+    missing = [
+        f"{workload} / {arm}"
+        for workload in plan.workloads
+        for arm in dict.fromkeys([*wanted, *named])
+        if arm not in kept.get(workload, {})
+    ]
+    if missing:
+        raise ValueError(f"{path} has no learning rates for {', '.join(missing)}: add --tune, which finds them")
+    return {workload: {arm: entry["rate"] for arm, entry in arms.items()} for workload, arms in kept.items()}
