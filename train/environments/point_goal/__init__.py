@@ -1,4 +1,4 @@
-"""Point-goal navigation in JAX, after Anderson et al., "On Evaluation of Embodied Navigation Agents" (arXiv:1807.06757).
+"""Point-goal navigation, after Anderson et al., "On Evaluation of Embodied Navigation Agents" (arXiv:1807.06757).
 
 An agent with a pose in a map of free and occupied cells is given a goal, and must stop near it. The modules build on
 each other in this order:

@@ -16,7 +16,7 @@ from train.environments.point_goal.rules import Episode, Rules
 Split = Literal["training", "evaluation"]
 _SPLITS = {"training": 0, "evaluation": 1}
 _AT_A_TIME = 256  # candidates, few enough to stay in the cache
-_MOST_REJECTED = 100  # of the candidates for each episode, on average
+_MOST_REJECTED = 20  # of the candidates for each episode, on average
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,13 +45,16 @@ class Difficulty:
             raise ValueError(f"detour must be at least 1, got {self.detour}: the default is 1.2")
 
 
+LAYOUT, DIFFICULTY, RULES = Layout(), Difficulty(), Rules()
+
+
 def make(
     count: int,
     seed: int,
     split: Split,
-    layout: Layout = Layout(),
-    difficulty: Difficulty = Difficulty(),
-    rule: Rules = Rules(),
+    layout: Layout = LAYOUT,
+    difficulty: Difficulty = DIFFICULTY,
+    rule: Rules = RULES,
 ) -> Episode:
     """Makes episodes: a pure function of its arguments.
 
@@ -99,9 +102,7 @@ def _candidates(
     return jax.vmap(lambda number: _candidate(layout, difficulty, rule, jax.random.fold_in(stream, number)))(numbers)
 
 
-def _candidate(
-    layout: Layout, difficulty: Difficulty, rule: Rules, key: jax.Array
-) -> tuple[Episode, jax.Array]:
+def _candidate(layout: Layout, difficulty: Difficulty, rule: Rules, key: jax.Array) -> tuple[Episode, jax.Array]:
     for_map, for_goal, for_start, for_heading = jax.random.split(key, 4)
     occupied = maps.make(layout, for_map)
     goal = _draw(for_goal, ~occupied)

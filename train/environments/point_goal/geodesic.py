@@ -53,7 +53,7 @@ def distance_at(field: jax.Array, position: jax.Array) -> jax.Array:
         position: float32 [2], x and y in cells, within a free cell.
 
     Returns:
-        float32 [], in cells: the shortest of these paths. It changes continuously with the position.
+        float32 [], in cells: the length of the shortest of these paths; at the centre of a cell it is the cell's.
     """
     column, row = jnp.floor(position).astype(jnp.int32)
     around = jax.lax.dynamic_slice(field, (row - 1, column - 1), (3, 3))

@@ -1,7 +1,7 @@
 """The rules of point-goal navigation: one agent in one episode; no batches, no next episode.
 
-After Anderson et al., "On Evaluation of Embodied Navigation Agents", 2018 (arXiv:1807.06757), and the Habitat challenge:
-the agent succeeds if it calls for a stop within a radius of the goal, and is scored by SPL.
+After Anderson et al., "On Evaluation of Embodied Navigation Agents", 2018 (arXiv:1807.06757), and the Habitat
+challenge: the agent succeeds if it calls for a stop within a radius of the goal, and is scored by SPL.
 """
 
 import dataclasses
