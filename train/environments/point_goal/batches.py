@@ -1,5 +1,6 @@
 """Many agents at once, each of which goes on with another episode when one ends. The rules know nothing of it."""
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -21,6 +22,13 @@ class Agents(NamedTuple):
     state: State
     episode: jax.Array
     key: jax.Array
+
+
+def empty(count: int, key: jax.Array) -> Agents:
+    """Agents that are nowhere yet: the shapes of what :func:`begin` returns, without a pool."""
+    zeros = jnp.zeros(count, jnp.float32)
+    state = State(jnp.zeros((count, 3), jnp.float32), zeros, zeros, zeros.astype(jnp.int32))
+    return Agents(state, state.steps, key)
 
 
 def begin(pool: Episode, count: int, key: jax.Array) -> Agents:
@@ -57,6 +65,34 @@ def step(rule: Rules, pool: Episode, agents: Agents, action: jax.Array) -> tuple
     following = jax.random.randint(draw, agents.episode.shape, 0, len(pool.shortest))
     state, outcome = jax.vmap(advance)(agents.episode, following, agents.state, action)
     return Agents(state, jnp.where(outcome.done, following, agents.episode), key), outcome
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """The agents of a worker as ``train.experience.on_devices`` has them.
+
+    Attributes:
+        rule: The rules.
+        pool: Episodes with leaves [episodes, ...].
+        count: Agents.
+    """
+
+    rule: Rules
+    pool: Episode
+    count: int
+
+    def begin(self, key: jax.Array) -> Agents:
+        """Agents at the starts of random episodes."""
+        return begin(self.pool, self.count, key)
+
+    def observe(self, state: Agents) -> dict[str, jax.Array]:
+        """What the agents see, by name."""
+        return observe(self.rule, self.pool, state)._asdict()
+
+    def step(self, state: Agents, action: jax.Array) -> tuple[Agents, jax.Array, jax.Array, dict[str, jax.Array]]:
+        """The agents after actions, rewards, which episodes ended, and their scores."""
+        state, outcome = step(self.rule, self.pool, state, action)
+        return state, outcome.reward, outcome.done, {"success": outcome.success, "spl": outcome.spl}
 
 
 def _at(pool: Episode, index: jax.Array) -> Episode:
