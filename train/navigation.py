@@ -70,10 +70,10 @@ class Options(RunOptions, recipe.RecipeOptions):
 
     every: Literal["minibatch", "iteration"] = option("minibatch", resume="restarts")
     workers: int = option(4, resume="restarts")
-    steps: int | None = option(4000, resume="free")
+    steps: int | None = option(10_000, resume="free")
     batch_size: int = option(32, resume="restarts")
-    rollout: int = option(64, resume="restarts")
-    ppo: PPOOptions = option(PPOOptions(), resume="restarts")
+    rollout: int = option(32, resume="restarts")
+    ppo: PPOOptions = option(PPOOptions(epochs=2, minibatches=4), resume="restarts")
     policy: PolicyName = "small"
     optimizer: recipe.OptimizerName = "adam"
     learning_rate: float = 1e-3
@@ -82,9 +82,9 @@ class Options(RunOptions, recipe.RecipeOptions):
     epsilon: float = 1e-5
     weight_decay: float = 0.0
     max_gradient_norm: float = 0.5
-    log_every: int = option(40, resume="free")
-    eval_every: int = option(400, resume="free")
-    checkpoint_every: int = option(400, resume="free")
+    log_every: int = option(80, resume="free")
+    eval_every: int = option(800, resume="free")
+    checkpoint_every: int = option(800, resume="free")
     map_size: int = 20
     detour: float = 1.2
     max_steps: int = 200

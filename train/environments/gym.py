@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -202,7 +202,7 @@ class Simulators:
             return "has closed its pipe"
         return f"was ended by {signal.Signals(-status).name}" if status < 0 else f"has exited with status {status}"
 
-    def _gave_up(self, index: int, what: str) -> None:
+    def _gave_up(self, index: int, what: str) -> NoReturn:
         self.close(0.5)
         raise GaveUpError(f"{self._label} {index} ({self._name}) {what}: mend it or choose another --simulator")
 

@@ -11,6 +11,9 @@ Needs neither JAX nor anything of the training. Messages to it:
 An answer is ``("ok", value)``, or ``("failed", what was raised)``, after which it ends.
 """
 
+import contextlib
+import ctypes
+import signal
 import sys
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
@@ -135,9 +138,17 @@ def serve(connection: Connection, name: str) -> int:
     except (EOFError, BrokenPipeError, KeyboardInterrupt):  # the training has ended
         return 0
     except Exception as error:
-        connection.send(("failed", f"{type(error).__name__}: {error}"))
+        with contextlib.suppress(OSError):  # the training has ended meanwhile
+            connection.send(("failed", f"{type(error).__name__}: {error}"))
         return 1
 
 
+def end_with_parent() -> None:
+    """Has Linux end this process with the one that started it, even if it hangs."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
 if __name__ == "__main__":
+    end_with_parent()
     sys.exit(serve(Connection(int(sys.argv[1])), sys.argv[2]))

@@ -166,7 +166,7 @@ def evaluate(name: str, timeout: float, network: Network, actions: int, model: M
     with Simulators(name, count, timeout, "evaluation's simulator") as simulators:
         for first in range(0, len(seeds), count):
             which = np.arange(first, first + count)  # the last ones may be beyond the end, and do not count
-            chosen = [int(seeds[index % len(seeds)]) for index in which]
+            chosen = [int(seeds[int(index) % len(seeds)]) for index in which]
             seen, keys = simulators.reset(chosen), jax.vmap(jax.random.key)(np.array(chosen, np.uint32))
             previous_action, start = np.full(count, actions, np.int32), np.ones(count, bool)
             recurrent = rollouts.policy_of(network, model).initial_state(count)

@@ -51,10 +51,10 @@ def make(layout: Layout, key: jax.Array) -> jax.Array:
     edge = jnp.zeros((size, size), bool).at[jnp.array([0, -1])].set(True).at[:, jnp.array([0, -1])].set(True)
     for_walls, for_blocks = jax.random.split(key)
 
-    def build(spaces, key):
+    def build(spaces: tuple[jax.Array, jax.Array], key: jax.Array):
         return _wall(layout, *spaces, key), None
 
-    def furnish(spaces, key):
+    def furnish(spaces: tuple[jax.Array, jax.Array], key: jax.Array):
         return _block(*spaces, key), None
 
     spaces = (edge, jnp.zeros_like(edge))

@@ -19,7 +19,7 @@ _PIXELS = 12  # of an animation, for each cell
 _MARGIN, _TITLE = 6, 16  # pixels around each map, and above it
 
 
-def rays(rule: Rules, episodes: Episode, poses: np.ndarray) -> np.ndarray:
+def rays(rule: Rules, episodes: Episode, poses: Any) -> np.ndarray:
     """Where the rays end that agents at some poses see.
 
     Args:
@@ -63,7 +63,9 @@ def save_picture(path: Path, rule: Rules, episodes: Episode, trials: Trials, tit
         columns: Maps beside each other.
     """
     import matplotlib as mpl
+    from matplotlib.colors import ListedColormap
     from matplotlib.figure import Figure  # no window system is needed
+    from matplotlib.patches import Circle
 
     episodes, trials = jax.tree.map(np.asarray, (episodes, trials))
     count = len(episodes.shortest)
@@ -78,7 +80,7 @@ def save_picture(path: Path, rule: Rules, episodes: Episode, trials: Trials, tit
                 axis.set_visible(False)
                 continue
             height, width = np.array(episodes.occupied[index].shape) * rule.cell
-            colors = mpl.colors.ListedColormap([_FREE, _WALL])
+            colors = ListedColormap([_FREE, _WALL])
             axis.imshow(
                 episodes.occupied[index], cmap=colors, vmin=0, vmax=1, origin="lower", extent=(0, width, 0, height)
             )
@@ -89,7 +91,7 @@ def save_picture(path: Path, rule: Rules, episodes: Episode, trials: Trials, tit
             axis.plot(*path_of[:, :2].T, color=_PATH, linewidth=1.6, zorder=2)
             axis.plot(*path_of[0, :2], "o", color=_PATH, markersize=5, zorder=3)
             axis.quiver(x, y, math.cos(heading), math.sin(heading), color=_AGENT, scale=14, width=0.014, zorder=4)
-            axis.add_patch(mpl.patches.Circle(episodes.goal[index], rule.success_radius, color=_GOAL, alpha=0.6))
+            axis.add_patch(Circle(tuple(episodes.goal[index].tolist()), rule.success_radius, color=_GOAL, alpha=0.6))
             color = _REACHED if trials.success[index] else _MISSED
             axis.set_title(describe(trials, index), fontsize=9, color=color)
             axis.set_xlabel("x (m)", fontsize=8)
@@ -128,7 +130,7 @@ def save_animation(
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0, optimize=False)
 
 
-def _canvas(occupied: np.ndarray, columns: int) -> tuple[Any, Sequence[tuple[int, int]]]:
+def _canvas(occupied: Any, columns: int) -> tuple[Any, Sequence[tuple[int, int]]]:
     """The maps without anybody in them, and the pixel of the corner of each."""
     from PIL import Image, ImageColor
 

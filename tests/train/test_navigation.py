@@ -1,0 +1,245 @@
+"""Navigation on tiny maps: what is the workload's own. Loop, resume and transports are tested on the toy."""
+
+import functools
+import json
+import shutil
+import signal
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import ranks
+
+from tests.train import runs
+from tests.train.runs import TIMES
+from train import run
+from train.checkpoints import look, steps
+from train.environments.point_goal import batches
+from train.experience import on_devices, rollouts
+from train.fields import flag
+from train.navigation import WORKLOAD, Navigation, Options
+from train.ppo import PPOOptions
+from train.resume import load_consensus
+from train.transports.group import Group
+
+# an iteration is four updates; checkpoints are in the middle of some
+SMALL = {
+    "workers": 2, "sync_period": 5, "steps": 12, "batch_size": 4, "rollout": 8, "policy": "tiny", "map_size": 12,
+    "max_steps": 20, "episodes": 64, "evaluation_episodes": 12, "log_every": 2, "eval_every": 6, "checkpoint_every": 6,
+    "picture": False, "schedule": "constant", "warmup": 0.0,
+}  # fmt: skip
+PPO = PPOOptions(epochs=2, minibatches=2)
+MAZES = "tests.train.environments.mazes"
+
+
+def options(out=None, **changes):
+    return Options(**{**SMALL, "ppo": PPO, "out": out, **changes})
+
+
+def train(out, **changes):
+    return run.train(WORKLOAD, options(out, **changes))
+
+
+def words(**changes):
+    values = {**SMALL, "ppo.epochs": 2, "ppo.minibatches": 2, **changes}
+    values = {name: value for name, value in values.items() if name != "picture"}
+    return ["--no-picture", *(str(word) for name, value in values.items() for word in (flag(name), value))]
+
+
+def consensus(out):
+    return load_consensus(out / "consensus", Navigation(options()).like, Group())["params"]
+
+
+def same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run that nobody changes, its summary and its rows."""
+    out = tmp_path_factory.mktemp("trained") / "run"
+    return out, *train(out, picture=True)
+
+
+# --- Rollouts ---
+
+
+@pytest.fixture(scope="module")
+def two_rollouts():
+    """A task, a model, and the carries of a worker after one and two rollouts."""
+    task = Navigation(options())
+    world = batches.World(task.options.rules, jax.device_put(task.pool("training", 64)), 4)
+    collect = jax.jit(functools.partial(on_devices.collect, world, task.network, PPO))
+    model = task.init(0)
+    first = collect(model, jax.jit(task.carry)(jax.random.key(1)))
+    return task, model, first, collect(model, first)
+
+
+def test_a_rollout_is_what_the_policy_did(two_rollouts):
+    task, model, first, second = two_rollouts
+    taken = second.rollout
+    assert bool(jnp.any(jax.tree.leaves(taken["recurrent"])[0] != 0))  # it begins in the middle of episodes
+    replay = jax.jit(lambda model, *given: rollouts.policy_of(task.network, model).unroll(*given)[0])
+    output = replay(model, taken["observation"], taken["previous_action"], taken["start"], taken["recurrent"])
+    chances = np.take_along_axis(
+        np.asarray(jax.nn.log_softmax(output.logits)), np.asarray(taken["action"])[..., None], -1
+    )
+    np.testing.assert_allclose(chances[..., 0], taken["log_prob"], atol=1e-5)
+    np.testing.assert_allclose(output.value, taken["value"], atol=1e-5)
+    # the second one goes on where the first one ended
+    both = jax.tree.map(
+        lambda a, b: np.concatenate([a, b]),
+        *({name: one.rollout[name] for name in ("start", "previous_action", "action")} for one in (first, second)),
+    )
+    assert both["start"][0].all()
+    assert both["start"][1:].any()
+    assert not both["start"].all()
+    expected = np.where(both["start"][1:], 4, both["action"][:-1])
+    np.testing.assert_array_equal(both["previous_action"][1:], expected)
+    assert second.sums["episodes"] >= both["start"][9:].sum()
+    assert len(set(first.rollout["action"].ravel().tolist())) == 4
+
+
+def test_every_update_takes_each_environment_once_per_epoch(two_rollouts):
+    _, _, _, carry = two_rollouts
+    order = np.asarray(carry.order).reshape(2, -1)
+    np.testing.assert_array_equal(np.sort(order, -1), [range(4)] * 2)
+    taken = rollouts.minibatch(carry, jnp.int32(3))
+    which = carry.order[3]
+    np.testing.assert_array_equal(taken["advantage"], carry.rollout["advantage"][:, which])
+    np.testing.assert_array_equal(taken["observation"]["goal"], carry.rollout["observation"]["goal"][:, which])
+    np.testing.assert_array_equal(
+        jax.tree.leaves(taken["recurrent"])[0], jax.tree.leaves(carry.rollout["recurrent"])[0][which]
+    )
+    counted = [rollouts.episode_metrics(carry, jnp.int32(update))["spl"].count for update in range(4)]
+    assert counted == [carry.sums["episodes"], 0, 0, 0]
+
+
+# --- Runs ---
+
+
+def test_a_run_and_what_it_leaves(trained):
+    out, summary, rows = trained
+    assert summary["unit"] == "environment steps"
+    assert summary["examples"] == 2 * 3 * 4 * 8
+    assert set(summary["eval"]) == {"success", "spl"}
+    assert summary["agents"]["oracle"]["success"] > summary["agents"]["random"]["success"]
+    logged = [row for row in rows if "loss" in row]
+    assert all(np.isfinite(row["loss"]) for row in logged)
+    assert all(name in logged[0] for name in ("success", "spl", "return", "entropy"))
+    for name in ("episodes.png", "episodes.gif", "training.png"):
+        assert (out / name).stat().st_size > 1000
+    described = json.loads((out / "consensus" / "description.json").read_text())
+    assert described["actions"] == ["forward", "left", "right", "stop"]
+
+
+def test_a_run_goes_on_exactly_in_the_middle_of_an_iteration(trained, tmp_path):
+    original, expected, rows = trained
+    out = shutil.copytree(original, tmp_path / "run")
+    assert steps(out / "checkpoints") == [12, 6]
+    shutil.rmtree(out / "checkpoints" / "12")
+    (out / "summary.json").unlink()
+    summary, _ = train(out, resume=out)
+    assert runs.numbers(out) == runs.numbers(original)
+    assert summary["eval"] == expected["eval"]
+    same(consensus(out), consensus(original))
+
+
+def test_killed_in_the_middle_of_an_iteration_it_goes_on_to_the_same_numbers(trained, tmp_path):
+    original, _, _ = trained
+    out = tmp_path / "run"
+    # the step that the kill comes at is not known; the end, and with it the numbers, are those of the run above
+    process = runs.started([sys.executable, "-m", "train.navigation", *words(out=out, checkpoint_every=1)])
+    try:
+        runs.wait_for(process, lambda: max(steps(out / "checkpoints"), default=0) >= 2)
+        process.send_signal(signal.SIGKILL)
+        output, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode in (-signal.SIGKILL, 0), output
+    while steps(out / "checkpoints")[0] % 4 in (0, 3):  # the next step would begin an iteration
+        shutil.rmtree(out / "checkpoints" / str(steps(out / "checkpoints")[0]))
+    (out / "summary.json").unlink(missing_ok=True)
+    assert look(out / "checkpoints" / str(steps(out / "checkpoints")[0])).position.step % 4
+    train(out, resume=out)
+    assert runs.numbers(out) == runs.numbers(original)
+    same(consensus(out), consensus(original))
+
+
+def test_averaging_once_in_an_iteration_takes_the_same_updates(tmp_path):
+    """With one worker, who averages with nobody; and the evaluation goes by episodes, not by who has them."""
+    train(tmp_path / "a", workers=1, steps=8)
+    summary, _ = train(tmp_path / "b", workers=1, steps=2, every="iteration", log_every=1, eval_every=2)
+    assert summary["examples"] == 2 * 4 * 8
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, atol=1e-5), consensus(tmp_path / "a"), consensus(tmp_path / "b")
+    )
+
+
+def test_over_mpi_it_gives_the_numbers_of_one_program(trained, tmp_path):
+    pytest.importorskip("mpi4jax", reason="the extra mpi is not installed", exc_type=ImportError)
+    original, expected, rows = trained
+    out = tmp_path / "several"
+    command = [*words(out=out), "--quorum", "2", "--meet-every", "2"]
+    ranks.run("train_bodies.navigation_run", command, num_ranks=2, timeout=100)
+    text = (out / "metrics.jsonl").read_text()
+    for ours, theirs in zip(map(json.loads, text.splitlines()), rows, strict=True):
+        for name in ours.keys() - TIMES - {"eval", "consensus_distance"}:
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-5, nan_ok=True)
+    assert runs.summary(out)["eval"] == pytest.approx(expected["eval"], abs=0.1)
+
+
+# --- Simulators ---
+
+
+def test_it_learns_in_a_simulator_and_goes_on(tmp_path):
+    pytest.importorskip("gymnasium", reason="the extra gymnasium is not installed")
+    out = tmp_path / "run"
+    changes = {"simulator": f"{MAZES}:Corridor-v0", "batch_size": 2, "checkpoint_every": 6, "evaluation_episodes": 3}
+    summary, rows = train(out, **changes, steps=6)
+    assert set(summary["eval"]) == {"success", "spl", "rewards"}
+    assert summary["examples"] == 2 * (16 + 8)
+    _, rows = train(out, **changes, steps=10, resume=out)
+    assert rows[-1]["step"] == 10
+    assert all(np.isfinite(row["loss"]) for row in rows if "loss" in row)
+
+
+def test_a_simulator_that_raises_ends_the_run_with_its_name(tmp_path):
+    pytest.importorskip("gymnasium", reason="the extra gymnasium is not installed")
+    out = tmp_path / "run"
+    changes = {"simulator": f"{MAZES}:Raises-v0", "batch_size": 2, "workers": 1, "evaluation_episodes": 3, "out": out}
+    begun = time.monotonic()
+    with pytest.raises(SystemExit) as ended:
+        run.main(WORKLOAD, words(**changes))
+    message = str(ended.value)
+    assert f"worker 0's simulator 0 ({MAZES}:Raises-v0) raised ZeroDivisionError: no such wall: mend it" in message
+    assert f"--resume {out}" in message
+    assert time.monotonic() - begun < 60
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 3}, "--batch-size 3 environments cannot be split into --ppo.minibatches 2 equal parts"),
+        ({"rollout": 0}, "--rollout must be at least 1, got 0"),
+        ({"max_gradient_norm": 0.0}, "--max-gradient-norm must be above 0"),
+        ({"sampling": "shard"}, "--sampling shard has no meaning here"),
+        ({"every": "iteration", "algorithm": "allreduce"}, "--every iteration is for algorithms that exchange models"),
+        ({"map_size": 5}, "size must be an integer of at least 8 cells, got 5"),
+        ({"epochs": 3.0, "steps": None}, "--epochs 3.0 has no meaning here"),
+    ],
+)
+def test_bad_options_are_refused_before_anything_is_written(changes, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        train(tmp_path / "run", **changes)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.long
+def test_it_learns_to_find_its_way(tmp_path, optimized):
+    summary, _ = run.train(WORKLOAD, Options(out=tmp_path / "run", steps=3000))
+    assert summary["eval"]["success"] > 0.8
+    assert summary["eval"]["spl"] > 0.6
