@@ -43,6 +43,7 @@ else:
 
 SHOWN = 8  # episodes of the picture and the animation
 _SCORES = ("success", "spl")
+_LEAST = {"rollout": 1, "episodes": 1, "evaluation_episodes": 1, "max_steps": 1, "map_size": 8, "detour": 1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Options(RunOptions, recipe.RecipeOptions):
 
     every: Literal["minibatch", "iteration"] = option("minibatch", resume="restarts")
     workers: int = option(4, resume="restarts")
-    steps: int | None = option(10_000, resume="free")
+    steps: int | None = option(20_000, resume="free")
     batch_size: int = option(32, resume="restarts")
     rollout: int = option(32, resume="restarts")
     ppo: PPOOptions = option(PPOOptions(epochs=2, minibatches=4), resume="restarts")
@@ -82,9 +83,9 @@ class Options(RunOptions, recipe.RecipeOptions):
     epsilon: float = 1e-5
     weight_decay: float = 0.0
     max_gradient_norm: float = 0.5
-    log_every: int = option(80, resume="free")
-    eval_every: int = option(800, resume="free")
-    checkpoint_every: int = option(800, resume="free")
+    log_every: int = option(160, resume="free")
+    eval_every: int = option(1600, resume="free")
+    checkpoint_every: int = option(1600, resume="free")
     map_size: int = 20
     detour: float = 1.2
     max_steps: int = 200
@@ -98,9 +99,9 @@ class Options(RunOptions, recipe.RecipeOptions):
         """Raises ValueError for numbers out of range."""
         super().check()
         self.ppo.check()
-        for name in ("rollout", "episodes", "evaluation_episodes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{flag(name)} must be at least 1, got {getattr(self, name)}")
+        for name, least in _LEAST.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{flag(name)} must be at least {least}, got {getattr(self, name)}")
         for name in ("max_gradient_norm", "simulator_timeout"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{flag(name)} must be above 0, got {getattr(self, name)}")
@@ -119,8 +120,6 @@ class Options(RunOptions, recipe.RecipeOptions):
                 f"--sampling {self.sampling} has no meaning here, where every worker collects experience of its own: "
                 "leave it out"
             )
-        for each in (self.layout, self.difficulty, self.rules):
-            each.check()
 
     @property
     def layout(self) -> Layout:

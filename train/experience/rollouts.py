@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from models.policy import Policy
 
+from models.policy import Policy
 from train.networks import Network
-from train.ppo import PPOOptions, gae
+from train.ppo import PPOOptions, gae, log_probabilities, minibatch_order, take_environments
 from train.task import Mean, Model
 
 
@@ -115,9 +115,7 @@ def act(
     """Draws actions from the policy; traced."""
     output, recurrent = policy.step(observation, previous_action, start, recurrent)
     action = jax.random.categorical(key, output.logits).astype(jnp.int32)
-    chances = jax.nn.log_softmax(output.logits)
-    log_prob = jnp.take_along_axis(chances, action[:, None], -1)[:, 0]
-    return Acted(action, log_prob, output.value, recurrent)
+    return Acted(action, log_probabilities(output.logits, action), output.value, recurrent)
 
 
 def collected(carry: Carry, steps: dict[str, Any], last_value: jax.Array, ppo: PPOOptions, following: Carry) -> Carry:
@@ -138,24 +136,20 @@ def collected(carry: Carry, steps: dict[str, Any], last_value: jax.Array, ppo: P
     names = ("observation", "previous_action", "start", "action", "log_prob", "value")
     rollout = {name: steps[name] for name in names}
     key, draw = jax.random.split(following.key)
-    count = last_value.shape[0]
-    order = [jax.random.permutation(each, count) for each in jax.random.split(draw, ppo.epochs)]
     ended = (done | truncated).astype(jnp.float32)
     sums = {"steps": jnp.full_like(last_value[0], done.size), "return": steps["reward"].sum(), "episodes": ended.sum()}
     return following._replace(
         begun=jnp.ones_like(carry.begun),
         key=key,
         rollout=rollout | {"advantage": advantage, "return": returns, "recurrent": carry.recurrent},
-        order=jnp.stack(order).reshape(carry.order.shape).astype(jnp.int32),
+        order=minibatch_order(draw, len(last_value), ppo),
         sums=sums | {name: each.sum() for name, each in steps["scores"].items()},
     )
 
 
 def minibatch(carry: Carry, update: jax.Array) -> dict[str, Any]:
     """The experience that an update (int32 []) learns from: leaves [steps, environments of it, ...]; traced."""
-    which = carry.order[update]
-    taken = jax.tree.map(lambda leaf: leaf[:, which], {k: v for k, v in carry.rollout.items() if k != "recurrent"})
-    return taken | {"recurrent": jax.tree.map(lambda leaf: leaf[which], carry.rollout["recurrent"])}
+    return take_environments(carry.rollout, carry.order[update])
 
 
 def episode_metrics(carry: Carry, update: jax.Array) -> dict[str, Mean]:

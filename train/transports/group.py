@@ -95,7 +95,9 @@ class Group:
                 )
 
     @contextlib.contextmanager
-    def ending_together(self, *expected: type[Exception], gave_up: Callable[[GaveUpError], str] = str) -> Iterator[None]:
+    def ending_together(
+        self, *expected: type[Exception], gave_up: Callable[[GaveUpError], str] = str
+    ) -> Iterator[None]:
         """Ends all processes when an unexpected exception occurs on one of several.
 
         Otherwise the others would wait in a collective for this process, which would wait for them to shut down.

@@ -13,8 +13,8 @@ from train.environments.point_goal import agents, batches, episodes, geodesic, m
 from train.environments.point_goal.rules import FORWARD, LEFT, RIGHT, STOP, Rules, State
 
 RULE = Rules(max_steps=80)
-LAYOUT = maps.Layout(size=14, walls=20, blocks=6)
-DIFFICULTY = episodes.Difficulty(longest=10.0)
+LAYOUT = maps.Layout(size=12)  # as the tests of the training have it, so that they share compilations
+DIFFICULTY = episodes.Difficulty()
 COUNT = 64
 
 ROOMS = slow.map_of("""
@@ -51,7 +51,7 @@ def episode():
 
 def test_distances_are_those_of_dijkstra(pool):
     rng = np.random.default_rng(0)
-    noise = rng.random((6, 14, 14)) < 0.35  # with cells that nothing leads to, and many corners
+    noise = rng.random((6, 12, 12)) < 0.35  # with cells that nothing leads to, and many corners
     noise[:, [0, -1]] = noise[:, :, [0, -1]] = True
     grids = np.concatenate([noise, pool.occupied[:6]])
     goals = np.array([rng.permutation(np.argwhere(~grid))[0] for grid in grids])
@@ -251,8 +251,8 @@ def test_training_and_evaluation_have_no_map_in_common(pool):
 
 
 def test_what_is_too_difficult_is_refused():
-    empty = maps.Layout(size=14, walls=0, blocks=0)
-    with pytest.raises(ValueError, match=r"only 0 have a path of 2\.0 to 10\.0 m that is 1\.2 times"):
+    empty = maps.Layout(size=12, walls=0, blocks=0)
+    with pytest.raises(ValueError, match=r"only 0 have a path of 2\.0 to 15\.0 m that is 1\.2 times"):
         episodes.make(COUNT, 0, "training", empty, DIFFICULTY, RULE)
 
 

@@ -178,6 +178,6 @@ def _draw(
     tip = here[0] + 8 * math.cos(pose[2]), here[1] - 8 * math.sin(pose[2])
     pen.ellipse([here[0] - 4, here[1] - 4, here[0] + 4, here[1] + 4], fill=_AGENT)
     pen.line([here, tip], fill=_AGENT, width=3)
-    text = describe(trials, index) if over else f"step {time}"
+    caption = describe(trials, index) if over else f"step {time}"
     color = (_REACHED if trials.success[index] else _MISSED) if over else _AGENT
-    pen.text((corner[0], corner[1] - _TITLE + 2), text, fill=color)
+    pen.text((corner[0], corner[1] - _TITLE + 2), caption, fill=color)
