@@ -76,7 +76,9 @@ def beam(
 
     At each step, the `beam_size` likeliest continuations of all hypotheses of a sentence are looked at. Those that end
     are kept aside, whatever comes later; as many others as the beam is wide go on. A sentence is done when `beam_size`
-    hypotheses have ended. With a beam of 1 that is greedy search.
+    hypotheses have ended, and the best of the others, if it ended now for nothing, would not be among the `beam_size`
+    best. (Without a length penalty it never will be; with one, it might at a later step.) With a beam of 1 that is
+    greedy search.
 
     Args:
         model: a `Transformer`.
@@ -178,11 +180,12 @@ def _beam(graph, model_state, source, length_penalty, *, beam_size: int, max_len
 
         # Each hypothesis has one end, so beam_size of twice as many candidates go on.
         totals, chosen = jax.lax.top_k(jnp.where(ends, _NEVER, totals), beam_size)
+        hopeless = totals[:, 0] / penalty_of(position + 1, length_penalty) <= ended.scores[:, -1]
         ancestors = _rows(search.ancestors, jnp.take_along_axis(parents, chosen, axis=1))
         return _Search(
             position=position + 1,
             state=state,
-            done=search.done | (num_ended >= beam_size) | (position + 2 > max_length),
+            done=search.done | (hopeless & (num_ended >= beam_size)) | (position + 1 == max_length),
             last=jnp.take_along_axis(found, chosen, axis=1),
             tokens=_rows(tokens, chosen),
             ancestors=ancestors.at[:, :, position + 1].set(places, mode="drop"),
