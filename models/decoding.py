@@ -222,7 +222,8 @@ def _log_probabilities(logits: jax.Array, is_last: jax.Array) -> jax.Array:
 def _best(totals: jax.Array, count: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The highest of `[batch, beams, vocab_size]`: totals, places in the beam and tokens, `[batch, count]` each."""
     vocab_size = totals.shape[-1]
-    best, index = jax.lax.top_k(totals.reshape(len(totals), -1), count)
+    # The barrier keeps XLA from narrowing this for later uses of a part, which then would sort the whole vocabulary.
+    best, index = jax.lax.optimization_barrier(jax.lax.top_k(totals.reshape(len(totals), -1), count))
     return best, index // vocab_size, index % vocab_size
 
 
