@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import shutil
 import signal
 import sys
@@ -12,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import ranks
+from processes import ROOT
 
 from tests.train import runs
 from tests.train.runs import TIMES
-from train import run
+from train import parsing, run
 from train.checkpoints import look, steps
 from train.environments.point_goal import batches
 from train.experience import feeds, on_devices, rollouts
@@ -34,6 +36,7 @@ SMALL = {
     "picture": False, "schedule": "constant", "warmup": 0.0,
 }  # fmt: skip
 PPO = PPOOptions(epochs=2, minibatches=2)
+PAGE = (ROOT / "docs" / "navigation.md").read_text()
 MAZES = "tests.train.environments.mazes"
 
 
@@ -267,6 +270,24 @@ def test_bad_options_are_refused_before_anything_is_written(changes, message, tm
     with pytest.raises(ValueError, match=message):
         train(tmp_path / "run", **changes)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_commands_of_the_page_exist(monkeypatch):
+    monkeypatch.setattr(parsing, "find_options", lambda path: {})
+    commands = re.findall(r"python -m train\.navigation([^\n#`]*?)(?: +#|\n|`)", PAGE)
+    assert len(commands) >= 5
+    for command in commands:
+        mpi_only = any(word in command for word in ("--clock", "--straggler"))
+        run.parse(WORKLOAD, [*command.split(), *(["--transport", "mpi"] if mpi_only else [])])
+
+
+@pytest.mark.long
+def test_the_example_of_the_page_runs():
+    (script,) = re.findall(r"<!-- test: run -->\n```python\n(.*?)```", PAGE, re.DOTALL)
+    scope = {}
+    exec(script, scope)
+    assert scope["seen"]["depth"].shape == (32, 16)
+    assert scope["reward"].shape == (32,)
 
 
 @pytest.mark.long
