@@ -336,9 +336,12 @@ def test_public_names_are_documented():
 
 
 # what belongs to one workload; all else in train/ is shared
-WORKLOADS = {"images": ("train/images.py", "train/presets.py", "train/data/images", "train/fetch.py", "train/demo.py")}
+WORKLOADS = {
+    "images": ("train/images.py", "train/presets.py", "train/data/images", "train/fetch.py", "train/demo.py"),
+    "navigation": ("train/navigation.py", "train/ppo.py", "train/experience", "train/environments"),
+}
 # words of workloads, which shared code must not know
-WORDS = re.compile(r"\b(images?|accuracy|resnets?|fashion)\b", re.IGNORECASE)
+WORDS = re.compile(r"\b(images?|accuracy|resnets?|fashion|navigation|spl|episodes?|agents?)\b", re.IGNORECASE)
 
 
 def module_of(path):

@@ -357,7 +357,7 @@ def main(workload: Workload[Any], arguments: Sequence[str] | None = None) -> Non
     launcher = f"wagma launch -n {group.size} -- " if prepared.options.transport == "mpi" else ""
     again = f"go on with: {launcher}{workload.command} --resume {prepared.out}"
     try:
-        with group.ending_together():
+        with group.ending_together(gave_up=lambda error: f"{name}: {error}; then {again}"):
             summary, _ = run(prepared)
     except loop.Interrupted as interrupted:
         console.say(f"{interrupted}{f'; {again}' if interrupted.saved else ', without a checkpoint'}")

@@ -122,6 +122,7 @@ class Defaults:
     """For a task to inherit: the members of :class:`Task` that many workloads have no use for."""
 
     units_per_epoch: int | None = None
+    updates_per_step: int = 1
 
     def carry(self, key: jax.Array) -> Any:
         """Nothing is carried from step to step."""
@@ -146,6 +147,8 @@ class Task(Protocol):
         unit: What is counted, in the plural: "rows", "tokens".
         units_per_step: Units of one worker's step; a nominal number if they vary.
         units_per_epoch: Units of the training set; None if there are no epochs.
+        updates_per_step: How often a worker calls ``gradients`` and its optimizer between two exchanges. If more than
+            once, leaves of a batch are [updates, ...], and only algorithms that exchange models will do.
         like: Shapes and dtypes of one worker's model.
         batch_shapes: Every shape that one worker's batch may have, as trees of ``jax.ShapeDtypeStruct``. The step is
             compiled for all of them before the run is timed, so there should be few.
@@ -161,6 +164,8 @@ class Task(Protocol):
     def units_per_step(self) -> int: ...  # noqa: D102
     @property
     def units_per_epoch(self) -> int | None: ...  # noqa: D102
+    @property
+    def updates_per_step(self) -> int: ...  # noqa: D102
     @property
     def like(self) -> Model: ...  # noqa: D102
     @property

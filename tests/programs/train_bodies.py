@@ -25,6 +25,13 @@ def image_run(comm, command):
     return _run(comm, images.WORKLOAD, command)
 
 
+def navigation_run(comm, command):
+    """A run of the navigation; what it has printed."""
+    from train import navigation
+
+    return _run(comm, navigation.WORKLOAD, command)
+
+
 def run_of(comm, path, command):
     """A run of the workload in a file; what it has printed."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
