@@ -17,7 +17,7 @@ from train.data.text.feed import PairFeed, batch_shape
 from train.data.text.order import BucketOrder
 from train.data.text.translator import Search, Translator
 from train.fields import flag, option
-from train.gradients import GradientOptions, mean_loss_and_gradients
+from train.gradients import GradientOptions, cross_entropy, mean_loss_and_gradients
 from train.networks import Network, network
 from train.options import RunOptions
 from train.pytrees import as_shapes
@@ -202,8 +202,8 @@ class Translation(Defaults):
             target = batch["target"]
             begun = jnp.concatenate([jnp.full_like(target[:, :1], BOS), target[:, :-1]], axis=1)
             logits = module(batch["source"], begun, mine if self.options.dropout else None)
-            losses = smoothed_loss(logits, target, self.options.label_smoothing)
-            total, count = losses.sum(), jnp.sum(target != PAD)
+            losses = cross_entropy(logits, target, self.options.label_smoothing)
+            total, count = jnp.sum(losses, where=target != PAD), jnp.sum(target != PAD)
             positions = batch["source"].size + target.size
             padding = positions - count - jnp.sum(batch["source"] != PAD)
             sums = {"loss": (total, count), "padding": (padding, jnp.asarray(positions))}
@@ -223,7 +223,7 @@ class Translation(Defaults):
             seed,
             options.sampling,
             place.equal_shapes,
-            first_unit / self.units_per_epoch,
+            first_unit / int(self.train.lengths.sum()),
         )
         return PairFeed(self.train, self.shapes, order, place)
 
@@ -279,26 +279,6 @@ class Translation(Defaults):
         }
 
 
-def smoothed_loss(logits: jax.Array, labels: jax.Array, smoothing: float) -> jax.Array:
-    """Cross-entropy with smoothed labels (Szegedy et al. 2015, arXiv:1512.00567), 0 for padding.
-
-    Written so that only sums over the vocabulary remain, which XLA computes without arrays of that size.
-
-    Args:
-        logits: float32 [rows, length, vocabulary].
-        labels: int32 [rows, length].
-        smoothing: Share of every label that is spread evenly over the vocabulary.
-
-    Returns:
-        float32 [rows, length], in nats.
-    """
-    size = logits.shape[-1]
-    is_label = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2) == labels[..., None]
-    weights = jnp.where(is_label, 1 - smoothing + smoothing / size, smoothing / size)
-    expected = jnp.sum(weights * logits, axis=-1)
-    return jnp.where(labels == PAD, 0.0, jax.nn.logsumexp(logits, axis=-1) - expected)
-
-
 def _vocabulary(options: Options, pairs: Pairs) -> vocabulary.Vocabulary:
     """That of the run which goes on or is evaluated, the one given, or a new one."""
     earlier = options.resume or options.evaluate
@@ -309,18 +289,14 @@ def _vocabulary(options: Options, pairs: Pairs) -> vocabulary.Vocabulary:
     return vocabulary.train(pairs.source, pairs.target, options.vocabulary_size)
 
 
-WORKLOAD = run.Workload("translation", Options, Translation, recipe.create_optimizer, PRESETS)
-
-
-def translate(arguments: Sequence[str]) -> None:
+def translate(options: Options) -> None:
     """Translates what ``--translate`` names, a line to standard output for each of its lines.
 
     Raises:
-        ValueError: The options contradict each other, the text cannot be read, or there is no such model.
+        ValueError: The text cannot be read, or there is no such model.
     """
-    options = run.parse(WORKLOAD, arguments)
-    options.check()
-    assert options.translate is not None and options.exported is not None
+    assert options.translate is not None, "the options have been checked"
+    assert options.exported is not None, "the options have been checked"
     sentences = translating.read(options.translate, sys.stdin.buffer)
     trained = Options.from_json(parsing.find_options(options.exported))
     words = vocabulary.find(options.exported)
@@ -331,6 +307,9 @@ def translate(arguments: Sequence[str]) -> None:
         print(line)
 
 
+WORKLOAD = run.Workload("translation", Options, Translation, recipe.create_optimizer, PRESETS)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -338,7 +317,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         run.main(WORKLOAD, arguments)
         return
     try:
-        translate(arguments)
+        options = run.parse(WORKLOAD, arguments)
+        options.check()
+        translate(options)
     except ValueError as error:
         sys.exit(f"train.translation: {error}")
     except KeyboardInterrupt:

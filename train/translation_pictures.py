@@ -25,7 +25,9 @@ def plot_lengths(path: Path, lengths: np.ndarray, shapes: Sequence[Shape]) -> No
         axis.hist(lengths[:, side], bins, histtype="step", color=color, linewidth=1.6, label=name)
     for number, shape in enumerate(shapes):
         axis.axvline(shape.target + 0.5, color="gray", linewidth=0.7, label=None if number else "shapes (target)")
-    axis.set(xlabel="tokens of a sentence, with its end", ylabel="training pairs", title="lengths of the training pairs")
+    axis.set(
+        xlabel="tokens of a sentence, with its end", ylabel="training pairs", title="lengths of the training pairs"
+    )
     axis.set_xlim(0, bins[-1])
     axis.legend()
     figure.savefig(path, dpi=130)

@@ -60,9 +60,7 @@ def load(
     if source is not None and target is not None:
         corpus = _of_files(source, target, test_source, test_target)
     elif test_source is not None:
-        raise ValueError(
-            "--test-source and --test-target are for text of your own: give --source and --target as well"
-        )
+        raise ValueError("--test-source and --test-target are for text of your own: give --source and --target as well")
     else:
         corpus = _named(name)
     for which, pairs in (("training", corpus.train), ("test", corpus.test)):

@@ -114,9 +114,7 @@ def _lines(path: Path) -> Iterator[bytes]:
                 yield line.removeprefix(b"\xef\xbb\xbf") if number == 0 else line
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise ValueError(
-            f"{path} cannot be read ({reason}): give a text file, plain or packed as .gz or .xz"
-        ) from None
+        raise ValueError(f"{path} cannot be read ({reason}): give a text file, plain or packed as .gz or .xz") from None
 
 
 def _text(line: bytes) -> str:

@@ -1,5 +1,6 @@
 """How much two sentences have in common: their words and pairs of neighbouring words."""
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 
@@ -39,7 +40,7 @@ def nearest(sentences: Sequence[str], others: Sequence[str]) -> tuple[np.ndarray
 
 def _parts(sentence: str) -> set[str]:
     words = _WORD.findall(sentence.lower())
-    return {*words, *(f"{a} {b}" for a, b in zip(words, words[1:], strict=False))}
+    return {*words, *(f"{a} {b}" for a, b in itertools.pairwise(words))}
 
 
 def _matrix(sentences: Sequence[str], numbers: dict[str, int], grow: bool) -> tuple[sparse.csr_matrix, np.ndarray]:
