@@ -18,6 +18,7 @@ from train.budget import Budget, Length
 from train.checkpoints import Checkpoints, Position
 from train.errors import GaveUpError
 from train.fields import flag
+from train.files import write_whole
 from train.learner import Begin, Learner
 from train.options import RunOptions
 from train.parsing import parse as parse_options
@@ -135,12 +136,19 @@ def prepare(workload: Workload[O], options: O, group: Group | None = None) -> Pr
         made = group.agreed(lambda: folders.new_folder(workload.name, options) if group.is_first else None)
         out = group.from_first(made)
     assert out is not None
-    group.agreed(lambda: options.save(out) if group.is_first else None)
+    group.agreed(lambda: _save(options, task, out) if group.is_first else None)
     position = dataclasses.replace(position, stacked=transport.TOGETHER)
     units = length.units() - position.first_example if length.by_units else None
     budget = Budget(position.total_steps, position.first_step, position.first_share, units)
     state = None if found is None else found.state
     return Prepared(workload, options, task, transport, group, place, learner, position, budget, state, out)
+
+
+def _save(options: RunOptions, task: Task, out: Path) -> None:
+    """Writes what the run needs to go on, and what reads it."""
+    options.save(out)
+    for name, content in task.files().items():
+        write_whole(out / name, content)
 
 
 def _check_alone(workload: Workload[O], options: O) -> Task:
@@ -250,7 +258,7 @@ def run(prepared: Prepared) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     if group.is_first:
         assert outcome.model is not None
         description = {**task.export(), "options": options.to_json()}
-        exports.export(prepared.out / resume.CONSENSUS, outcome.model, description)
+        exports.export(prepared.out / resume.CONSENSUS, outcome.model, description, task.files())
         summary = _finish(prepared, outcome, metrics.rows, schedule, devices)
     return group.from_first(summary), metrics.rows
 
@@ -318,7 +326,7 @@ def evaluate(workload: Workload[O], options: O) -> tuple[dict[str, float], Task]
     assert options.evaluate is not None
     options.check()
     task = workload.create(options)
-    model = resume.load_consensus(options.evaluate, as_shapes(task.like), Group())
+    model = resume.load_consensus(options.evaluate, as_shapes(task.like))
     return task.scores([task.evaluate(model, local.LocalPlace())]), task
 
 

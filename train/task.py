@@ -79,6 +79,8 @@ class Place(Protocol):
         workers: The indices of this process's workers.
         part: (index, count): which part of an evaluation is this process's, and how many parts there are.
         devices: This process's devices, for an evaluation.
+        equal_shapes: Whether the batches of all workers at a step must have the same shape, since one program computes
+            with all of them.
     """
 
     @property
@@ -89,6 +91,8 @@ class Place(Protocol):
     def part(self) -> tuple[int, int]: ...  # noqa: D102
     @property
     def devices(self) -> Sequence[Any]: ...  # noqa: D102
+    @property
+    def equal_shapes(self) -> bool: ...  # noqa: D102
 
     def put(self, tree: Any) -> Any:
         """Brings host arrays [len(workers), ...] onto the devices, as ``Batch.arrays``."""
@@ -131,6 +135,10 @@ class Defaults:
 
     def export(self) -> dict[str, Any]:
         """Nothing needs to be known about the exported model."""
+        return {}
+
+    def files(self) -> dict[str, bytes]:
+        """The arrays are all there is to the model."""
         return {}
 
     def finish(self, out: Path, notes: Mapping[str, frozenset[int]], parts: Sequence[Any]) -> dict[str, Any]:
@@ -207,6 +215,10 @@ class Task(Protocol):
 
     def export(self) -> dict[str, Any]:
         """What a reader of the exported model needs to know to use it; must fit into JSON."""
+        ...
+
+    def files(self) -> Mapping[str, bytes]:
+        """Files without which the model is of no use, by name: kept in the run's folder and in the exported model."""
         ...
 
     def finish(self, out: Path, notes: Mapping[str, frozenset[int]], parts: Sequence[Any]) -> dict[str, Any]:

@@ -59,6 +59,7 @@ class MpiPlace:
 
     num_workers: int
     rank: int
+    equal_shapes = False
 
     @property
     def workers(self) -> range:
