@@ -182,6 +182,15 @@ def test_a_batch_is_compiled_once_and_searches_work_inside_of_jit():
     jax.tree.map(np.testing.assert_array_equal, inside(weights, SOURCE[::-1]), expected)
 
 
+def test_the_vocabulary_is_not_sorted(optimized):
+    from models import decoding
+
+    graph, state = nnx.split(Chain(np.ones((6, 50, 50)) / 50))
+    text = decoding._beam.lower(graph, state, SOURCE, 0.6, beam_size=3, max_length=9).compile().as_text()
+    assert "f32[4,50]" in text or "f32[4,150]" in text  # what is chosen from
+    assert not [line for line in text.splitlines() if " sort(" in line and ("50]" in line)]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -179,7 +179,7 @@ def test_steps_that_were_not_taken_do_not_count():
     found = ppo.ppo_loss(LOGITS, VALUE, {**batch, "return": jnp.concatenate([batch["return"][:2], nan])}, options)
     expected = ppo.ppo_loss(LOGITS[:2], VALUE[:2], jax.tree.map(lambda leaf: leaf[:2], minibatch()), options)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected)
-    batch = {**batch, "return": nan[[0, 0, 0]], "valid": jnp.zeros(3, bool)}
+    batch = {**batch, "return": jnp.full(3, np.nan), "valid": jnp.zeros(3, bool)}
     loss = jax.jit(jax.value_and_grad(lambda *outputs: ppo.ppo_loss(*outputs, batch, options)[0], (0, 1)))
     nothing, gradients = loss(LOGITS, VALUE)
     assert nothing == 0
