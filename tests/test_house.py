@@ -47,6 +47,10 @@ ALLOWED = {
     "wagma_jax/protocol/rounds.py": {
         "wagma_jax.protocol.lifecycle", "wagma_jax.protocol.messages", "wagma_jax.schedule",
     },
+    "wagma_jax/protocol/mixing.py": set(),
+    "wagma_jax/protocol/gossip.py": {
+        "wagma_jax.gossip", "wagma_jax.protocol", "wagma_jax.protocol.lifecycle", "wagma_jax.protocol.messages",
+    },
     "wagma_jax/jax_internals.py": set(),
     "wagma_jax/threads.py": {"wagma_jax.cpus", "wagma_jax.jax_internals"},
     "wagma_jax/lineage.py": set(),
