@@ -293,9 +293,8 @@ class Cluster:
         came = dict(world.came[worker])
         require(set(came) == set(sources), "round {} has the pushes of {}, not of {}", r, set(came), sources)
         shares = [came[source] for source in sources]
-        held = self.mixing.mix(
-            self._remembered(world.helds[worker]), self._stepped(world, worker, stepped), shares, len(sources) + 1, compute
-        )  # fmt: skip
+        before, own = self._remembered(world.helds[worker]), self._stepped(world, worker, stepped)
+        held = self.mixing.mix(before, own, shares, len(sources) + 1, compute)
         world = self._set(world, "helds", worker, held._replace(kept=None))
         return self._set(world, "came", worker, ())
 

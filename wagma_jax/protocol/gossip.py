@@ -9,13 +9,13 @@ can be abandoned. What the rules prevent:
   wait at their senders, who hold them anyway: a fast worker cannot fill the memory of a slow one.
 - *Ahead.* D-PSGD pushes the model of a round as soon as it is known, before its trainer arrives (``early``). With
   ``lag=1`` what is pushed in a round counts in the next one. Either way pushes travel while trainers compute.
-- *Rest.* An engine whose trainer rests (see ``lifecycle``) takes part in every round that it hears of, by zero steps: it
-  mixes as well. So the mean stays what it is, and nobody waits for a trainer that rests. It hears by pushes alone, at
+- *Rest.* An engine whose trainer rests (see ``lifecycle``) takes part in every round that it hears of, by zero steps:
+  it mixes as well. So the mean stays what it is, and nobody waits for a trainer that rests. It hears by pushes alone, at
   times through others. An early push does not say that a trainer has arrived at its round, only that one has at the
   round before. Otherwise engines alone could go on for ever.
-- *Drained.* All who are woken execute the rounds up to the newest arrival of any, and stand at the same round then. They
-  enter a global mean or a barrier, or end, once all that was pushed to them has come: nothing is on its way while all
-  stand still. What has come counts after a barrier. A global mean includes it where models do not, and outdates it.
+- *Drained.* All who are woken execute the rounds up to the newest arrival of any, and stand at the same round then.
+  They enter a global mean or a barrier, or end, once all that was pushed to them has come: nothing is on its way while
+  all stand still. What has come counts after a barrier. A global mean includes it where models do not, and outdates it.
 - *Failure.* Nobody has promised anything but to wake. Whoever has been woken goes on until it has entered what all are
   woken to: all have been woken then, and none leaves before.
 
@@ -26,7 +26,7 @@ algorithms 1 and 2. Rest and failure are additions. What is pushed and how it is
 import dataclasses
 import functools
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from wagma_jax.gossip import GossipSchedule
 from wagma_jax.protocol import messages
@@ -154,11 +154,11 @@ class Gossip:
         del state
         return counter + 1
 
-    def step(self, state: State, event: Event) -> tuple[State, list[Action]]:
+    def step(self, state: State, event: Event) -> tuple[State, list[Any]]:
         """The state after an event, and what to do, in order."""
         if state.life.over:
             return state, []
-        actions: list[Action] = []
+        actions: list[Any] = []
         if isinstance(event, messages.Receive):
             state = state._replace(life=self.lifecycle.receive(state.life, event.source, event.message, actions))
         elif isinstance(event, messages.Abort):
@@ -204,7 +204,12 @@ class Gossip:
     @functools.cached_property
     def lifecycle(self) -> "Lingering":
         """The rules of rest, failure and the end."""
-        return Lingering(self.worker, self.schedule.num_workers)
+        return Lingering(self.worker, self.num_workers)
+
+    @property
+    def num_workers(self) -> int:
+        """P."""
+        return self.schedule.num_workers
 
     # what happened
 
@@ -226,8 +231,8 @@ class Gossip:
 
     # what follows from what is known
 
-    def _settle(self, state: State, actions: list[Action]) -> State:
-        """Applies the rules until none has anything more to do; a global mean, barrier or the end is the last action."""
+    def _settle(self, state: State, actions: list[Any]) -> State:
+        """Applies the rules until none has anything more to do; a global mean, barrier or end is the last action."""
         if state.life.over or state.exchanging:
             return state
         if not state.life.aborted or state.life.woken:
@@ -243,7 +248,7 @@ class Gossip:
             return self._enter(state, actions)
         return state
 
-    def _post(self, state: State, actions: list[Action]) -> State:
+    def _post(self, state: State, actions: list[Any]) -> State:
         """Posts what may be posted in the current round."""
         if not state.pulling:
             if sources := self.counting(state):
@@ -271,14 +276,14 @@ class Gossip:
         """Whether all that the others have pushed to an engine that is gathered has come."""
         return not self._is_ahead or state.pulled.issuperset(self.counting(state))
 
-    def _enter(self, state: State, actions: list[Action]) -> State:
+    def _enter(self, state: State, actions: list[Any]) -> State:
         assert state.life.woken is not None
         if state.life.woken.rest == Rest.CLOSE:
             return state._replace(life=self.lifecycle.leave(state.life, actions))
         actions.append(self.lifecycle.called_to(state.life))
         return state._replace(exchanging=True)
 
-    def _wind_up(self, state: State, actions: list[Action]) -> State:
+    def _wind_up(self, state: State, actions: list[Any]) -> State:
         """After a failure: ends, but for whoever has promised to wake."""
         if self.lifecycle.waits_to_wake(state.life):
             return state
@@ -299,12 +304,12 @@ class Gossip:
 class Lingering(Lifecycle):
     """A life that does not end before its machine says so: what is on the way has to come first."""
 
-    def end(self, life: Life, actions: list[messages.Action]) -> Life:
+    def end(self, life: Life, actions: list[Any]) -> Life:
         """Not yet."""
         del actions
         return life
 
-    def leave(self, life: Life, actions: list[Action]) -> Life:
+    def leave(self, life: Life, actions: list[Any]) -> Life:
         """Nobody counts on this engine any more, and nothing is on its way to it."""
         actions.append(messages.Shutdown())
         return life._replace(over=True)

@@ -1,21 +1,21 @@
 """What gossip pushes and how it mixes: D-PSGD and push-sum as formulas, and records of opaque models.
 
-A formula is written once, for one element of a model. ``compute`` applies it: to buffers in a run, to symbols in a model
-checker. No model is changed in place.
+A formula is written once, for one element of a model. ``compute`` applies it: to buffers in a run, to symbols in a
+model checker. No model is changed in place.
 
 A worker's trainer takes a model and hands in W', which counts as the step ``W' - taken``. So whatever its engine has
-mixed meanwhile, while it rested, is kept. The sum of all x, with what is on its way, changes by the steps alone, and that
-of all w never.
+mixed meanwhile, while it rested, is kept. The sum of all x, with what is on its way, changes by the steps alone, and
+that of all w never.
 """
 
 import dataclasses
 import functools
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 Compute = Callable[..., Any]
-"""Maps (formula, *models and numbers) to the model that the formula gives, element by element."""
+"""Maps (formula, *numbers, *models) to what the formula gives, element by element; shares have a dtype of their own."""
 
 
 class Held(NamedTuple):
@@ -57,6 +57,11 @@ class Mixing(Protocol):
     @property
     def lag(self) -> int:
         """Rounds after which a push counts."""
+        ...
+
+    @property
+    def wide(self) -> bool:
+        """Whether what is pushed has the dtypes of sums; else those of the model."""
         ...
 
     def push(self, held: Held, stepped: Any, parts: int, compute: Compute) -> tuple[Held, Share]:
@@ -106,8 +111,9 @@ class Dpsgd:
     What is pushed are the models at which the steps begin: all of them are known before any step is.
     """
 
-    early: bool = True
-    lag: int = 0
+    early: ClassVar[bool] = True
+    lag: ClassVar[int] = 0
+    wide: ClassVar[bool] = False
 
     def push(self, held: Held, stepped: Any, parts: int, compute: Compute) -> tuple[Held, Share]:
         """See ``Mixing``."""
@@ -118,14 +124,16 @@ class Dpsgd:
         """See ``Mixing``."""
         models = [share.model for share in came]
         if stepped is None:
-            return held._replace(model=compute(mean, parts, held.model, *models))
+            return held._replace(model=compute(mean, parts, held.model, *models)) if models else held
+        if not models and held.taken is held.model:
+            return Held(stepped, stepped)
         model = compute(mean_and_step, parts, stepped, held.taken, held.model, *models)
         return Held(model, model)
 
     def contribute(self, held: Held, brought: Any, came: Sequence[Share], compute: Compute) -> Any:
         """See ``Mixing``; what is on its way are copies of what all hold."""
         del came
-        return compute(moved, brought, held.taken, held.model)
+        return brought if held.taken is held.model else compute(moved, brought, held.taken, held.model)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +144,8 @@ class PushSum:
     """
 
     lag: int = 0
-    early: bool = False
+    early: ClassVar[bool] = False
+    wide: ClassVar[bool] = True
 
     def push(self, held: Held, stepped: Any, parts: int, compute: Compute) -> tuple[Held, Share]:
         """See ``Mixing``."""
@@ -164,7 +173,12 @@ class PushSum:
         What a worker holds and what is on its way to it have the same weights on all workers, since they all send and
         receive alike; so these add up to 1 on each.
         """
-        return compute(biased_and_moved, held.weight, brought, held.taken, held.model, *(each.model for each in came))
+        models = [each.model for each in came]
+        if held.taken is not held.model:
+            return compute(biased_and_moved, held.weight, brought, held.taken, held.model, *models)
+        if not models and held.weight == 1:
+            return brought
+        return compute(biased_and_stepped, held.weight, brought, held.model, *models)
 
 
 # formulas: numbers first, then the elements of models
@@ -201,13 +215,22 @@ def share_of_late_step(parts, weight, stepped, taken, own):
 
 
 def unbiased(weight, *shares):
-    """z = x / w, of all shares of x."""
+    """The model z = x / w, of all shares of x."""
     return total(*shares) / weight
 
 
+def biased_and_stepped(weight, stepped, own, *came):
+    """The sum of x, the step and what is on its way."""
+    return total(stepped + own * (weight - 1), *came)
+
+
 def biased_and_moved(weight, stepped, taken, own, *came):
-    """x, the step, and what is on its way."""
+    """The same where other workers' models were mixed since the trainer took its own."""
     return total(own * weight + (stepped - taken), *came)
+
+
+SHARES = (share, share_of_step, share_of_late_step)
+"""The formulas that give shares, which are as wide as sums are."""
 
 
 def total(*summands):
