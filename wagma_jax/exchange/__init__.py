@@ -17,6 +17,7 @@ except ImportError as error:
 from wagma_jax.exchange.base import Exchange
 from wagma_jax.exchange.errors import ExchangeError
 from wagma_jax.exchange.exchange import GroupExchange
+from wagma_jax.exchange.gossip_exchange import GossipExchange
 from wagma_jax.exchange.info import ExchangeInfo
 
-__all__ = ["MPI", "Exchange", "ExchangeError", "ExchangeInfo", "GroupExchange"]
+__all__ = ["MPI", "Exchange", "ExchangeError", "ExchangeInfo", "GossipExchange", "GroupExchange"]

@@ -55,7 +55,9 @@ class Formulas:
         weights = [np.float32(number) for number in numbers if not isinstance(number, int)]
         separate = [memory] if place is None and memory else []
         donated = len(models) if separate else place
-        function = self._function(formula, constants, len(separate), None if donated is None else len(weights) + donated)
+        function = self._function(
+            formula, constants, len(separate), None if donated is None else len(weights) + donated
+        )
         return jax.block_until_ready(function(*weights, *models, *separate))
 
     def _is_spare(self, model: Buffers, wanted: Signature) -> bool:

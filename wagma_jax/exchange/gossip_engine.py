@@ -25,7 +25,7 @@ from wagma_jax.protocol.mixing import Held, Mixing, Share
 _POLL_SECONDS = 5e-5
 
 
-class Standing(NamedTuple):
+class Holding(NamedTuple):
     """What one worker holds while all stand still.
 
     Attributes:
@@ -49,7 +49,7 @@ class GossipEngine(Engine):
         wire: Takes global means.
         control: A communicator for control messages, used by nobody else.
         staging: Made the buffers.
-        standing: What this worker holds at first.
+        holding: What this worker holds at first.
         first_round: The round to begin with.
         recorder: Gets an entry for every round, or None.
 
@@ -64,26 +64,28 @@ class GossipEngine(Engine):
         wire: Wire,
         control: MPI.Intracomm,
         staging: Staging,
-        standing: Standing,
+        holding: Holding,
         first_round: int,
         recorder: Recorder | None = None,
     ):
-        state = machine.start(first_round, have_come=bool(standing.came))
+        state = machine.start(first_round, have_come=bool(holding.came))
         super().__init__(machine, state, wire, control, recorder)
         self._mixing, self._staging = mixing, staging
         self._polled = Polled(wire.comm, tags.PUSH)
         self._holds = Holds(machine.schedule.group_size)  # of the engine's thread alone, once it runs
         self._compute = Formulas(staging.layouts, staging.device, self._holds)
+        self._apart = Formulas(staging.layouts, staging.device, Holds(0))  # of the trainer's thread
         self._pushed = self._compute.share if mixing.wide else self._compute.model
-        for came in standing.came:
+        for came in holding.came:
             self._holds.hold(came.model)
         self.held = Held(None, None)
-        self._put(standing.held)
+        self._put(holding.held)
         self._stepped: Buffers | None = None  # W', until it is mixed
         self._sends: list[tuple[Buffers, Posted]] = []
         self._pulls: dict[int, Posted] = {}  # by the source
-        self._came = dict(zip(machine.counting(state), standing.came, strict=False))
+        self._came = dict(zip(machine.counting(state), holding.came, strict=False))
         self._mixed = first_round - 1  # the newest round whose result is held
+        self._sources: tuple[int, ...] = ()  # from whom what was mixed in it has come
 
     def warm_up(self) -> None:
         """Compiles what rounds need, and brings memory for what comes; by the thread that makes the engine."""
@@ -135,12 +137,12 @@ class GossipEngine(Engine):
             self._mixed = t
         return t
 
-    def take(self, t: int, timeout: float) -> tuple[Buffers, dict[int, float]]:
+    def take(self, t: int, timeout: float) -> tuple[Buffers, tuple[int, ...], dict[int, float]]:
         """Waits until round t is complete.
 
         Returns:
-            The model, left as it is until the trainer arrives again; and the seconds that this worker has waited for
-            others, by rank (empty without a ledger).
+            The model, left as it is until the trainer arrives again; from whom what was mixed has come; and the seconds
+            that this worker has waited for others, by rank (empty without a ledger).
 
         Raises:
             ExchangeError: The run is over.
@@ -149,12 +151,18 @@ class GossipEngine(Engine):
         with self._changed:
             self._wait(lambda: self._mixed >= t, timeout, f"round {t}")
             self._waits.watch(())
-            return self.held.model, self._waits.seconds
+            return self.held.model, self._sources, self._waits.seconds
 
-    def standing(self) -> Standing:
+    def holding(self) -> Holding:
         """What this worker holds while all stand still."""
         with self._changed:
-            return Standing(self.held, self._counting() if self.machine.lag else ())
+            return Holding(self.held, self._counting() if self.machine.lag else ())
+
+    def share(self, model: Buffers) -> Buffers:
+        """What this worker would bring to a global mean, if its trainer handed in ``model``; while all stand still."""
+        with self._changed:
+            held, came = self.held, self._counting()
+        return self._mixing.contribute(held, model, came, self._apart)
 
     # the engine's thread
 
@@ -188,7 +196,7 @@ class GossipEngine(Engine):
         with self._changed:
             self._put(held._replace(kept=None))
             self._stepped = None
-            self._mixed = action.round
+            self._mixed, self._sources = action.round, action.sources
             if self._recorder is not None:
                 sources, stepped_too = action.sources, action.stepped
                 self._recorder.add(entries.Mixed(action.round, sources, stepped_too, begin, time.perf_counter()))

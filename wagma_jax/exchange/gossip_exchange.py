@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from mpi4py import MPI
 
@@ -16,11 +18,12 @@ from wagma_jax.exchange.base import Exchange
 from wagma_jax.exchange.engine import Engine
 from wagma_jax.exchange.finite import OnNonfinite
 from wagma_jax.exchange.gathering import Gathering
-from wagma_jax.exchange.gossip_engine import GossipEngine, Standing
+from wagma_jax.exchange.gossip_engine import GossipEngine, Holding
 from wagma_jax.exchange.info import ExchangeInfo
 from wagma_jax.exchange.preparation import Prepared
 from wagma_jax.exchange.staging import Staging
-from wagma_jax.exchange.storage import sum_dtype
+from wagma_jax.exchange.standing import Standing
+from wagma_jax.exchange.storage import storage_dtype, sum_dtype
 from wagma_jax.exchange.tallies import check_tally
 from wagma_jax.gossip import GossipSchedule
 from wagma_jax.ledger import entries
@@ -70,7 +73,9 @@ class _Check:
     def __call__(self, num_workers: int) -> GossipSettings:
         """The settings; ValueError or TypeError if one is wrong."""
         if not isinstance(self.schedule, GossipSchedule):
-            raise TypeError(f"schedule must be a GossipSchedule, got {self.schedule!r}: pass for example ring(comm.size)")
+            raise TypeError(
+                f"schedule must be a GossipSchedule, got {self.schedule!r}: pass for example ring(comm.size)"
+            )
         if self.schedule.num_workers != num_workers:
             raise ValueError(
                 f"the schedule is for num_workers={self.schedule.num_workers}, but the communicator has {num_workers} "
@@ -148,13 +153,15 @@ class GossipExchange(Exchange):
         if own.on_nonfinite == "skip" and not finite.is_finite(prepared.model):
             raise ValueError("params must be finite with on_nonfinite='skip', got NaN or infinity: start from others")
         weight = np.float32(1 if standing.weight is None else standing.weight)
+        sources = own.schedule.receives_from(gathering.rank, standing.round) if own.mixing.lag else ()
+        came = _restored(standing.came, len(sources), staging)
         engine = GossipEngine(
             Gossip(own.schedule, gathering.rank, own.mixing.early, own.mixing.lag),
             own.mixing,
             prepared.wire,
             gathering.comm,
             staging,
-            Standing(Held(prepared.published, prepared.model, weight), _restored(standing.came, staging)),
+            Holding(Held(prepared.published, prepared.model, weight), came),
             standing.round + 1,
             arguments.recorder,
         )
@@ -197,7 +204,8 @@ class GossipExchange(Exchange):
             self._warn_of_own_start()
             self._stands = None
             if self.schedule.num_workers == 1 and not transformation.in_step():
-                return params, self._done(self._engine.pass_alone(self._counter), entered, entered, entered, {}, False)
+                t = self._engine.pass_alone(self._counter)
+                return params, self._done(t, (), (entered, entered, entered), {}, nonfinite=False)
             model = self._staging.pack(leaves)
             nonfinite = self._on_nonfinite == "skip" and not finite.is_finite(model)
             ready = time.perf_counter()
@@ -205,10 +213,10 @@ class GossipExchange(Exchange):
             t = self._engine.arrive(None if nonfinite else model, self._counter)
             self._start = None
             del model, params
-            mixed, waits = self._engine.take(t, self.timeout_seconds)
+            mixed, sources, waits = self._engine.take(t, self.timeout_seconds)
             woken = time.perf_counter()
             tree = self._staging.unpack(leaves, mixed)
-            return tree, self._done(t, entered, ready, woken, dict(waits), nonfinite)
+            return tree, self._done(t, sources, (entered, ready, woken), dict(waits), nonfinite)
 
     def share(self, tree: Any) -> Any:
         """See ``Exchange.share``: the model, its push-sum weight, and what is on its way, as one."""
@@ -224,9 +232,9 @@ class GossipExchange(Exchange):
     # what the calls that rest need to know
 
     def _saved(self, round_: int) -> dict[str, Any]:
-        held, came = self._engine.standing()
+        held, came = self._engine.holding()
         same = held.model is held.taken
-        return startup.Standing(
+        return Standing(
             round_,
             self._base,
             round_,
@@ -238,30 +246,42 @@ class GossipExchange(Exchange):
     # helpers
 
     def _done(
-        self, t: int, entered: float, ready: float, woken: float, waits: dict[int, float], nonfinite: bool
+        self,
+        t: int,
+        sources: tuple[int, ...],
+        moments: tuple[float, float, float],
+        waits: dict[int, float],
+        nonfinite: bool,
     ) -> ExchangeInfo:
-        """Notes a round."""
+        """Notes a round; the moments are those at which it was entered, W' was ready, and the result was there."""
         self._start, self._counter, self._base = None, t, t
-        pushed = t - self._lag
-        rounds = dict.fromkeys(self.schedule.receives_from(self.rank, pushed), pushed) | {self.rank: t}
+        rounds = dict.fromkeys(sources, t - self._lag) | {self.rank: t}
         group = tuple(sorted(rounds))
         versions = tuple(rounds[rank] for rank in group)
-        self.info = ExchangeInfo(t, False, False, 0, woken - ready, group, versions, t, (), nonfinite)
+        waited = moments[2] - moments[1]
+        self.info = ExchangeInfo(t, False, False, 0, waited, group, versions, t, (), nonfinite)
         if self._recorder is not None:
             leave = time.perf_counter()
-            self._recorder.add(entries.Call(t, entered, ready, woken, leave, "mixed", t, t, waits, nonfinite))
+            self._recorder.add(entries.Call(t, *moments, leave, "mixed", t, t, waits, nonfinite))
         return self.info
 
 
-def _restored(came: Sequence[Any] | None, staging: Staging) -> tuple[Share, ...]:
+def _restored(came: Sequence[Any] | None, sources: int, staging: Staging) -> tuple[Share, ...]:
     """What had come, as ``GossipExchange._saved`` has written it.
 
     Raises:
         ValueError: It is something else.
     """
-    expected = [(layout.size, sum_dtype(layout.dtype)) for layout in staging.layouts]
-    arrays, step = list(map(np.asarray, came or ())), 1 + len(expected)
-    shares = [arrays[i : i + step] for i in range(0, len(arrays), step)]
-    if any([(part.size, part.dtype) for part in share[1:]] != expected for share in shares):
+    if came is None:
+        return ()
+    expected = [(), *((layout.size,) for layout in staging.layouts)]
+    dtypes = [np.float32, *(sum_dtype(storage_dtype(layout.dtype)) for layout in staging.layouts)]
+    arrays = list(map(np.asarray, came))
+    if [array.shape for array in arrays] != expected * sources or [a.dtype for a in arrays] != dtypes * sources:
         raise ValueError("state['came'] does not fit to params: pass what state() returned on this rank, as it was")
-    return tuple(Share(staging.placed(share[1:]), np.float32(share[0])) for share in shares)
+    step = len(expected)
+    shares = [arrays[i : i + step] for i in range(0, len(arrays), step)]
+    return tuple(
+        Share(jax.block_until_ready(tuple(jnp.array(part, copy=True) for part in parts)), weight[()])
+        for weight, *parts in shares
+    )

@@ -16,12 +16,16 @@ class Standing(NamedTuple):
         base: The newest round whose result the worker's model contains.
         version: The round that its publication was published for.
         published: The averaged leaves of the publication; None where they are those of the worker's model.
+        weight: The push-sum weight of the worker's model, where that is not 1.
+        came: What has come from others and is not mixed yet: for each share its weight and its buffers; None: nothing.
     """
 
     round: int
     base: int
     version: int
     published: Sequence[Any] | None = None
+    weight: float | None = None
+    came: Sequence[Any] | None = None
 
     def saved(self) -> dict[str, Any]:
         """For a checkpoint; ``published`` only where there is one."""
@@ -34,11 +38,14 @@ def restore(state: Mapping[str, Any]) -> Standing:
     Raises:
         ValueError: It is something else.
     """
-    problem = f"state must be what GroupExchange.state() returned, got {state!r:.200}"
     names = ("round", "base", "version")
-    if not isinstance(state, Mapping) or not set(names) <= set(state) <= {*names, "published"}:
+    problem = f"state must be what GroupExchange.state() returned, got {state!r:.200}"
+    if not isinstance(state, Mapping) or not set(names) <= set(state) <= {*names, "published", "weight", "came"}:
         raise ValueError(problem)
     round_, base, version = (integer(f"state[{name!r}]", state[name], "pass it as it was") for name in names)
     if not (-1 <= round_ < MOST_ROUNDS and -1 <= base <= round_ and -1 <= version <= round_):
         raise ValueError(problem)
-    return Standing(round_, base, version, state.get("published"))
+    weight = state.get("weight")
+    if weight is not None and not 0 < float(weight) <= 2:
+        raise ValueError(problem)
+    return Standing(round_, base, version, state.get("published"), weight, state.get("came"))

@@ -5,7 +5,7 @@ import functools
 import math
 from collections.abc import Iterator
 
-from wagma_jax.ledger.entries import Call, ConsensusCall, EngineEntry, Offset, Round, Start, TrainerEntry
+from wagma_jax.ledger.entries import Call, ConsensusCall, EngineEntry, GlobalMean, Offset, Round, Start, TrainerEntry
 from wagma_jax.schedule import GroupSchedule
 
 
@@ -66,7 +66,7 @@ class Segment:
                 newest = max(newest, entry.version)
                 yield entry.version
             elif isinstance(entry, EngineEntry):
-                yield entry.round if isinstance(entry, Round) else entry.version
+                yield entry.version if isinstance(entry, GlobalMean) else entry.round
             else:
                 yield newest
 
