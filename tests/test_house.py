@@ -38,7 +38,7 @@ ALLOWED = {
     "wagma_jax/algorithms/__init__.py": {"wagma_jax.algorithms"},
     "wagma_jax/algorithms": {
         "wagma_jax.algorithms.base", "wagma_jax.algorithms.mixing", "wagma_jax.averaging", "wagma_jax.collectives",
-        "wagma_jax.gossip", "wagma_jax.schedule", "wagma_jax.transformations",
+        "wagma_jax.gossip", "wagma_jax.protocol.mixing", "wagma_jax.schedule", "wagma_jax.transformations",
     },
     "wagma_jax/protocol/__init__.py": set(),
     "wagma_jax/protocol/messages.py": set(),
@@ -142,6 +142,28 @@ ALLOWED = {
         "wagma_jax.exchange.rounds", "wagma_jax.exchange.staging", "wagma_jax.exchange.storage",
     },
     "wagma_jax/exchange/deferred.py": {"wagma_jax.exchange.rounds", "wagma_jax.exchange.staging"},
+    "wagma_jax/exchange/holds.py": {"wagma_jax.exchange.storage"},
+    "wagma_jax/exchange/formulas.py": {
+        "wagma_jax.exchange.holds", "wagma_jax.exchange.layouts", "wagma_jax.exchange.storage",
+        "wagma_jax.protocol.mixing",
+    },
+    "wagma_jax/exchange/gossip_engine.py": {
+        "wagma_jax.exchange.engine", "wagma_jax.exchange.formulas", "wagma_jax.exchange.holds",
+        "wagma_jax.exchange.recorder", "wagma_jax.exchange.staging", "wagma_jax.exchange.storage",
+        "wagma_jax.exchange.tags", "wagma_jax.exchange.wire", "wagma_jax.ledger.entries", "wagma_jax.protocol",
+    },
+    "wagma_jax/exchange/gossip_exchange.py": {
+        "wagma_jax.averaging", "wagma_jax.exchange.base", "wagma_jax.exchange.engine", "wagma_jax.exchange.finite",
+        "wagma_jax.exchange.gathering", "wagma_jax.exchange.gossip_engine", "wagma_jax.exchange.info",
+        "wagma_jax.exchange.preparation", "wagma_jax.exchange.staging", "wagma_jax.exchange.standing",
+        "wagma_jax.exchange.startup", "wagma_jax.exchange.storage", "wagma_jax.exchange.tallies",
+        "wagma_jax.exchange.transformation", "wagma_jax.gossip", "wagma_jax.ledger.entries", "wagma_jax.protocol",
+    },
+    "wagma_jax/exchange/gossip_replay.py": {
+        "wagma_jax.exchange.formulas", "wagma_jax.exchange.holds", "wagma_jax.exchange.isolation",
+        "wagma_jax.exchange.staging", "wagma_jax.exchange.storage", "wagma_jax.gossip", "wagma_jax.ledger",
+        "wagma_jax.protocol.mixing",
+    },
     "wagma_jax/exchange/groups.py": {
         "wagma_jax.exchange.finite", "wagma_jax.exchange.gathering", "wagma_jax.exchange.models",
         "wagma_jax.exchange.preparation", "wagma_jax.exchange.rounds", "wagma_jax.exchange.schedules",
@@ -159,12 +181,13 @@ ALLOWED = {
     },
     "wagma_jax/exchange/origins.py": {"wagma_jax.ledger"},
     "wagma_jax/exchange/replay.py": {
-        "wagma_jax.averaging", "wagma_jax.exchange.isolation", "wagma_jax.exchange.origins",
-        "wagma_jax.exchange.staging", "wagma_jax.exchange.storage", "wagma_jax.exchange.wire", "wagma_jax.ledger",
+        "wagma_jax.averaging", "wagma_jax.exchange.gossip_replay", "wagma_jax.exchange.isolation",
+        "wagma_jax.exchange.origins", "wagma_jax.exchange.staging", "wagma_jax.exchange.storage",
+        "wagma_jax.exchange.wire", "wagma_jax.ledger",
     },
     "wagma_jax/exchange/__init__.py": {
         "wagma_jax.exchange.base", "wagma_jax.exchange.children", "wagma_jax.exchange.errors",
-        "wagma_jax.exchange.exchange", "wagma_jax.exchange.info",
+        "wagma_jax.exchange.exchange", "wagma_jax.exchange.gossip_exchange", "wagma_jax.exchange.info",
     },
     "wagma_jax/__init__.py": {
         "wagma_jax.algorithms", "wagma_jax.averager", "wagma_jax.averaging", "wagma_jax.collectives",

@@ -1,10 +1,14 @@
 """D-PSGD and SGP between real processes."""
 
+import numpy as np
 import pytest
 
 pytest.importorskip("mpi4jax", reason="the extra mpi is not installed", exc_type=ImportError)
 
 import ranks
+
+from wagma_jax import ledger
+from wagma_jax.exchange.replay import replay
 
 KINDS = ["dpsgd", "sgp", "overlap"]
 
@@ -43,6 +47,23 @@ def test_what_cannot_be_right_is_refused():
 @pytest.mark.parametrize("kind", ["dpsgd", "overlap"])
 def test_steps_that_are_not_finite_are_left_out(kind):
     ranks.run("exchange_gossip.skips", kind, num_ranks=2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_recorded_run_is_replayed_bit_for_bit(kind, tmp_path):
+    calls, *_ = ranks.run("exchange_gossip.replayed", kind, str(tmp_path), num_ranks=3)
+    assert calls == 10
+    ledgers = ledger.read(tmp_path)
+    text = ledger.text(ledger.summarize(ledgers))
+    assert "3 ranks, gossip among" in text
+    assert "12 rounds (0 syncs)" in text
+    ledger.report(ledgers, tmp_path / "report")
+    assert {entry.stepped for one in ledgers for entry in one.segments[0].mixed} == {True, False}
+    lines = (tmp_path / "ledger-2.jsonl").read_text().splitlines()
+    lost = next(i for i, line in enumerate(lines) if '"kind": "mixed"' in line)
+    (tmp_path / "ledger-2.jsonl").write_text("\n".join(lines[:lost] + lines[lost + 1 :]) + "\n")
+    with pytest.raises(ValueError, match="the ledgers lack round 0 of some ranks"):
+        replay(tmp_path, {"w": np.zeros(3, np.float32)}, lambda rank, call, params: params)
 
 
 @pytest.mark.parametrize("kind", ["dpsgd", "sgp"])

@@ -1,4 +1,4 @@
-"""The formulas of ``protocol.mixing`` on buffers: compiled, in float32 or wider, in memory that nobody uses any more."""
+"""The formulas of ``protocol.mixing`` on buffers: compiled, in float32 or wider, in memory that is free."""
 
 import functools
 from collections.abc import Callable, Sequence

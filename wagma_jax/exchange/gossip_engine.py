@@ -135,6 +135,9 @@ class GossipEngine(Engine):
             t = self.machine.target(self.state, counter)
             self.state, _ = self.machine.step(self.state, messages.Arrive(t))
             self._mixed = t
+            if self._recorder is not None:
+                now = time.perf_counter()
+                self._recorder.add(entries.Mixed(t, (), True, now, now))
         return t
 
     def take(self, t: int, timeout: float) -> tuple[Buffers, tuple[int, ...], dict[int, float]]:

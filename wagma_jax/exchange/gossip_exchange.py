@@ -14,7 +14,7 @@ from mpi4py import MPI
 
 from wagma_jax.averaging import PolicyFunction
 from wagma_jax.exchange import finite, startup, transformation
-from wagma_jax.exchange.base import Exchange
+from wagma_jax.exchange.base import Exchange, HandedIn
 from wagma_jax.exchange.engine import Engine
 from wagma_jax.exchange.finite import OnNonfinite
 from wagma_jax.exchange.gathering import Gathering
@@ -230,6 +230,12 @@ class GossipExchange(Exchange):
             return self._staging.unpack(leaves, self._engine.share(self._staging.pack(leaves)))
 
     # what the calls that rest need to know
+
+    def _hand_in(self, leaves: list[Any]) -> HandedIn:
+        model = self._staging.pack(leaves)
+        if self._on_nonfinite == "share" or finite.is_finite(model):
+            return HandedIn(model)
+        return HandedIn(self._staging.copy(self._engine.held.taken), is_stand_in=True)
 
     def _saved(self, round_: int) -> dict[str, Any]:
         held, came = self._engine.holding()

@@ -15,7 +15,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from wagma_jax.averaging import PolicyFunction
-from wagma_jax.exchange import origins
+from wagma_jax.exchange import gossip_replay, origins
 from wagma_jax.exchange.isolation import isolated, own_settings
 from wagma_jax.exchange.origins import Consensus, Handed, Key, Model, Total
 from wagma_jax.exchange.staging import Staging
@@ -57,8 +57,10 @@ def replay(
         ValueError: The ledgers cannot be read, lack a part of the run, or do not fit to ``params``.
     """
     parts = _segments(read(folder), segment)
-    run = _Run(parts, Staging(params, policy), params, local_step, observe)
-    return run.execute()
+    staging = Staging(params, policy)
+    if parts[0].start.method == "gossip":
+        return gossip_replay.execute(parts, staging, params, local_step, observe, _sum)
+    return _Run(parts, staging, params, local_step, observe).execute()
 
 
 def _segments(ledgers: Sequence[RankLedger], segment: int | None) -> list[Segment]:

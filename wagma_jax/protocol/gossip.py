@@ -10,9 +10,9 @@ can be abandoned. What the rules prevent:
 - *Ahead.* D-PSGD pushes the model of a round as soon as it is known, before its trainer arrives (``early``). With
   ``lag=1`` what is pushed in a round counts in the next one. Either way pushes travel while trainers compute.
 - *Rest.* An engine whose trainer rests (see ``lifecycle``) takes part in every round that it hears of, by zero steps:
-  it mixes as well. So the mean stays what it is, and nobody waits for a trainer that rests. It hears by pushes alone, at
-  times through others. An early push does not say that a trainer has arrived at its round, only that one has at the
-  round before. Otherwise engines alone could go on for ever.
+  it mixes as well. So the mean stays what it is, and nobody waits for a trainer that rests. It hears by pushes alone,
+  at times through others. An early push does not say that a trainer has arrived at its round, only that one has at
+  the round before. Otherwise engines alone could go on for ever.
 - *Drained.* All who are woken execute the rounds up to the newest arrival of any, and stand at the same round then.
   They enter a global mean or a barrier, or end, once all that was pushed to them has come: nothing is on its way while
   all stand still. What has come counts after a barrier. A global mean includes it where models do not, and outdates it.

@@ -47,21 +47,19 @@ class Share(NamedTuple):
 
 
 class Mixing(Protocol):
-    """What is pushed and how it is mixed. ``early`` and ``lag`` are those of the machine, ``gossip.Gossip``."""
+    """What is pushed and how it is mixed. ``early`` and ``lag`` are those of the machine, ``gossip.Gossip``.
 
-    @property
-    def early(self) -> bool:
-        """Whether ``push`` needs no step."""
-        ...
+    Attributes:
+        early: Whether ``push`` needs no step.
+        wide: Whether what is pushed has the dtypes of sums; else those of the model.
+    """
+
+    early: ClassVar[bool]
+    wide: ClassVar[bool]
 
     @property
     def lag(self) -> int:
         """Rounds after which a push counts."""
-        ...
-
-    @property
-    def wide(self) -> bool:
-        """Whether what is pushed has the dtypes of sums; else those of the model."""
         ...
 
     def push(self, held: Held, stepped: Any, parts: int, compute: Compute) -> tuple[Held, Share]:
@@ -112,8 +110,12 @@ class Dpsgd:
     """
 
     early: ClassVar[bool] = True
-    lag: ClassVar[int] = 0
     wide: ClassVar[bool] = False
+
+    @property
+    def lag(self) -> int:
+        """What is pushed counts in its round."""
+        return 0
 
     def push(self, held: Held, stepped: Any, parts: int, compute: Compute) -> tuple[Held, Share]:
         """See ``Mixing``."""
