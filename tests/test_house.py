@@ -38,8 +38,8 @@ ALLOWED = {
     "wagma_jax/algorithms/__init__.py": {"wagma_jax.algorithms"},
     "wagma_jax/algorithms": {
         "wagma_jax.algorithms.base", "wagma_jax.algorithms.mixing", "wagma_jax.averager", "wagma_jax.averaging",
-        "wagma_jax.collectives", "wagma_jax.exchange", "wagma_jax.gossip", "wagma_jax.schedule",
-        "wagma_jax.transformations",
+        "wagma_jax.collectives", "wagma_jax.exchange", "wagma_jax.gossip", "wagma_jax.protocol.mixing",
+        "wagma_jax.schedule", "wagma_jax.transformations",
     },
     "wagma_jax/protocol/__init__.py": set(),
     "wagma_jax/protocol/messages.py": set(),
@@ -50,6 +50,10 @@ ALLOWED = {
     "wagma_jax/protocol/machine.py": {"wagma_jax.protocol.lifecycle"},
     "wagma_jax/protocol/rounds.py": {
         "wagma_jax.protocol.lifecycle", "wagma_jax.protocol.messages", "wagma_jax.protocol.plan",
+    },
+    "wagma_jax/protocol/mixing.py": set(),
+    "wagma_jax/protocol/gossip.py": {
+        "wagma_jax.gossip", "wagma_jax.protocol", "wagma_jax.protocol.lifecycle", "wagma_jax.protocol.messages",
     },
     "wagma_jax/jax_internals.py": set(),
     "wagma_jax/threads.py": {"wagma_jax.cpus", "wagma_jax.jax_internals"},
@@ -110,9 +114,8 @@ ALLOWED = {
     "wagma_jax/exchange/waiting.py": {"wagma_jax.exchange.mailbox"},
     "wagma_jax/exchange/engine.py": {
         "wagma_jax.exchange.errors", "wagma_jax.exchange.events", "wagma_jax.exchange.isolation",
-        "wagma_jax.exchange.mailbox", "wagma_jax.exchange.recorder",
-        "wagma_jax.exchange.storage", "wagma_jax.exchange.waiting", "wagma_jax.exchange.wire",
-        "wagma_jax.ledger.entries", "wagma_jax.protocol",
+        "wagma_jax.exchange.mailbox", "wagma_jax.exchange.recorder", "wagma_jax.exchange.storage",
+        "wagma_jax.exchange.waiting", "wagma_jax.exchange.wire", "wagma_jax.ledger.entries", "wagma_jax.protocol",
     },
     "wagma_jax/exchange/rounds.py": {
         "wagma_jax.exchange.engine", "wagma_jax.exchange.history", "wagma_jax.exchange.increments",
@@ -120,8 +123,8 @@ ALLOWED = {
         "wagma_jax.exchange.waiting", "wagma_jax.exchange.wire", "wagma_jax.ledger.entries", "wagma_jax.protocol",
     },
     "wagma_jax/exchange/info.py": {
-        "wagma_jax.exchange.increments", "wagma_jax.exchange.models", "wagma_jax.ledger.entries", "wagma_jax.protocol",
-        "wagma_jax.schedule",
+        "wagma_jax.exchange.increments", "wagma_jax.exchange.models", "wagma_jax.ledger.entries",
+        "wagma_jax.protocol", "wagma_jax.schedule",
     },
     "wagma_jax/exchange/startup.py": {
         "wagma_jax.averaging", "wagma_jax.cpus", "wagma_jax.exchange.children", "wagma_jax.exchange.errors",
@@ -153,6 +156,28 @@ ALLOWED = {
         "wagma_jax.exchange.rounds", "wagma_jax.exchange.staging", "wagma_jax.exchange.storage",
     },
     "wagma_jax/exchange/deferred.py": {"wagma_jax.exchange.rounds", "wagma_jax.exchange.staging"},
+    "wagma_jax/exchange/holds.py": {"wagma_jax.exchange.storage"},
+    "wagma_jax/exchange/formulas.py": {
+        "wagma_jax.exchange.holds", "wagma_jax.exchange.layouts", "wagma_jax.exchange.storage",
+        "wagma_jax.protocol.mixing",
+    },
+    "wagma_jax/exchange/gossip_engine.py": {
+        "wagma_jax.exchange.engine", "wagma_jax.exchange.formulas", "wagma_jax.exchange.holds",
+        "wagma_jax.exchange.recorder", "wagma_jax.exchange.staging", "wagma_jax.exchange.storage",
+        "wagma_jax.exchange.tags", "wagma_jax.exchange.wire", "wagma_jax.ledger.entries", "wagma_jax.protocol",
+    },
+    "wagma_jax/exchange/gossip_exchange.py": {
+        "wagma_jax.averaging", "wagma_jax.exchange.base", "wagma_jax.exchange.engine", "wagma_jax.exchange.finite",
+        "wagma_jax.exchange.gathering", "wagma_jax.exchange.gossip_engine", "wagma_jax.exchange.info",
+        "wagma_jax.exchange.preparation", "wagma_jax.exchange.staging", "wagma_jax.exchange.standing",
+        "wagma_jax.exchange.startup", "wagma_jax.exchange.storage", "wagma_jax.exchange.tallies",
+        "wagma_jax.exchange.transformation", "wagma_jax.gossip", "wagma_jax.ledger.entries", "wagma_jax.protocol",
+    },
+    "wagma_jax/exchange/gossip_replay.py": {
+        "wagma_jax.exchange.formulas", "wagma_jax.exchange.holds", "wagma_jax.exchange.isolation",
+        "wagma_jax.exchange.staging", "wagma_jax.exchange.storage", "wagma_jax.gossip", "wagma_jax.ledger",
+        "wagma_jax.protocol.mixing",
+    },
     "wagma_jax/exchange/groups.py": {
         "wagma_jax.exchange.finite", "wagma_jax.exchange.gathering", "wagma_jax.exchange.models",
         "wagma_jax.exchange.preparation", "wagma_jax.exchange.rounds", "wagma_jax.exchange.schedules",
@@ -161,12 +186,11 @@ ALLOWED = {
     },
     "wagma_jax/exchange/exchange.py": {
         "wagma_jax.averaging", "wagma_jax.exchange.alone", "wagma_jax.exchange.base", "wagma_jax.exchange.deferred",
-        "wagma_jax.exchange.engine",
-        "wagma_jax.exchange.finite", "wagma_jax.exchange.gathering", "wagma_jax.exchange.groups",
-        "wagma_jax.exchange.info", "wagma_jax.exchange.models", "wagma_jax.exchange.preparation",
-        "wagma_jax.exchange.schedules", "wagma_jax.exchange.standing", "wagma_jax.exchange.startup",
-        "wagma_jax.exchange.storage", "wagma_jax.exchange.tallies", "wagma_jax.exchange.transformation",
-        "wagma_jax.ledger.entries", "wagma_jax.protocol", "wagma_jax.schedule",
+        "wagma_jax.exchange.engine", "wagma_jax.exchange.finite", "wagma_jax.exchange.gathering",
+        "wagma_jax.exchange.groups", "wagma_jax.exchange.info", "wagma_jax.exchange.models",
+        "wagma_jax.exchange.preparation", "wagma_jax.exchange.schedules", "wagma_jax.exchange.standing",
+        "wagma_jax.exchange.startup", "wagma_jax.exchange.storage", "wagma_jax.exchange.tallies",
+        "wagma_jax.exchange.transformation", "wagma_jax.ledger.entries", "wagma_jax.protocol", "wagma_jax.schedule",
     },
     "wagma_jax/exchange/origins.py": {"wagma_jax.ledger"},
     "wagma_jax/exchange/replay_increments.py": {
@@ -174,13 +198,14 @@ ALLOWED = {
         "wagma_jax.exchange.staging", "wagma_jax.exchange.storage", "wagma_jax.exchange.wire", "wagma_jax.ledger",
     },
     "wagma_jax/exchange/replay.py": {
-        "wagma_jax.averaging", "wagma_jax.exchange.isolation", "wagma_jax.exchange.origins",
-        "wagma_jax.exchange.replay_increments",
-        "wagma_jax.exchange.staging", "wagma_jax.exchange.storage", "wagma_jax.exchange.wire", "wagma_jax.ledger",
+        "wagma_jax.averaging", "wagma_jax.exchange.gossip_replay", "wagma_jax.exchange.isolation",
+        "wagma_jax.exchange.origins", "wagma_jax.exchange.replay_increments", "wagma_jax.exchange.staging",
+        "wagma_jax.exchange.storage", "wagma_jax.exchange.wire", "wagma_jax.ledger",
     },
     "wagma_jax/exchange/__init__.py": {
         "wagma_jax.exchange.base", "wagma_jax.exchange.children", "wagma_jax.exchange.eager",
-        "wagma_jax.exchange.errors", "wagma_jax.exchange.exchange", "wagma_jax.exchange.info",
+        "wagma_jax.exchange.errors", "wagma_jax.exchange.exchange", "wagma_jax.exchange.gossip_exchange",
+        "wagma_jax.exchange.info",
     },
     "wagma_jax/__init__.py": {
         "wagma_jax.algorithms", "wagma_jax.averager", "wagma_jax.averaging", "wagma_jax.collectives",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from wagma_jax.averager import GroupAverager, GroupAverageState
     from wagma_jax.averaging import AverageInfo
     from wagma_jax.collectives import consensus, consensus_distance, group_mean
-    from wagma_jax.exchange import EagerExchange, ExchangeError, ExchangeInfo, GroupExchange
+    from wagma_jax.exchange import EagerExchange, ExchangeError, ExchangeInfo, GossipExchange, GroupExchange
     from wagma_jax.keys import fold_in
     from wagma_jax.schedule import GroupSchedule
     from wagma_jax.transformations import allreduce_gradients, group_average, wagma
@@ -37,7 +37,7 @@ _MODULES = {
     "averager": ("GroupAverageState", "GroupAverager"),
     "averaging": ("AverageInfo",),
     "collectives": ("consensus", "consensus_distance", "group_mean"),
-    "exchange": ("EagerExchange", "ExchangeError", "ExchangeInfo", "GroupExchange"),
+    "exchange": ("EagerExchange", "ExchangeError", "ExchangeInfo", "GossipExchange", "GroupExchange"),
     "keys": ("fold_in",),
     "schedule": ("GroupSchedule",),
     "transformations": ("allreduce_gradients", "group_average", "wagma"),
@@ -49,6 +49,7 @@ __all__ = [
     "EagerExchange",
     "ExchangeError",
     "ExchangeInfo",
+    "GossipExchange",
     "GroupAverageState",
     "GroupAverager",
     "GroupExchange",

@@ -15,6 +15,7 @@ from wagma_jax.ledger.entries import (
     Entry,
     GlobalMean,
     Meet,
+    Mixed,
     Offset,
     Round,
     Start,
@@ -28,6 +29,7 @@ ENTRIES = [
     START,
     START._replace(sync_period=None, clock="step"),
     Round(30, (0, 1), (30, 28), 6.5, 7.0),
+    Mixed(5, (2, 0), False, 1.0, 1.5),
     GlobalMean(30, 8.0, 8.5),
     CALL,
     CALL._replace(merge="own", source=None, waits={}),
@@ -80,7 +82,11 @@ def test_every_field_is_checked(entry):
     [
         (CALL, {"taken": 5.0}, "enter, ready, taken, leave do not ascend"),
         (CALL, {"taken": float("nan")}, "do not ascend"),
-        (CALL, {"merge": "none"}, "expected 'own' or 'sum' or 'late' or 'mean' in the field 'merge', got 'none'"),
+        (
+            CALL,
+            {"merge": "none"},
+            "expected 'own' or 'sum' or 'late' or 'mean' or 'mixed' in the field 'merge', got 'none'",
+        ),
         (CALL, {"round": None}, "expected an integer in the field 'round', got None"),
         (CALL, {"round": True}, "expected an integer"),
         (CALL, {"enter": "6.0"}, "expected a number"),

@@ -26,7 +26,10 @@ VARIANTS = {
     "local": ["--algorithm", "local"],
     "eager": ["--algorithm", "eager"],
     "no-sync": ["--sync-period", "None"],
+    "dpsgd": ["--algorithm", "dpsgd"],
+    "sgp": ["--algorithm", "sgp", "--sgp.overlap", "1"],
 }
+WITHOUT_SYNC = ["no-sync", "dpsgd", "sgp"]
 
 
 def launched(num_ranks, *commands):
@@ -38,7 +41,7 @@ def run_several(folder):
     """Runs over two processes, one for each variant."""
     commands = [
         [*OPTIONS, *words, "--quorum", "2", "--out", str(folder / name)]
-        + (["--meet-every", "4"] if name == "no-sync" else [])
+        + (["--meet-every", "4"] if name in WITHOUT_SYNC else [])
         for name, words in VARIANTS.items()
     ]
     launched(2, *commands)
@@ -74,7 +77,7 @@ def compare(name, several, alone):
 
 def check_that_what_is_equal_is_saved_once(several):
     assert steps(several / "wagma" / "checkpoints") == [14, 8]
-    for name, models in (("wagma", 1), ("allreduce", 1), ("no-sync", 2)):
+    for name, models in (("wagma", 1), ("allreduce", 1), *((name, 2) for name in WITHOUT_SYNC)):
         parts = look(several / name / "checkpoints" / "8").parts
         assert sorted(parts) == ["worker-0", "worker-1"]
         assert sum("model" in pieces for pieces in parts.values()) == models
@@ -82,13 +85,13 @@ def check_that_what_is_equal_is_saved_once(several):
 
 
 def check_that_killed_runs_go_on_to_the_same_bits(several, broken):
-    names = ["wagma", "no-sync"]
+    names = ["wagma", *WITHOUT_SYNC]
     for name in names:
         shutil.copytree(several / name, broken / name)
         shutil.rmtree(broken / name / "checkpoints" / "14")
         (broken / name / "summary.json").unlink()
     output = launched(2, *(["--resume", str(broken / name)] for name in names))
-    assert output.count("going on from step 8") == 2
+    assert output.count("going on from step 8") == len(names)
     for name in names:
         assert runs.numbers(broken / name) == runs.numbers(several / name)
         np.testing.assert_array_equal(
@@ -134,7 +137,7 @@ def test_two_processes_give_the_numbers_of_one_program_and_go_on_exactly(tmp_pat
     check_that_what_is_equal_is_saved_once(several)
     check_that_killed_runs_go_on_to_the_same_bits(several, tmp_path / "broken")
     check_that_runs_go_on_longer_and_end_once(several, tmp_path / "further")
-    for name in ("wagma", "no-sync"):
+    for name in ("wagma", "no-sync", "dpsgd"):
         check_that_another_transport_goes_on_from_the_consensus(several / name)
 
 

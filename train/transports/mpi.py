@@ -251,7 +251,7 @@ class MpiWorkers:
         if self._equal:
             return Consensus(on_host(model), 0.0)
         # else parameters are equal, and so are the statistics that travel with gradients
-        mean = self.group.mean(model) if self._drifts else model
+        mean = self.group.mean(self.exchange.share(model)) if self._drifts else model
         squares = float(self._distance_of_models(model, mean))
         return Consensus(on_host(mean), squares)
 

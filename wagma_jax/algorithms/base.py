@@ -14,8 +14,9 @@ from wagma_jax.gossip import GossipSchedule
 from wagma_jax.schedule import GroupSchedule
 
 if TYPE_CHECKING:
-    from wagma_jax.exchange import Exchange, GroupExchange
+    from wagma_jax.exchange import Exchange, GossipExchange, GroupExchange
     from wagma_jax.exchange.finite import OnNonfinite
+    from wagma_jax.protocol.mixing import Mixing
     from wagma_jax.protocol.rounds import Clock
 
 
@@ -84,6 +85,27 @@ class Settings:
             on_nonfinite=self.on_nonfinite,
             **self.of_every_exchange(),
         )
+
+    def gossip(self, comm: Any, tree: Any, schedule: GossipSchedule, mixing: "Mixing") -> "GossipExchange":
+        """An exchange that mixes models with neighbours; see ``GossipExchange`` for what it raises.
+
+        Args:
+            comm: The communicator.
+            tree: A tree like those that are exchanged.
+            schedule: Who sends to whom.
+            mixing: What is sent and how it is mixed.
+
+        Raises:
+            ValueError: With ``clock="round"``.
+        """
+        from wagma_jax.exchange import GossipExchange
+
+        if self.clock != "step":
+            raise ValueError(
+                f"clock={self.clock!r} lets slow workers take fewer steps, got it with an algorithm whose workers all "
+                "take part in every round: leave it out"
+            )
+        return GossipExchange(comm, tree, schedule, mixing, on_nonfinite=self.on_nonfinite, **self.of_every_exchange())
 
     def of_every_exchange(self) -> dict[str, Any]:
         """The arguments that the exchanges of all algorithms have."""

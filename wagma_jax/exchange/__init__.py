@@ -18,6 +18,7 @@ from wagma_jax.exchange.base import Exchange
 from wagma_jax.exchange.eager import EagerExchange
 from wagma_jax.exchange.errors import ExchangeError
 from wagma_jax.exchange.exchange import GroupExchange
+from wagma_jax.exchange.gossip_exchange import GossipExchange
 from wagma_jax.exchange.info import ExchangeInfo
 
-__all__ = ["MPI", "EagerExchange", "Exchange", "ExchangeError", "ExchangeInfo", "GroupExchange"]
+__all__ = ["MPI", "EagerExchange", "Exchange", "ExchangeError", "ExchangeInfo", "GossipExchange", "GroupExchange"]

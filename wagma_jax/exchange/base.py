@@ -197,6 +197,16 @@ class Exchange:
                 self._recorder.add(entries.Meet(entered, time.perf_counter()))
             return sums
 
+    def share(self, tree: Any) -> Any:
+        """This worker's part of the consensus, which is the mean of all parts; while all stand still.
+
+        It is ``tree`` itself, unless something of this worker's model is elsewhere, such as on its way.
+
+        Args:
+            tree: This worker's model, as the last call of ``average`` returned it.
+        """
+        return tree
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint needs, beside ``params``, so that a new exchange goes on exactly: see its ``state``.
 

@@ -15,7 +15,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from wagma_jax.averaging import PolicyFunction
-from wagma_jax.exchange import origins
+from wagma_jax.exchange import gossip_replay, origins
 from wagma_jax.exchange.isolation import isolated, own_settings
 from wagma_jax.exchange.origins import Consensus, Handed, Key, Model, Total
 from wagma_jax.exchange.replay_increments import IncrementsRun
@@ -64,6 +64,8 @@ def replay(
     staging = Staging(params, policy)
     if parts[0].start.method == "increments":
         return IncrementsRun(parts, staging, params, local_step, hand_in, observe).execute()
+    if parts[0].start.method == "gossip":
+        return gossip_replay.execute(parts, staging, params, local_step, observe, _sum)
     return _Run(parts, staging, params, local_step, observe).execute()
 
 

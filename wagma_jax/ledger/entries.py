@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from wagma_jax.schedule import GroupSchedule
 
-VERSION = 4
+VERSION = 5
 """Of the format. Whoever adds, removes or changes a kind or a field increases it: readers refuse what they do not know,
 since an unknown entry may change what the others mean."""
 
@@ -18,9 +18,9 @@ _MOMENT = "moment"
 Moment = Annotated[float, _MOMENT]
 """A point in time, in seconds: of the rank's own ``time.perf_counter``; after ``align``, since the start of the run."""
 
-MergeName = Literal["own", "sum", "late", "mean", "added"]
-"""What the result of a call was made from: W' alone, the sum, the sum and W', or the mean of a sync round; or, of
-increments, the results that were new, added up."""
+MergeName = Literal["own", "sum", "late", "mean", "added", "mixed"]
+"""What the result of a call was made from: W' alone, the sum, the sum and W', or the mean of a sync round; of
+increments, the results that were new, added up; of gossip, models mixed with the step."""
 
 
 class Start(NamedTuple):
@@ -41,7 +41,8 @@ class Start(NamedTuple):
         time: When the offset was measured.
         offset: What is added to this rank's time to get rank 0's, seconds.
         error: The bound on the offset's error, seconds.
-        method: What is exchanged: models that "groups" average, or "increments" of all.
+        method: What is exchanged: models that "groups" average, "increments" of all, or models that "gossip" mixes with
+            those of neighbours (groups of those).
         options: The settings that the method alone has, as text.
         version: Of the format.
     """
@@ -59,7 +60,7 @@ class Start(NamedTuple):
     time: Moment
     offset: float
     error: float
-    method: Literal["groups", "increments"] = "groups"
+    method: Literal["groups", "increments", "gossip"] = "groups"
     options: dict[str, str] = {}  # noqa: RUF012 never changed
     version: int = VERSION
 
@@ -101,6 +102,26 @@ class Round(NamedTuple):
     def staleness(self, rank: int) -> int:
         """The age in rounds of a member's contribution to an ordinary round; 0 on time."""
         return self.round - self.contributed[self.group.index(rank)]
+
+
+class Mixed(NamedTuple):
+    """A round of gossip that the engine has completed.
+
+    Attributes:
+        round: The round.
+        sources: The ranks from which what was mixed has come, in the order in which it is added up.
+        stepped: Whether the trainer's step is in it; else the trainer rests.
+        begin: When all was there.
+        end: When the engine had the result.
+    """
+
+    round: int
+    sources: tuple[int, ...]
+    stepped: bool
+    begin: Moment
+    end: Moment
+
+    kind = "mixed"
 
 
 class GlobalMean(NamedTuple):
@@ -212,7 +233,7 @@ class End(NamedTuple):
     kind = "end"
 
 
-EngineEntry = Round | GlobalMean
+EngineEntry = Round | Mixed | GlobalMean
 TrainerEntry = Call | ConsensusCall | Meet
 Entry = Start | EngineEntry | TrainerEntry | Offset | End
 KINDS: dict[str, type[Entry]] = {entry.kind: entry for entry in typing.get_args(Entry)}

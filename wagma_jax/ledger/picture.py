@@ -95,6 +95,8 @@ def _by_round(aligned: Sequence[RankLedger], summary: Summary) -> tuple[np.ndarr
     ages, waits, syncs = np.full(shape, np.nan), np.full(shape, np.nan), set()
     for ledger in aligned:
         for segment in ledger.segments:
+            for entry in segment.mixed:
+                ages[ledger.rank, entry.round - first] = 0
             for entry in segment.rounds:
                 is_sync = segment.schedule.is_sync(entry.round)
                 ages[ledger.rank, entry.round - first] = 0 if is_sync else entry.staleness(ledger.rank)

@@ -106,9 +106,10 @@ def summarize(ledgers: Sequence[RankLedger], aligned: Sequence[RankLedger] | Non
             ages[ledger.rank].update(
                 entry.staleness(ledger.rank) for entry in segment.rounds if not segment.schedule.is_sync(entry.round)
             )
+            ages[ledger.rank][0] += len(segment.mixed)  # all wait for all they mix with
     highest = max((age for counts in ages for age in counts), default=0)
     ranks = tuple(_rank_summary(ledger, ages[ledger.rank], waits) for ledger in aligned)
-    known = [{entry.round for part in ledger.segments for entry in part.rounds} for ledger in aligned]
+    known = [{entry.round for part in ledger.segments for entry in (*part.rounds, *part.mixed)} for ledger in aligned]
     rounds = set[int]().union(*known)
     is_sync = aligned[0].segments[-1].schedule.is_sync
     ends = [span(entry)[1] for ledger in aligned for part in ledger.segments for entry in part.entries]
