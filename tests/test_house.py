@@ -17,6 +17,7 @@ ALLOWED = {
     "wagma_jax/schedule.py": {"wagma_jax.partitions"},
     "wagma_jax/averaging.py": set(),
     "wagma_jax/gossip.py": {"wagma_jax.schedule"},
+    "wagma_jax/bipartite.py": {"wagma_jax.schedule"},
     "wagma_jax/collectives/axes.py": {"wagma_jax.averaging"},
     "wagma_jax/collectives/packing.py": {"wagma_jax.collectives.axes"},
     "wagma_jax/collectives/lockstep.py": {"wagma_jax.collectives.axes"},
@@ -46,6 +47,11 @@ ALLOWED = {
     "wagma_jax/protocol/lifecycle.py": {"wagma_jax.protocol.messages"},
     "wagma_jax/protocol/rounds.py": {
         "wagma_jax.protocol.lifecycle", "wagma_jax.protocol.messages", "wagma_jax.schedule",
+    },
+    "wagma_jax/protocol/live.py": set(),
+    "wagma_jax/protocol/pairwise.py": {
+        "wagma_jax.bipartite", "wagma_jax.protocol.lifecycle", "wagma_jax.protocol.messages",
+        "wagma_jax.protocol.rounds",
     },
     "wagma_jax/jax_internals.py": set(),
     "wagma_jax/threads.py": {"wagma_jax.cpus", "wagma_jax.jax_internals"},

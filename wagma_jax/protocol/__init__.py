@@ -6,5 +6,7 @@ messages and performs its exchanges. Nothing in this package knows MPI, threads,
 - ``messages``: what engines tell each other, what happens to them, and what they are to do;
 - ``lifecycle``: rest, waking, failure and the end, the same for every machine;
 - ``rounds``: the machine of rounds in which groups exchange models;
-- ``rules``: what is published and what is merged, as records of opaque buffers.
+- ``rules``: what is published and what is merged, as records of opaque buffers;
+- ``pairwise``: the machine of pairs, in which workers average by two and nobody waits;
+- ``live``: what becomes of their models.
 """
