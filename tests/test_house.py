@@ -45,8 +45,10 @@ ALLOWED = {
     "wagma_jax/protocol/messages.py": set(),
     "wagma_jax/protocol/rules.py": set(),
     "wagma_jax/protocol/lifecycle.py": {"wagma_jax.protocol.messages"},
+    "wagma_jax/protocol/plan.py": {"wagma_jax.schedule"},
+    "wagma_jax/protocol/machine.py": {"wagma_jax.protocol.lifecycle"},
     "wagma_jax/protocol/rounds.py": {
-        "wagma_jax.protocol.lifecycle", "wagma_jax.protocol.messages", "wagma_jax.schedule",
+        "wagma_jax.protocol.lifecycle", "wagma_jax.protocol.messages", "wagma_jax.protocol.plan",
     },
     "wagma_jax/protocol/live.py": set(),
     "wagma_jax/protocol/pairwise.py": {
@@ -100,7 +102,12 @@ ALLOWED = {
     "wagma_jax/exchange/waiting.py": {"wagma_jax.exchange.mailbox"},
     "wagma_jax/exchange/engine.py": {
         "wagma_jax.exchange.errors", "wagma_jax.exchange.events", "wagma_jax.exchange.isolation",
-        "wagma_jax.exchange.mailbox", "wagma_jax.exchange.models", "wagma_jax.exchange.recorder",
+        "wagma_jax.exchange.mailbox", "wagma_jax.exchange.recorder",
+        "wagma_jax.exchange.storage", "wagma_jax.exchange.waiting", "wagma_jax.exchange.wire",
+        "wagma_jax.ledger.entries", "wagma_jax.protocol",
+    },
+    "wagma_jax/exchange/rounds.py": {
+        "wagma_jax.exchange.engine", "wagma_jax.exchange.models", "wagma_jax.exchange.recorder",
         "wagma_jax.exchange.storage", "wagma_jax.exchange.waiting", "wagma_jax.exchange.wire",
         "wagma_jax.ledger.entries", "wagma_jax.protocol",
     },
@@ -109,10 +116,9 @@ ALLOWED = {
     },
     "wagma_jax/exchange/startup.py": {
         "wagma_jax.averaging", "wagma_jax.cpus", "wagma_jax.exchange.children", "wagma_jax.exchange.errors",
-        "wagma_jax.exchange.finite", "wagma_jax.exchange.gathering", "wagma_jax.exchange.isolation",
-        "wagma_jax.exchange.layouts", "wagma_jax.exchange.recorder", "wagma_jax.exchange.schedules",
-        "wagma_jax.exchange.staging", "wagma_jax.exchange.standing", "wagma_jax.exchange.storage",
-        "wagma_jax.exchange.wire", "wagma_jax.ledger.entries", "wagma_jax.protocol", "wagma_jax.schedule",
+        "wagma_jax.exchange.gathering", "wagma_jax.exchange.isolation", "wagma_jax.exchange.layouts",
+        "wagma_jax.exchange.recorder", "wagma_jax.exchange.staging", "wagma_jax.exchange.standing",
+        "wagma_jax.exchange.storage", "wagma_jax.schedule",
     },
     "wagma_jax/exchange/transformation.py": {
         "wagma_jax.averaging", "wagma_jax.exchange.callbacks", "wagma_jax.exchange.staging", "wagma_jax.keys",
@@ -124,21 +130,32 @@ ALLOWED = {
         "wagma_jax.exchange.recorder",
     },
     "wagma_jax/exchange/preparation.py": {
-        "wagma_jax.exchange.engine", "wagma_jax.exchange.finite", "wagma_jax.exchange.gathering",
-        "wagma_jax.exchange.models", "wagma_jax.exchange.offsets", "wagma_jax.exchange.startup",
-        "wagma_jax.exchange.storage", "wagma_jax.exchange.wire", "wagma_jax.protocol",
+        "wagma_jax.exchange.gathering", "wagma_jax.exchange.offsets", "wagma_jax.exchange.startup",
+        "wagma_jax.exchange.storage", "wagma_jax.exchange.wire", "wagma_jax.ledger.entries",
+    },
+    "wagma_jax/exchange/base.py": {
+        "wagma_jax.averaging", "wagma_jax.exchange.callbacks", "wagma_jax.exchange.calls",
+        "wagma_jax.exchange.children", "wagma_jax.exchange.engine", "wagma_jax.exchange.gathering",
+        "wagma_jax.exchange.isolation", "wagma_jax.exchange.offsets", "wagma_jax.exchange.preparation",
+        "wagma_jax.exchange.startup", "wagma_jax.exchange.storage", "wagma_jax.exchange.tallies",
+        "wagma_jax.exchange.transformation", "wagma_jax.ledger.entries", "wagma_jax.protocol",
     },
     "wagma_jax/exchange/alone.py": {
-        "wagma_jax.exchange.engine", "wagma_jax.exchange.staging", "wagma_jax.exchange.storage",
+        "wagma_jax.exchange.rounds", "wagma_jax.exchange.staging", "wagma_jax.exchange.storage",
+    },
+    "wagma_jax/exchange/groups.py": {
+        "wagma_jax.exchange.finite", "wagma_jax.exchange.gathering", "wagma_jax.exchange.models",
+        "wagma_jax.exchange.preparation", "wagma_jax.exchange.rounds", "wagma_jax.exchange.schedules",
+        "wagma_jax.exchange.staging", "wagma_jax.exchange.startup", "wagma_jax.exchange.storage",
+        "wagma_jax.exchange.wire", "wagma_jax.protocol", "wagma_jax.schedule",
     },
     "wagma_jax/exchange/exchange.py": {
-        "wagma_jax.averaging", "wagma_jax.exchange.alone", "wagma_jax.exchange.callbacks", "wagma_jax.exchange.calls",
-        "wagma_jax.exchange.children", "wagma_jax.exchange.finite", "wagma_jax.exchange.gathering",
-        "wagma_jax.exchange.info", "wagma_jax.exchange.isolation", "wagma_jax.exchange.models",
-        "wagma_jax.exchange.offsets", "wagma_jax.exchange.preparation", "wagma_jax.exchange.schedules",
-        "wagma_jax.exchange.standing", "wagma_jax.exchange.startup", "wagma_jax.exchange.storage",
-        "wagma_jax.exchange.tallies", "wagma_jax.exchange.transformation", "wagma_jax.ledger.entries",
-        "wagma_jax.protocol", "wagma_jax.schedule",
+        "wagma_jax.averaging", "wagma_jax.exchange.alone", "wagma_jax.exchange.base", "wagma_jax.exchange.engine",
+        "wagma_jax.exchange.finite", "wagma_jax.exchange.gathering", "wagma_jax.exchange.groups",
+        "wagma_jax.exchange.info", "wagma_jax.exchange.models", "wagma_jax.exchange.preparation",
+        "wagma_jax.exchange.schedules", "wagma_jax.exchange.standing", "wagma_jax.exchange.startup",
+        "wagma_jax.exchange.storage", "wagma_jax.exchange.tallies", "wagma_jax.exchange.transformation",
+        "wagma_jax.ledger.entries", "wagma_jax.protocol", "wagma_jax.schedule",
     },
     "wagma_jax/exchange/origins.py": {"wagma_jax.ledger"},
     "wagma_jax/exchange/replay.py": {
@@ -146,8 +163,8 @@ ALLOWED = {
         "wagma_jax.exchange.staging", "wagma_jax.exchange.storage", "wagma_jax.exchange.wire", "wagma_jax.ledger",
     },
     "wagma_jax/exchange/__init__.py": {
-        "wagma_jax.exchange.children", "wagma_jax.exchange.errors", "wagma_jax.exchange.exchange",
-        "wagma_jax.exchange.info",
+        "wagma_jax.exchange.base", "wagma_jax.exchange.children", "wagma_jax.exchange.errors",
+        "wagma_jax.exchange.exchange", "wagma_jax.exchange.info",
     },
     "wagma_jax/__init__.py": {
         "wagma_jax.algorithms", "wagma_jax.averager", "wagma_jax.averaging", "wagma_jax.collectives",
