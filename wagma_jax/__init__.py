@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from wagma_jax.averager import GroupAverager, GroupAverageState
     from wagma_jax.averaging import AverageInfo
     from wagma_jax.collectives import consensus, consensus_distance, group_mean
-    from wagma_jax.exchange import ExchangeError, ExchangeInfo, GroupExchange
+    from wagma_jax.exchange import ExchangeError, ExchangeInfo, GroupExchange, PairwiseExchange, PairwiseInfo
     from wagma_jax.keys import fold_in
     from wagma_jax.schedule import GroupSchedule
     from wagma_jax.transformations import allreduce_gradients, group_average, wagma
@@ -35,7 +35,7 @@ _MODULES = {
     "averager": ("GroupAverageState", "GroupAverager"),
     "averaging": ("AverageInfo",),
     "collectives": ("consensus", "consensus_distance", "group_mean"),
-    "exchange": ("ExchangeError", "ExchangeInfo", "GroupExchange"),
+    "exchange": ("ExchangeError", "ExchangeInfo", "GroupExchange", "PairwiseExchange", "PairwiseInfo"),
     "keys": ("fold_in",),
     "schedule": ("GroupSchedule",),
     "transformations": ("allreduce_gradients", "group_average", "wagma"),
@@ -50,6 +50,8 @@ __all__ = [
     "GroupAverager",
     "GroupExchange",
     "GroupSchedule",
+    "PairwiseExchange",
+    "PairwiseInfo",
     "allreduce_gradients",
     "allreduce_sgd",
     "consensus",

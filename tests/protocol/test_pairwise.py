@@ -12,7 +12,11 @@ from wagma_jax.bipartite import PairSchedule
 from wagma_jax.protocol import messages
 from wagma_jax.protocol.live import Live
 from wagma_jax.protocol.messages import Kind, Message, Rest
-from wagma_jax.protocol.pairwise import Accept, Answer, Ask, Asked, Came, Gone, Merge, Pairwise, State
+from wagma_jax.protocol.pairwise import Accept, Answer, Ask, Came, Gone, Merge, Pairwise, State
+
+def asked(number):
+    return Message(Kind.ASK, number)
+
 
 # by hand
 
@@ -21,10 +25,10 @@ def test_a_swap_of_two():
     schedule = PairSchedule(2)
     active, passive = Pairwise(schedule, 0), Pairwise(schedule, 1)
     asking, actions = active.step(State(), messages.Arrive(0))
-    assert actions == [Ask(1, 0, 0), messages.Send(1, Asked(0))]
+    assert actions == [Ask(1, 0, 0), messages.Send(1, asked(0))]
     assert active.step(asking, messages.Arrive(1))[1] == [], "no second swap is begun"
 
-    serving, actions = passive.step(State(), messages.Receive(0, Asked(0)))
+    serving, actions = passive.step(State(), messages.Receive(0, asked(0)))
     assert actions == [Accept(0, 0)]
     serving, actions = passive.step(serving, Came(0, 0))
     assert actions == [Answer(0, 0, 0)]
@@ -32,15 +36,15 @@ def test_a_swap_of_two():
     assert actions == [Merge(1, 0)]
     assert asking.swap is None
     assert passive.step(serving, Gone())[0].swap is None
-    assert active.step(asking, messages.Arrive(1))[1] == [Ask(1, 1, 1), messages.Send(1, Asked(1))]
+    assert active.step(asking, messages.Arrive(1))[1] == [Ask(1, 1, 1), messages.Send(1, asked(1))]
 
 
 def test_a_passive_worker_begins_nothing_and_serves_in_turn():
     passive = Pairwise(PairSchedule(4), 1)
     state, actions = passive.step(State(), messages.Arrive(0))
     assert actions == []
-    state, _ = passive.step(state, messages.Receive(2, Asked(5)))
-    state, actions = passive.step(state, messages.Receive(0, Asked(3)))
+    state, _ = passive.step(state, messages.Receive(2, asked(5)))
+    state, actions = passive.step(state, messages.Receive(0, asked(3)))
     assert actions == []
     state, _ = passive.step(state, Came(5, 7))
     state, actions = passive.step(state, Gone())
@@ -60,6 +64,7 @@ def test_an_active_worker_rests_when_its_answer_has_come():
     state, actions = active.step(state, messages.Receive(0, Message(Kind.WAKE, 9, Rest.MEET, (1,))))
     assert (state.round, actions) == (10, [messages.Barrier((1,))])
     assert active.waits_for(state) == ()
+    assert active.waits_for(active.step(state, messages.Completed())[0]) == (2,), "its own trainer has to come"
 
 
 def test_targets_of_the_two_clocks():

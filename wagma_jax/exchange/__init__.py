@@ -18,5 +18,6 @@ from wagma_jax.exchange.base import Exchange
 from wagma_jax.exchange.errors import ExchangeError
 from wagma_jax.exchange.exchange import GroupExchange
 from wagma_jax.exchange.info import ExchangeInfo
+from wagma_jax.exchange.pairwise import PairwiseExchange, PairwiseInfo
 
-__all__ = ["MPI", "Exchange", "ExchangeError", "ExchangeInfo", "GroupExchange"]
+__all__ = ["MPI", "Exchange", "ExchangeError", "ExchangeInfo", "GroupExchange", "PairwiseExchange", "PairwiseInfo"]

@@ -249,8 +249,8 @@ class Engine:
     def _global_mean(self) -> list[Action]:
         """Exchanges what the trainers have handed to ``consensus``."""
         with self._changed:
-            model = self._handed
-            assert model is not None
+            assert self._handed is not None
+            model = self._contribution(self._handed)
             memory = self._memory_of_mean(model)
             begin = time.perf_counter()
             self._inside = Inside("the global mean", self._everyone, begin)
@@ -314,6 +314,10 @@ class Engine:
     def _poll(self) -> Any:
         """The next event of what is on its way beside the control messages, None if there is none. Never waits."""
         return None
+
+    def _contribution(self, handed: Buffers) -> Buffers:
+        """What this worker brings to a global mean, from what its trainer has handed in. Called with the lock."""
+        return handed
 
     def _memory_of_mean(self, model: Buffers) -> Buffers | None:
         """Memory for a global mean of such buffers, if there is some. Called with the lock."""

@@ -168,6 +168,15 @@ class Staging:
         """Those of all buffers that ordinary rounds exchange."""
         return tuple(buffer for buffer, layout in zip(buffers, self.layouts, strict=True) if layout.ordinary)
 
+    def others(self, buffers: Buffers) -> Buffers:
+        """Those of all buffers that ordinary rounds do not exchange."""
+        return tuple(buffer for buffer, layout in zip(buffers, self.layouts, strict=True) if not layout.ordinary)
+
+    def joined(self, ordinary: Buffers, others: Buffers) -> Buffers:
+        """All buffers, from those that ordinary rounds exchange and the others."""
+        these, those = iter(ordinary), iter(others)
+        return tuple(next(these if layout.ordinary else those) for layout in self.layouts)
+
     def narrow(self, totals: Buffers, like: Buffers, size: int = 1) -> Buffers:
         """``totals / size`` in the dtypes of ``like``; ``totals`` are donated."""
         if size == 1 and not self.widens:

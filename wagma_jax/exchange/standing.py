@@ -16,12 +16,14 @@ class Standing(NamedTuple):
         base: The newest round whose result the worker's model contains.
         version: The round that its publication was published for.
         published: The averaged leaves of the publication; None where they are those of the worker's model.
+        swaps: How many swaps the worker has asked for, where workers average in pairs.
     """
 
     round: int
     base: int
     version: int
     published: Sequence[Any] | None = None
+    swaps: int | None = None
 
     def saved(self) -> dict[str, Any]:
         """For a checkpoint; ``published`` only where there is one."""
@@ -36,9 +38,12 @@ def restore(state: Mapping[str, Any]) -> Standing:
     """
     problem = f"state must be what GroupExchange.state() returned, got {state!r:.200}"
     names = ("round", "base", "version")
-    if not isinstance(state, Mapping) or not set(names) <= set(state) <= {*names, "published"}:
+    if not isinstance(state, Mapping) or not set(names) <= set(state) <= {*names, "published", "swaps"}:
         raise ValueError(problem)
     round_, base, version = (integer(f"state[{name!r}]", state[name], "pass it as it was") for name in names)
     if not (-1 <= round_ < MOST_ROUNDS and -1 <= base <= round_ and -1 <= version <= round_):
         raise ValueError(problem)
-    return Standing(round_, base, version, state.get("published"))
+    swaps = None if "swaps" not in state else integer("state['swaps']", state["swaps"], "pass it as it was")
+    if swaps is not None and not 0 <= swaps <= round_ + 1:
+        raise ValueError(problem)
+    return Standing(round_, base, version, state.get("published"), swaps)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from wagma_jax.schedule import GroupSchedule
 
-VERSION = 4
+VERSION = 5
 """Of the format. Whoever adds, removes or changes a kind or a field increases it: readers refuse what they do not know,
 since an unknown entry may change what the others mean."""
 
@@ -40,7 +40,7 @@ class Start(NamedTuple):
         time: When the offset was measured.
         offset: What is added to this rank's time to get rank 0's, seconds.
         error: The bound on the offset's error, seconds.
-        method: What is exchanged: "groups" are averaged.
+        method: What is exchanged: "groups" are averaged, or "pairs" (groups of two, without common rounds).
         options: The settings that the method alone has, as text.
         version: Of the format.
     """
@@ -58,7 +58,7 @@ class Start(NamedTuple):
     time: Moment
     offset: float
     error: float
-    method: Literal["groups"] = "groups"
+    method: Literal["groups", "pairs"] = "groups"
     options: dict[str, str] = {}  # noqa: RUF012 never changed
     version: int = VERSION
 
@@ -102,6 +102,37 @@ class Round(NamedTuple):
         return self.round - self.contributed[self.group.index(rank)]
 
 
+class Swap(NamedTuple):
+    """A swap of live models with a partner, where workers average in pairs.
+
+    Attributes:
+        partner: With whom.
+        number: By the count of the active worker, who has asked.
+        asked: Whether that is this rank.
+        sent: The version of this rank's live model that was sent.
+        version: That of the average.
+        round: The newest round that this rank's trainer had arrived at when it was averaged.
+        begin: When the engine began it.
+        end: When it was over here: averaged, and what was sent has arrived.
+    """
+
+    partner: int
+    number: int
+    asked: bool
+    sent: int
+    version: int
+    round: int
+    begin: Moment
+    end: Moment
+
+    kind = "swap"
+
+    def check(self) -> None:
+        """Raises ValueError if the fields contradict each other."""
+        if self.version <= self.sent:
+            raise ValueError("version and sent do not fit")
+
+
 class GlobalMean(NamedTuple):
     """The engine's exchange for a call of ``consensus``.
 
@@ -132,6 +163,7 @@ class Call(NamedTuple):
         base: The newest round that the result contains.
         waits: Seconds waited between ready and taken, by the rank that was waited for.
         nonfinite: Whether the model was not finite, so that what was published before stayed, and took its place.
+        version: That of the live model which it returned, where workers average in pairs.
     """
 
     round: int
@@ -144,6 +176,7 @@ class Call(NamedTuple):
     base: int
     waits: dict[int, float]
     nonfinite: bool = False
+    version: int | None = None
 
     kind = "call"
 
@@ -211,7 +244,7 @@ class End(NamedTuple):
     kind = "end"
 
 
-EngineEntry = Round | GlobalMean
+EngineEntry = Round | Swap | GlobalMean
 TrainerEntry = Call | ConsensusCall | Meet
 Entry = Start | EngineEntry | TrainerEntry | Offset | End
 KINDS: dict[str, type[Entry]] = {entry.kind: entry for entry in typing.get_args(Entry)}

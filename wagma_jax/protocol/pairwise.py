@@ -28,18 +28,8 @@ from typing import Any, NamedTuple
 from wagma_jax.bipartite import PairSchedule
 from wagma_jax.protocol import messages
 from wagma_jax.protocol.lifecycle import Life, Lifecycle
-from wagma_jax.protocol.messages import Message, Rest, Send
+from wagma_jax.protocol.messages import Kind, Message, Rest, Send
 from wagma_jax.protocol.rounds import Clock
-
-
-class Asked(NamedTuple):
-    """The message of an active worker to its partner: its model is on the way.
-
-    Attributes:
-        number: Of the swap, by the sender's count.
-    """
-
-    number: int
 
 
 # events
@@ -151,6 +141,11 @@ class State(NamedTuple):
     exchanging: bool = False
     life: Life = Life()
 
+    @property
+    def arrived(self) -> int:
+        """The newest round that the own trainer has arrived at, or was carried past."""
+        return self.round - 1
+
 
 @dataclasses.dataclass(frozen=True)
 class Pairwise:
@@ -193,25 +188,32 @@ class Pairwise:
             state = self._came(state, event, actions)
         elif isinstance(event, Gone):
             state = self._gone(state)
-        elif isinstance(event.message, Message):
+        elif event.message.kind == Kind.ASK:
+            state = state._replace(asks=(*state.asks, (event.source, event.message.round)))
+        else:
             life = self.lifecycle.receive(state.life, event.source, event.message, actions)
             state = state._replace(life=life)
-        else:
-            state = state._replace(asks=(*state.asks, (event.source, event.message.number)))
         return self._settle(state, actions), actions
 
     def waits_for(self, state: State) -> tuple[int, ...]:
-        """The workers without which a resting trainer does not go on; one that trains waits for nobody."""
-        if state.exchanging or state.life.resting == Rest.NONE:
+        """The workers without which a resting trainer does not go on; itself where it trains, and waits for nobody."""
+        if state.exchanging:
             return ()
+        if state.life.resting == Rest.NONE:
+            return (self.worker,)
         if state.swap is not None:
             return (state.swap.partner,)
         return self.lifecycle.missing(state.life)
 
+    @property
+    def num_workers(self) -> int:
+        """P."""
+        return self.schedule.num_workers
+
     @functools.cached_property
     def lifecycle(self) -> Lifecycle:
         """The rules of rest, failure and the end."""
-        return Lifecycle(self.worker, self.schedule.num_workers)
+        return Lifecycle(self.worker, self.num_workers)
 
     # what happened
 
@@ -221,12 +223,12 @@ class Pairwise:
             return state
         number = state.begun
         partner = self.schedule.partner(self.worker, number)
-        actions += [Ask(partner, number, state.heard), Send(partner, Asked(number))]
+        actions += [Ask(partner, number, state.heard), Send(partner, Message(Kind.ASK, number))]
         return state._replace(begun=number + 1, swap=Swap(partner, number, Phase.ASKED))
 
     def _asks(self, state: State) -> bool:
         """Whether this worker begins a swap after its trainer's step."""
-        has_partner = self.schedule.is_active(self.worker) and self.schedule.num_workers > 1
+        has_partner = self.schedule.is_active(self.worker) and self.num_workers > 1
         return has_partner and state.swap is None and not state.life.aborted
 
     def _came(self, state: State, event: Came, actions: list[Any]) -> State:
