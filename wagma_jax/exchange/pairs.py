@@ -80,7 +80,7 @@ class PairsEngine(Engine):
         self._polled = Polled(wire.comm, tags.PAIR)
         base = staging.ordinary(taken)
         self.live = Live(base if model is taken else staging.ordinary(model), base)
-        self.others = staging.others(model)
+        self.others = staging.rest(model)
         self._averaged: list[int] = []  # partners since the last step
         self._posted: Posted | None = None
         self._answered: Buffers | None = None  # what is sent to the partner that has asked
@@ -113,7 +113,7 @@ class PairsEngine(Engine):
         """Adds the trainer's step to the live model, before a global mean; returns all buffers of it."""
         with self._changed:
             self._add(own)
-            return self._staging.joined(self.live.model, self.others)
+            return self._staging.completed(self.live.model, self.others)
 
     def standing(self) -> tuple[int, Buffers | None]:
         """Where this worker stands while all stand still.
@@ -124,14 +124,14 @@ class PairsEngine(Engine):
         with self._changed:
             live = self.live
             same = live.model is live.taken
-            return self.state.begun, None if same else self._staging.joined(live.model, self.others)
+            return self.state.begun, None if same else self._staging.completed(live.model, self.others)
 
     def _add(self, own: Buffers | None) -> None:
         if own is None:
             self._put(self.live.skip())
         else:
             self._put(self.live.step(self._staging.ordinary(own), self._compute))
-            self.others = self._staging.others(own)
+            self.others = self._staging.rest(own)
 
     # the engine's thread
 
@@ -236,7 +236,7 @@ class PairsEngine(Engine):
     # global means
 
     def _contribution(self, handed: Buffers) -> Buffers:
-        return self._staging.joined(self.live.model, self._staging.others(handed))
+        return self._staging.completed(self.live.model, self._staging.rest(handed))
 
     def _narrow(self, totals: Buffers, like: Buffers) -> Buffers:
         return self._staging.narrow(totals, like)
@@ -244,7 +244,7 @@ class PairsEngine(Engine):
     def _put_mean(self, version: int, mean: Buffers) -> None:
         del version
         self._put(self.live.gather(self._staging.ordinary(mean)))
-        self.others = self._staging.others(mean)
+        self.others = self._staging.rest(mean)
         self._averaged = []
 
     def _release(self) -> None:

@@ -157,7 +157,7 @@ class PairwiseExchange(Exchange):
             self._start = None
             del own, params
             taken = time.perf_counter()
-            model = self._staging.joined(stepped.model, stepped.others) if nonfinite else stepped.model
+            model = self._staging.completed(stepped.model, stepped.others) if nonfinite else stepped.model
             tree = self._staging.unpack(leaves, model)
             self._counter = self._base = stepped.round
             self.info = PairwiseInfo(stepped.round, stepped.partners, nonfinite)
