@@ -38,8 +38,8 @@ ALLOWED = {
     },
     "wagma_jax/algorithms/__init__.py": {"wagma_jax.algorithms"},
     "wagma_jax/algorithms": {
-        "wagma_jax.algorithms.base", "wagma_jax.algorithms.mixing", "wagma_jax.averaging", "wagma_jax.collectives",
-        "wagma_jax.gossip", "wagma_jax.schedule", "wagma_jax.transformations",
+        "wagma_jax.algorithms.base", "wagma_jax.algorithms.mixing", "wagma_jax.averaging", "wagma_jax.bipartite",
+        "wagma_jax.collectives", "wagma_jax.exchange", "wagma_jax.gossip", "wagma_jax.schedule", "wagma_jax.transformations",
     },
     "wagma_jax/protocol/__init__.py": set(),
     "wagma_jax/protocol/messages.py": set(),
@@ -159,14 +159,33 @@ ALLOWED = {
         "wagma_jax.exchange.storage", "wagma_jax.exchange.tallies", "wagma_jax.exchange.transformation",
         "wagma_jax.ledger.entries", "wagma_jax.protocol", "wagma_jax.schedule",
     },
+    "wagma_jax/exchange/arithmetic.py": {"wagma_jax.exchange.storage"},
+    "wagma_jax/exchange/pairs.py": {
+        "wagma_jax.exchange.arithmetic", "wagma_jax.exchange.engine", "wagma_jax.exchange.recorder",
+        "wagma_jax.exchange.staging", "wagma_jax.exchange.storage", "wagma_jax.exchange.tags",
+        "wagma_jax.exchange.wire", "wagma_jax.ledger.entries", "wagma_jax.protocol",
+    },
+    "wagma_jax/exchange/pairwise.py": {
+        "wagma_jax.averaging", "wagma_jax.bipartite", "wagma_jax.exchange.base", "wagma_jax.exchange.engine",
+        "wagma_jax.exchange.finite", "wagma_jax.exchange.gathering", "wagma_jax.exchange.info",
+        "wagma_jax.exchange.pairs", "wagma_jax.exchange.preparation", "wagma_jax.exchange.standing",
+        "wagma_jax.exchange.startup", "wagma_jax.exchange.storage", "wagma_jax.exchange.tallies",
+        "wagma_jax.ledger.entries", "wagma_jax.protocol",
+    },
     "wagma_jax/exchange/origins.py": {"wagma_jax.ledger"},
+    "wagma_jax/exchange/summing.py": {"wagma_jax.exchange.storage", "wagma_jax.exchange.wire"},
+    "wagma_jax/exchange/replay_pairs.py": {
+        "wagma_jax.exchange.arithmetic", "wagma_jax.exchange.isolation", "wagma_jax.exchange.staging",
+        "wagma_jax.exchange.storage", "wagma_jax.exchange.summing", "wagma_jax.ledger",
+    },
     "wagma_jax/exchange/replay.py": {
         "wagma_jax.averaging", "wagma_jax.exchange.isolation", "wagma_jax.exchange.origins",
-        "wagma_jax.exchange.staging", "wagma_jax.exchange.storage", "wagma_jax.exchange.wire", "wagma_jax.ledger",
+        "wagma_jax.exchange.replay_pairs", "wagma_jax.exchange.staging", "wagma_jax.exchange.storage",
+        "wagma_jax.exchange.summing", "wagma_jax.ledger",
     },
     "wagma_jax/exchange/__init__.py": {
         "wagma_jax.exchange.base", "wagma_jax.exchange.children", "wagma_jax.exchange.errors",
-        "wagma_jax.exchange.exchange", "wagma_jax.exchange.info",
+        "wagma_jax.exchange.exchange", "wagma_jax.exchange.info", "wagma_jax.exchange.pairwise",
     },
     "wagma_jax/__init__.py": {
         "wagma_jax.algorithms", "wagma_jax.averager", "wagma_jax.averaging", "wagma_jax.collectives",

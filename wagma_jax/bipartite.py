@@ -64,6 +64,11 @@ class PairSchedule:
         """The most models that are averaged at a time."""
         return min(2, self.num_workers)
 
+    @property
+    def group_sizes(self) -> list[int]:
+        """The numbers of models that are averaged at a time, ascending."""
+        return [self.group_size]
+
     def is_active(self, worker: int) -> bool:
         """Whether a worker asks others; else it answers."""
         return worker % 2 == 0

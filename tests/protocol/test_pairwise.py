@@ -14,6 +14,7 @@ from wagma_jax.protocol.live import Live
 from wagma_jax.protocol.messages import Kind, Message, Rest
 from wagma_jax.protocol.pairwise import Accept, Answer, Ask, Came, Gone, Merge, Pairwise, State
 
+
 def asked(number):
     return Message(Kind.ASK, number)
 

@@ -239,7 +239,7 @@ class MpiWorkers:
         if self._equal:
             return Consensus(on_host(model), 0.0)
         # with gradients, parameters are equal, and so are the statistics that travel with them
-        mean = self.group.mean(model) if self._learner.exchanges == "models" else model
+        mean = self.group.mean(self.exchange.share(model)) if self._learner.exchanges == "models" else model
         squares = float(self._distance_of_models(model, mean))
         return Consensus(on_host(mean), squares)
 

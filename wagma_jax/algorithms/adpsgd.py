@@ -12,7 +12,8 @@ class AdpsgdOptions:
     """The options that AD-PSGD alone has.
 
     Attributes:
-        graph: Whom a worker averages with: "exponential": those at distances 1, 3, 5, 9, 17, ...; "ring": its neighbours.
+        graph: Whom a worker averages with: "exponential": those at distances 1, 3, 5, 9, 17, ...; "ring": those beside
+            it.
         seed: Of the draws of partners.
     """
 
@@ -32,6 +33,12 @@ def xla(settings: Settings) -> NoReturn:
     )
 
 
+def schedule(settings: Settings) -> PairSchedule:
+    """Who averages with whom."""
+    options = settings.options or AdpsgdOptions()
+    return PairSchedule(settings.num_workers, options.graph, options.seed)
+
+
 def mpi(settings: Settings, comm, tree):
     """A live model on each worker, to which its trainer adds steps, and which swaps average."""
     from wagma_jax.exchange import PairwiseExchange
@@ -49,5 +56,5 @@ def mpi(settings: Settings, comm, tree):
 
 
 ALGORITHM = Algorithm(
-    "adpsgd", "AD-PSGD: models averaged in pairs, asynchronously", "models", xla, mpi, options=AdpsgdOptions
+    "adpsgd", "AD-PSGD: models averaged in pairs, asynchronously", "models", xla, mpi, AdpsgdOptions, schedule
 )

@@ -124,6 +124,8 @@ class Algorithm:
         mpi: Builds the exchange over a communicator, one process per worker, from (settings, communicator, a tree like
             those that are exchanged); None for an algorithm that runs in one program only.
         options: The dataclass of the options that this algorithm alone has, or None.
+        schedule: Builds what the algorithm amounts to across processes, who averages with whom; None: the schedule of
+            its strategy.
     """
 
     name: str
@@ -132,6 +134,7 @@ class Algorithm:
     xla: Callable[[Settings], Strategy]
     mpi: "Callable[[Settings, Any, Any], Exchange] | None" = None
     options: type | None = None
+    schedule: Callable[[Settings], Any] | None = None
 
 
 def averaging(schedule: GroupSchedule, settings: Settings, simulate_lateness: bool = False) -> Strategy:

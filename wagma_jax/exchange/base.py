@@ -194,6 +194,15 @@ class Exchange:
                 self._recorder.add(entries.Meet(entered, time.perf_counter()))
             return sums
 
+    def share(self, tree: Any) -> Any:
+        """The tree whose mean over all workers is the consensus, while all stand still: ``tree`` itself, unless a part
+        of this worker's model is elsewhere.
+
+        Args:
+            tree: This worker's model, as the last call of ``average`` returned it.
+        """
+        return tree
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint needs, beside ``params``, so that a new exchange goes on exactly: see its ``state``.
 

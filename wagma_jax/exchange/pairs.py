@@ -29,13 +29,15 @@ class Stepped(NamedTuple):
         round: The round that it has arrived at.
         model: The live model, those buffers that swaps exchange; left as it is until the next step.
         others: Its other buffers.
-        version: Of the live model.
+        began: The version of the live model at which the step began.
+        version: That of the live model now.
         partners: With whom it was averaged since the step before, in order.
     """
 
     round: int
     model: Buffers
     others: Buffers
+    began: int
     version: int
     partners: tuple[int, ...]
 
@@ -102,10 +104,10 @@ class PairsEngine(Engine):
             counter: The round of the previous call.
         """
         with self._changed:
-            r = self.machine.target(self.state, counter)
+            r, began = self.machine.target(self.state, counter), self.live.taken_version
             self._add(own)
             partners, self._averaged = tuple(self._averaged), []
-            stepped = Stepped(r, self.live.model, self.others, self.live.version, partners)
+            stepped = Stepped(r, self.live.model, self.others, began, self.live.version, partners)
         self._events.post(messages.Arrive(r))
         return stepped
 
@@ -162,7 +164,7 @@ class PairsEngine(Engine):
         return Came(*posted.header)
 
     def _passed(self, before: State) -> None:
-        if before.swap is not None and before.swap.phase == Phase.ANSWERED and self.state.swap is None:
+        if before.swap is not None and before.swap.phase == Phase.ANSWERED and self.state.swap != before.swap:
             answered, self._answered = self._answered, None
             self._drop(answered)  # it has arrived
             self._record()

@@ -165,10 +165,21 @@ class PairwiseExchange(Exchange):
                 self._recorder.add(
                     entries.Call(
                         stepped.round, entered, ready, taken, time.perf_counter(), MERGE_NAMES[Merge.OWN], None,
-                        stepped.round, {}, nonfinite, stepped.version,
+                        stepped.round, {}, nonfinite, stepped.began, stepped.version,
                     )
                 )  # fmt: skip
             return tree, self.info
+
+    def share(self, tree: Any) -> Any:
+        """See ``Exchange.share``: the live model, with what others have averaged into it since the last call."""
+        with self._call("share"):
+            if self._stands is None:
+                raise RuntimeError(
+                    "share() was called while others may be training: call it after meet() or consensus(), before the "
+                    "next average()"
+                )
+            leaves, (_, live) = self._staging.check(tree), self._engine.standing()
+            return tree if live is None else self._staging.unpack(leaves, live)
 
     # what the base class needs to know
 

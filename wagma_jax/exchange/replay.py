@@ -12,15 +12,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
-
 from wagma_jax.averaging import PolicyFunction
 from wagma_jax.exchange import origins
 from wagma_jax.exchange.isolation import isolated, own_settings
 from wagma_jax.exchange.origins import Consensus, Handed, Key, Model, Total
+from wagma_jax.exchange.replay_pairs import PairsRun
 from wagma_jax.exchange.staging import Staging
-from wagma_jax.exchange.storage import Buffers, sum_dtype, widened
-from wagma_jax.exchange.wire import sum_in_order
+from wagma_jax.exchange.storage import Buffers
+from wagma_jax.exchange.summing import summed
 from wagma_jax.ledger import RankLedger, Segment, read
 from wagma_jax.ledger.entries import Call, ConsensusCall, GlobalMean, Round
 
@@ -57,8 +56,8 @@ def replay(
         ValueError: The ledgers cannot be read, lack a part of the run, or do not fit to ``params``.
     """
     parts = _segments(read(folder), segment)
-    run = _Run(parts, Staging(params, policy), params, local_step, observe)
-    return run.execute()
+    run = _RUNS[parts[0].start.method]
+    return run(parts, Staging(params, policy), params, local_step, observe).execute()
 
 
 def _segments(ledgers: Sequence[RankLedger], segment: int | None) -> list[Segment]:
@@ -240,7 +239,7 @@ class _Run:
                 return None
             parts.append(part)
         is_mean = isinstance(key, Consensus) or self._is_sync(key.round)
-        total = _sum(parts if is_mean else [self._staging.ordinary(part) for part in parts])
+        total = summed(parts if is_mean else [self._staging.ordinary(part) for part in parts])
         self._store[key] = self._staging.narrow(total, parts[0], len(parts)) if is_mean else total
         for source in self._sources[key]:
             self._release(source)
@@ -256,10 +255,4 @@ class _Run:
             del self._store[key]
 
 
-def _sum(contributions: Sequence[Buffers]) -> Buffers:
-    if len(contributions) == 1:  # a copy, since sums are donated
-        contributions = [tuple(jnp.copy(buffer) for buffer in contributions[0])]
-    return tuple(
-        sum_in_order([widened(buffer, sum_dtype(buffer.dtype)) for buffer in buffers])
-        for buffers in zip(*contributions, strict=True)
-    )
+_RUNS = {"groups": _Run, "pairs": PairsRun}

@@ -163,7 +163,8 @@ class Call(NamedTuple):
         base: The newest round that the result contains.
         waits: Seconds waited between ready and taken, by the rank that was waited for.
         nonfinite: Whether the model was not finite, so that what was published before stayed, and took its place.
-        version: That of the live model which it returned, where workers average in pairs.
+        began: Where workers average in pairs: the version of the live model at which the step began.
+        version: The same of what it returned.
     """
 
     round: int
@@ -176,6 +177,7 @@ class Call(NamedTuple):
     base: int
     waits: dict[int, float]
     nonfinite: bool = False
+    began: int | None = None
     version: int | None = None
 
     kind = "call"

@@ -31,7 +31,6 @@ from wagma_jax.protocol.lifecycle import Life, Lifecycle
 from wagma_jax.protocol.messages import Kind, Message, Rest, Send
 from wagma_jax.protocol.rounds import Clock
 
-
 # events
 
 

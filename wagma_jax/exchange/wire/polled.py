@@ -90,6 +90,10 @@ class Polled:
             requests += [self._comm.Isend(part, peer, self._tag) for part in (sent[0], *map(_message, sends))]
         return Posted(requests, sent, came, memory or ())
 
+    def is_coming(self, peer: int) -> bool:
+        """Whether a message is on its way from another process for which no receive is posted."""
+        return self._comm.iprobe(peer, self._tag)
+
 
 def _message(buffer: jax.Array) -> Any:
     """A buffer as MPI takes it: elements of a predefined datatype of its width, so that counts stay small."""
