@@ -39,7 +39,8 @@ ALLOWED = {
     "wagma_jax/algorithms/__init__.py": {"wagma_jax.algorithms"},
     "wagma_jax/algorithms": {
         "wagma_jax.algorithms.base", "wagma_jax.algorithms.mixing", "wagma_jax.averaging", "wagma_jax.bipartite",
-        "wagma_jax.collectives", "wagma_jax.exchange", "wagma_jax.gossip", "wagma_jax.schedule", "wagma_jax.transformations",
+        "wagma_jax.collectives", "wagma_jax.exchange", "wagma_jax.gossip", "wagma_jax.schedule",
+        "wagma_jax.transformations",
     },
     "wagma_jax/protocol/__init__.py": set(),
     "wagma_jax/protocol/messages.py": set(),

@@ -47,7 +47,7 @@ def test_replay_of_pairs_gives_the_same_bits(tmp_path, clock, skips):
     (calls, _, nonfinite, swaps), *_ = ranks.run("replay_rounds.run_pairs", str(tmp_path), clock, 24, skips)
     assert calls > 24
     assert (nonfinite > 10) == skips
-    assert swaps > 20
+    assert swaps > 8
     lines = (tmp_path / "ledger-1.jsonl").read_text().splitlines()
     lost = next(i for i, line in enumerate(lines) if json.loads(line)["kind"] == "swap")
     (tmp_path / "ledger-1.jsonl").write_text("\n".join(lines[:lost] + lines[lost + 1 :]) + "\n")

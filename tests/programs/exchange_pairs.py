@@ -187,17 +187,17 @@ def stuck(comm):
 def quadratic(comm, least):
     """No worker knows more than its share of a least-squares problem: alone none can solve it, together all do.
 
-    All go on until each has been averaged ``least`` times.
+    All go on until each has made ``least`` steps, and has been averaged as often.
     """
     target = np.random.default_rng(0).normal(size=8).astype(np.float32)
     knows = np.arange(8) % comm.size == comm.rank
     with opened(comm, {"w": np.zeros(8, np.float32)}) as exchange:
-        params, swaps, enough = exchange.params, 0, None
+        params, steps, swaps, enough = exchange.params, 0, 0, None
         delays = np.random.default_rng(comm.rank)
         while enough is None or not enough.Test():
             params, info = exchange.average({"w": params["w"] - np.float32(0.3) * knows * (params["w"] - target)})
-            swaps += len(info.partners)
-            if swaps >= least and enough is None:
+            steps, swaps = steps + 1, swaps + len(info.partners)
+            if min(steps, swaps) >= least and enough is None:
                 enough = comm.Ibarrier()
             time.sleep(delays.exponential(1e-3))
         final = exchange.consensus(params)["w"]

@@ -187,9 +187,9 @@ def test_adam_counts_its_own_updates_where_rounds_are_skipped(tmp_path):
 def test_pairs_train_with_a_straggler_and_go_on_from_a_meeting(clock, tmp_path):
     out = tmp_path / "run"
     options = [
-        "--algorithm", "adpsgd", "--adpsgd.seed", "4", "--clock", clock, "--straggler", "rotating:0.005", "--steps", "40",
-        "--batch-size", "8", "--learning-rate", "0.1", "--meet-every", "10", "--log-every", "10", "--eval-every", "20",
-        "--checkpoint-every", "20", "--out", str(out),
+        "--algorithm", "adpsgd", "--adpsgd.seed", "4", "--clock", clock, "--straggler", "rotating:0.005",
+        "--steps", "40", "--batch-size", "8", "--learning-rate", "0.1", "--meet-every", "10", "--log-every", "10",
+        "--eval-every", "20", "--checkpoint-every", "20", "--out", str(out),
     ]  # fmt: skip
     output = launched(3, options, ["--resume", str(out), "--steps", "60"])
     assert "3 workers in pairs" in output

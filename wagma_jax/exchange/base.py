@@ -195,8 +195,9 @@ class Exchange:
             return sums
 
     def share(self, tree: Any) -> Any:
-        """The tree whose mean over all workers is the consensus, while all stand still: ``tree`` itself, unless a part
-        of this worker's model is elsewhere.
+        """This worker's part of the consensus, which is the mean of all parts; while all stand still.
+
+        It is ``tree`` itself, unless something of this worker's model is elsewhere, such as on its way.
 
         Args:
             tree: This worker's model, as the last call of ``average`` returned it.

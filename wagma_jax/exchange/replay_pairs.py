@@ -99,7 +99,7 @@ class PairsRun:
             if entry.asked:
                 yield rank, entry.sent
         elif isinstance(entry, Call):
-            assert entry.began is not None and entry.version is not None, "a call of this method"
+            assert entry.began is not None, "a call of this method"
             yield rank, entry.began
 
     def _changed(self, rank: int, change: _Change) -> bool:
