@@ -25,16 +25,24 @@ ROWS = {
 }
 AVOIDS_WAITING = ("wagma", "eager")  # whose workers may be late
 EQUAL_PARAMETERS = ("allreduce", "eager")  # on all workers, in every round
+OVER_MPI_ALONE = ("adpsgd",)
 
 
 def test_every_algorithm_has_a_row():
-    assert list(ALGORITHMS) == list(ROWS)
+    assert list(ALGORITHMS) == [*ROWS, *OVER_MPI_ALONE]
     for name, algorithm in ALGORITHMS.items():
         assert algorithm.name == name
         assert algorithm.summary
         assert algorithm.exchanges in ("models", "gradients")
         assert algorithm.options is None or algorithm.options() == algorithm.options()
         assert find(name) is algorithm
+
+
+@pytest.mark.parametrize("name", OVER_MPI_ALONE)
+def test_one_program_is_refused_where_nothing_would_be_asynchronous(name):
+    with pytest.raises(ValueError, match=f"{name} needs a process for each worker, got one program"):
+        build(name, Settings(P))
+    assert find(name).mpi is not None
 
 
 def trained(name, num_workers, steps, *, context="vmap", dtype=np.float32, options=None):
@@ -230,7 +238,7 @@ def test_one_worker_is_plain_sgd(name):
 
 
 def test_bad_settings():
-    with pytest.raises(ValueError, match="one of allreduce, dpsgd, eager, local, sgp, wagma, got 'sgp2'"):
+    with pytest.raises(ValueError, match="one of adpsgd, allreduce, dpsgd, eager, local, sgp, wagma, got 'sgp2'"):
         build("sgp2", Settings(8))
     with pytest.raises(ValueError, match="group_size"):
         build("wagma", Settings(8, 9))

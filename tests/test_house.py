@@ -17,6 +17,7 @@ ALLOWED = {
     "wagma_jax/schedule.py": {"wagma_jax.partitions"},
     "wagma_jax/averaging.py": set(),
     "wagma_jax/gossip.py": {"wagma_jax.schedule"},
+    "wagma_jax/bipartite.py": {"wagma_jax.schedule"},
     "wagma_jax/collectives/axes.py": {"wagma_jax.averaging"},
     "wagma_jax/collectives/packing.py": {"wagma_jax.collectives.axes"},
     "wagma_jax/collectives/lockstep.py": {"wagma_jax.collectives.axes"},
@@ -38,8 +39,8 @@ ALLOWED = {
     "wagma_jax/algorithms/__init__.py": {"wagma_jax.algorithms"},
     "wagma_jax/algorithms": {
         "wagma_jax.algorithms.base", "wagma_jax.algorithms.mixing", "wagma_jax.averager", "wagma_jax.averaging",
-        "wagma_jax.collectives", "wagma_jax.exchange", "wagma_jax.gossip", "wagma_jax.protocol.mixing",
-        "wagma_jax.schedule", "wagma_jax.transformations",
+        "wagma_jax.bipartite", "wagma_jax.collectives", "wagma_jax.exchange", "wagma_jax.gossip",
+        "wagma_jax.protocol.mixing", "wagma_jax.schedule", "wagma_jax.transformations",
     },
     "wagma_jax/protocol/__init__.py": set(),
     "wagma_jax/protocol/messages.py": set(),
@@ -50,6 +51,11 @@ ALLOWED = {
     "wagma_jax/protocol/machine.py": {"wagma_jax.protocol.lifecycle"},
     "wagma_jax/protocol/rounds.py": {
         "wagma_jax.protocol.lifecycle", "wagma_jax.protocol.messages", "wagma_jax.protocol.plan",
+    },
+    "wagma_jax/protocol/live.py": set(),
+    "wagma_jax/protocol/pairwise.py": {
+        "wagma_jax.bipartite", "wagma_jax.protocol.lifecycle", "wagma_jax.protocol.messages",
+        "wagma_jax.protocol.rounds",
     },
     "wagma_jax/protocol/mixing.py": set(),
     "wagma_jax/protocol/gossip.py": {
@@ -173,11 +179,6 @@ ALLOWED = {
         "wagma_jax.exchange.startup", "wagma_jax.exchange.storage", "wagma_jax.exchange.tallies",
         "wagma_jax.exchange.transformation", "wagma_jax.gossip", "wagma_jax.ledger.entries", "wagma_jax.protocol",
     },
-    "wagma_jax/exchange/gossip_replay.py": {
-        "wagma_jax.exchange.formulas", "wagma_jax.exchange.holds", "wagma_jax.exchange.isolation",
-        "wagma_jax.exchange.staging", "wagma_jax.exchange.storage", "wagma_jax.gossip", "wagma_jax.ledger",
-        "wagma_jax.protocol.mixing",
-    },
     "wagma_jax/exchange/groups.py": {
         "wagma_jax.exchange.finite", "wagma_jax.exchange.gathering", "wagma_jax.exchange.models",
         "wagma_jax.exchange.preparation", "wagma_jax.exchange.rounds", "wagma_jax.exchange.schedules",
@@ -192,20 +193,31 @@ ALLOWED = {
         "wagma_jax.exchange.startup", "wagma_jax.exchange.storage", "wagma_jax.exchange.tallies",
         "wagma_jax.exchange.transformation", "wagma_jax.ledger.entries", "wagma_jax.protocol", "wagma_jax.schedule",
     },
-    "wagma_jax/exchange/origins.py": {"wagma_jax.ledger"},
-    "wagma_jax/exchange/replay_increments.py": {
-        "wagma_jax.averaging", "wagma_jax.exchange.increments", "wagma_jax.exchange.isolation",
-        "wagma_jax.exchange.staging", "wagma_jax.exchange.storage", "wagma_jax.exchange.wire", "wagma_jax.ledger",
+    "wagma_jax/exchange/arithmetic.py": {"wagma_jax.exchange.storage"},
+    "wagma_jax/exchange/pairs.py": {
+        "wagma_jax.exchange.arithmetic", "wagma_jax.exchange.engine", "wagma_jax.exchange.recorder",
+        "wagma_jax.exchange.staging", "wagma_jax.exchange.storage", "wagma_jax.exchange.tags",
+        "wagma_jax.exchange.wire", "wagma_jax.ledger.entries", "wagma_jax.protocol",
     },
-    "wagma_jax/exchange/replay.py": {
-        "wagma_jax.averaging", "wagma_jax.exchange.gossip_replay", "wagma_jax.exchange.isolation",
-        "wagma_jax.exchange.origins", "wagma_jax.exchange.replay_increments", "wagma_jax.exchange.staging",
-        "wagma_jax.exchange.storage", "wagma_jax.exchange.wire", "wagma_jax.ledger",
+    "wagma_jax/exchange/pairwise.py": {
+        "wagma_jax.averaging", "wagma_jax.bipartite", "wagma_jax.exchange.base", "wagma_jax.exchange.engine",
+        "wagma_jax.exchange.finite", "wagma_jax.exchange.gathering", "wagma_jax.exchange.info",
+        "wagma_jax.exchange.pairs", "wagma_jax.exchange.preparation", "wagma_jax.exchange.standing",
+        "wagma_jax.exchange.startup", "wagma_jax.exchange.storage", "wagma_jax.exchange.tallies",
+        "wagma_jax.ledger.entries", "wagma_jax.protocol",
+    },
+    "wagma_jax/exchange/summing.py": {"wagma_jax.exchange.storage", "wagma_jax.exchange.wire"},
+    "wagma_jax/exchange/replay/steps.py": set(),
+    "wagma_jax/exchange/replay": {
+        "wagma_jax.averaging", "wagma_jax.exchange.arithmetic", "wagma_jax.exchange.formulas",
+        "wagma_jax.exchange.holds", "wagma_jax.exchange.increments", "wagma_jax.exchange.isolation",
+        "wagma_jax.exchange.replay", "wagma_jax.exchange.staging", "wagma_jax.exchange.storage",
+        "wagma_jax.exchange.summing", "wagma_jax.gossip", "wagma_jax.ledger", "wagma_jax.protocol.mixing",
     },
     "wagma_jax/exchange/__init__.py": {
         "wagma_jax.exchange.base", "wagma_jax.exchange.children", "wagma_jax.exchange.eager",
         "wagma_jax.exchange.errors", "wagma_jax.exchange.exchange", "wagma_jax.exchange.gossip_exchange",
-        "wagma_jax.exchange.info",
+        "wagma_jax.exchange.info", "wagma_jax.exchange.pairwise",
     },
     "wagma_jax/__init__.py": {
         "wagma_jax.algorithms", "wagma_jax.averager", "wagma_jax.averaging", "wagma_jax.collectives",

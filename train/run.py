@@ -153,7 +153,7 @@ def _save(options: RunOptions, task: Task, out: Path) -> None:
 
 def _check_alone(workload: Workload[O], options: O) -> Task:
     """What one process can check by itself."""
-    options.strategy()
+    options.averaging_schedule()
     if options.tensorboard:
         results.check_tensorboard()
     if options.resume is None:
@@ -221,7 +221,7 @@ def run(prepared: Prepared) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         loop.Interrupted: On all processes: a signal asked the run to stop; it can be resumed.
     """
     options, task, group, position = prepared.options, prepared.task, prepared.group, prepared.position
-    schedule = options.strategy().schedule
+    schedule = options.averaging_schedule()
     console.say(schedule.describe().splitlines()[0])
     console.say("compiling ...")
     state = prepared.state

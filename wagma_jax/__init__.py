@@ -17,7 +17,15 @@ if TYPE_CHECKING:
     from wagma_jax.averager import GroupAverager, GroupAverageState
     from wagma_jax.averaging import AverageInfo
     from wagma_jax.collectives import consensus, consensus_distance, group_mean
-    from wagma_jax.exchange import EagerExchange, ExchangeError, ExchangeInfo, GossipExchange, GroupExchange
+    from wagma_jax.exchange import (
+        EagerExchange,
+        ExchangeError,
+        ExchangeInfo,
+        GossipExchange,
+        GroupExchange,
+        PairwiseExchange,
+        PairwiseInfo,
+    )
     from wagma_jax.keys import fold_in
     from wagma_jax.schedule import GroupSchedule
     from wagma_jax.transformations import allreduce_gradients, group_average, wagma
@@ -37,7 +45,15 @@ _MODULES = {
     "averager": ("GroupAverageState", "GroupAverager"),
     "averaging": ("AverageInfo",),
     "collectives": ("consensus", "consensus_distance", "group_mean"),
-    "exchange": ("EagerExchange", "ExchangeError", "ExchangeInfo", "GossipExchange", "GroupExchange"),
+    "exchange": (
+        "EagerExchange",
+        "ExchangeError",
+        "ExchangeInfo",
+        "GossipExchange",
+        "GroupExchange",
+        "PairwiseExchange",
+        "PairwiseInfo",
+    ),
     "keys": ("fold_in",),
     "schedule": ("GroupSchedule",),
     "transformations": ("allreduce_gradients", "group_average", "wagma"),
@@ -54,6 +70,8 @@ __all__ = [
     "GroupAverager",
     "GroupExchange",
     "GroupSchedule",
+    "PairwiseExchange",
+    "PairwiseInfo",
     "allreduce_gradients",
     "allreduce_sgd",
     "consensus",

@@ -33,7 +33,7 @@ def test_replay_gives_the_same_bits(tmp_path, clock, quorum, group_size, sync_pe
     pytest.importorskip("mpi4jax", reason="the extra mpi is not installed", exc_type=ImportError)
     skips = clock == "round" or quorum == 2
     settings = (str(tmp_path), clock, quorum, group_size, sync_period, rounds, skips)
-    (calls, late, nonfinite), *_ = ranks.run("replay_rounds.run", *settings)
+    (calls, late, nonfinite, _), *_ = ranks.run("replay_rounds.run", *settings)
     assert calls > rounds
     assert (nonfinite > 10) == skips
     assert late > 0 or clock == "round" or quorum > 1
@@ -54,6 +54,20 @@ def test_replay_of_increments_gives_the_same_bits(tmp_path, clock, start, sync_p
     lost = next(i for i, line in enumerate(lines) if json.loads(line)["kind"] == "call")
     (tmp_path / "ledger-1.jsonl").write_text("\n".join(lines[:lost] + lines[-2:]) + "\n")
     with pytest.raises(ValueError, match="go on where others end"):
+        replay(tmp_path, {"w": np.zeros(3, np.float32)}, lambda rank, call, params: params)
+
+
+@pytest.mark.parametrize(("clock", "skips"), [("step", False), ("round", True)])
+def test_replay_of_pairs_gives_the_same_bits(tmp_path, clock, skips):
+    pytest.importorskip("mpi4jax", reason="the extra mpi is not installed", exc_type=ImportError)
+    (calls, _, nonfinite, swaps), *_ = ranks.run("replay_rounds.run_pairs", str(tmp_path), clock, 24, skips)
+    assert calls > 24
+    assert (nonfinite > 10) == skips
+    assert swaps > 8
+    lines = (tmp_path / "ledger-1.jsonl").read_text().splitlines()
+    lost = next(i for i, line in enumerate(lines) if json.loads(line)["kind"] == "swap")
+    (tmp_path / "ledger-1.jsonl").write_text("\n".join(lines[:lost] + lines[lost + 1 :]) + "\n")
+    with pytest.raises(ValueError, match="the ledgers lack swap"):
         replay(tmp_path, {"w": np.zeros(3, np.float32)}, lambda rank, call, params: params)
 
 

@@ -52,14 +52,27 @@ def run(comm, folder, clock, quorum, group_size, sync_period, rounds, skips=Fals
     Returns:
         On the first rank, how many calls were replayed, how many were late, and how many brought no finite model.
     """
+    options = {"group_size": group_size, "sync_period": sync_period, "quorum": quorum, "clock": clock}
+    return _compared(
+        comm, folder, lambda **common: wagma.GroupExchange(comm, start(), **common, **options), rounds, skips
+    )
+
+
+def run_pairs(comm, folder, clock, rounds, skips):
+    """The same with averaging in pairs."""
+    return _compared(
+        comm, folder, lambda **common: wagma.PairwiseExchange(comm, start(), clock=clock, **common), rounds, skips
+    )
+
+
+def _compared(comm, folder, opened, rounds, skips):
     global SKIPS
     SKIPS = skips
     folder = Path(folder)
-    rng = np.random.default_rng((comm.rank, quorum))
-    options = {"group_size": group_size, "sync_period": sync_period, "quorum": quorum, "clock": clock}
-    options["on_nonfinite"] = "skip" if skips else "share"
+    rng = np.random.default_rng(comm.rank)
+    common = {"policy": policy, "ledger": folder, "timeout_seconds": 60, "on_nonfinite": "skip" if skips else "share"}
     results = []
-    with wagma.GroupExchange(comm, start(), policy=policy, ledger=folder, timeout_seconds=60, **options) as exchange:
+    with opened(**common) as exchange:
         params = exchange.params
         for end in (rounds // 2 - comm.rank % 2, rounds):
             while exchange.round + 1 < end:
@@ -81,10 +94,10 @@ def run(comm, folder, clock, quorum, group_size, sync_period, rounds, skips=Fals
     )
     for rank, (results, last) in enumerate(everyone):
         same = [a == b for a, b in zip(results, again[rank], strict=True)]
-        assert all(same), f"{clock}, quorum {quorum}: call {same.index(False)} of rank {rank} differs"
-        assert bits(final[rank]) == last, f"{clock}, quorum {quorum}: rank {rank} differs in the end"
+        assert all(same), f"call {same.index(False)} of rank {rank} differs"
+        assert bits(final[rank]) == last, f"rank {rank} differs in the end"
     lines = "".join(path.read_text() for path in folder.glob("ledger-*.jsonl"))
-    return sum(map(len, again)), lines.count('"merge": "late"'), lines.count('"nonfinite": true')
+    return sum(map(len, again)), lines.count('"merge": "late"'), lines.count('"nonfinite": true'), lines.count('"swap"')
 
 
 def run_increments(comm, folder, clock, start_, sync_period, rounds):

@@ -212,3 +212,28 @@ def test_adam_counts_its_own_updates_where_rounds_are_skipped(tmp_path):
     taken = ranks.run("train_bodies.adam_rounds", tmp_path / "run", 60, num_ranks=2)
     assert taken[0] <= 60
     assert taken[1] < 50  # it skipped some
+
+
+@pytest.mark.parametrize("clock", ["step", "round"])
+def test_pairs_train_with_a_straggler_and_go_on_from_a_meeting(clock, tmp_path):
+    out = tmp_path / "run"
+    options = [
+        "--algorithm", "adpsgd", "--adpsgd.seed", "4", "--clock", clock, "--straggler", "rotating:0.005",
+        "--steps", "40", "--batch-size", "8", "--learning-rate", "0.1", "--meet-every", "10", "--log-every", "10",
+        "--eval-every", "20", "--checkpoint-every", "20", "--out", str(out),
+    ]  # fmt: skip
+    output = launched(3, options, ["--resume", str(out), "--steps", "60"])
+    assert "3 workers in pairs" in output
+    assert "going on from step 40" in output
+    assert [row["step"] for row in runs.numbers(out) if "eval" in row] == [20, 40, 60]
+    summary = runs.summary(out)
+    assert (summary["algorithm"], summary["steps"], summary["sync_period"]) == ("adpsgd", 60, None)
+    assert (summary["late_fraction"], summary["max_staleness"]) == (0, 0)
+    assert summary["eval"]["error"] < 0.01
+    np.testing.assert_allclose(runs.consensus(out), np.arange(1, 6), atol=0.1)
+    ledgers = ledger.read(out)
+    swaps = [[swap for part in one.segments for swap in part.swaps] for one in ledgers]
+    assert [len(one.segments) for one in ledgers] == [2, 2, 2]
+    assert len(swaps[1]) == len(swaps[0]) + len(swaps[2]) > 10, "an odd rank answers the even ones"
+    numbers = [swap.number for swap in swaps[0]]
+    assert numbers == list(range(len(numbers))), "the count goes on where it was"

@@ -150,6 +150,8 @@ class Algorithm:
         options: The dataclass of the options that this algorithm alone has, or None.
         drifts: Across processes, whether parameters drift apart although gradients are exchanged. After the step of a
             sync round, a training loop then goes on with ``exchange.consensus(model)``.
+        schedule: Builds what the algorithm amounts to across processes, who averages with whom; None: the schedule of
+            its strategy.
     """
 
     name: str
@@ -159,6 +161,7 @@ class Algorithm:
     mpi: "Callable[[Settings, Any, Any], Exchange] | None" = None
     options: type | None = None
     drifts: bool = False
+    schedule: Callable[[Settings], Any] | None = None
 
 
 def averaging(

@@ -246,9 +246,7 @@ class GossipExchange(Exchange):
         kept: dict[str, Any] = {} if held.weight == 1 else {"weight": float(held.weight)}
         if came:
             kept["came"] = [np.array(part) for share in came for part in (share.weight, *share.model)]
-        return Standing(
-            round_, self._base, round_, None if same else self._staging.to_arrays(held.model), kept
-        ).saved()
+        return Standing(round_, self._base, round_, None if same else self._staging.to_arrays(held.model), kept).saved()
 
     # helpers
 

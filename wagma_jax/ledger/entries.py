@@ -41,8 +41,8 @@ class Start(NamedTuple):
         time: When the offset was measured.
         offset: What is added to this rank's time to get rank 0's, seconds.
         error: The bound on the offset's error, seconds.
-        method: What is exchanged: models that "groups" average, "increments" of all, or models that "gossip" mixes with
-            those of neighbours (groups of those).
+        method: What is exchanged: models that "groups" average, "increments" of all, models that "gossip" mixes with
+            those of neighbours (groups of those), or models of "pairs" (groups of two, without common rounds).
         options: The settings that the method alone has, as text.
         version: Of the format.
     """
@@ -60,7 +60,7 @@ class Start(NamedTuple):
     time: Moment
     offset: float
     error: float
-    method: Literal["groups", "increments", "gossip"] = "groups"
+    method: Literal["groups", "increments", "gossip", "pairs"] = "groups"
     options: dict[str, str] = {}  # noqa: RUF012 never changed
     version: int = VERSION
 
@@ -124,6 +124,37 @@ class Mixed(NamedTuple):
     kind = "mixed"
 
 
+class Swap(NamedTuple):
+    """A swap of live models with a partner, where workers average in pairs.
+
+    Attributes:
+        partner: With whom.
+        number: By the count of the active worker, who has asked.
+        asked: Whether that is this rank.
+        sent: The version of this rank's live model that was sent.
+        version: That of the average.
+        round: The newest round that this rank's trainer had arrived at when it was averaged.
+        begin: When the engine began it.
+        end: When it was over here: averaged, and what was sent has arrived.
+    """
+
+    partner: int
+    number: int
+    asked: bool
+    sent: int
+    version: int
+    round: int
+    begin: Moment
+    end: Moment
+
+    kind = "swap"
+
+    def check(self) -> None:
+        """Raises ValueError if the fields contradict each other."""
+        if self.version <= self.sent:
+            raise ValueError("version and sent do not fit")
+
+
 class GlobalMean(NamedTuple):
     """The engine's exchange for a call of ``consensus``.
 
@@ -154,6 +185,8 @@ class Call(NamedTuple):
         base: The newest round that the result contains.
         waits: Seconds waited between ready and taken, by the rank that was waited for.
         nonfinite: Whether the model was not finite, so that what was published before stayed, and took its place.
+        began: Where workers average in pairs: the version of the live model at which the step began.
+        version: The same of what it returned.
     """
 
     round: int
@@ -166,6 +199,8 @@ class Call(NamedTuple):
     base: int
     waits: dict[int, float]
     nonfinite: bool = False
+    began: int | None = None
+    version: int | None = None
 
     kind = "call"
 
@@ -233,7 +268,7 @@ class End(NamedTuple):
     kind = "end"
 
 
-EngineEntry = Round | Mixed | GlobalMean
+EngineEntry = Round | Mixed | Swap | GlobalMean
 TrainerEntry = Call | ConsensusCall | Meet
 Entry = Start | EngineEntry | TrainerEntry | Offset | End
 KINDS: dict[str, type[Entry]] = {entry.kind: entry for entry in typing.get_args(Entry)}

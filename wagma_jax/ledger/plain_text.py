@@ -51,6 +51,11 @@ def _headline(summary: Summary) -> str:
 def title(summary: Summary) -> str:
     """A line that says what was run."""
     start = summary.start
+    if start.method == "pairs":
+        return (
+            f"{_count(start.num_workers, 'rank')} in pairs ({start.options['graph']} graph): "
+            f"{_count(summary.swaps, 'swap')} in {summary.seconds:,.1f} s"
+        )
     sync = "no sync rounds" if start.sync_period is None else f"a sync every {start.sync_period} rounds"
     groups = f"gossip among {start.group_size}" if start.method == "gossip" else f"groups of {start.group_size}"
     return (

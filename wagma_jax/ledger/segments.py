@@ -14,6 +14,7 @@ from wagma_jax.ledger.entries import (
     Offset,
     Round,
     Start,
+    Swap,
     TrainerEntry,
 )
 from wagma_jax.schedule import GroupSchedule
@@ -49,6 +50,11 @@ class Segment:
     def mixed(self) -> tuple[Mixed, ...]:
         """The rounds of gossip."""
         return tuple(entry for entry in self.entries if isinstance(entry, Mixed))
+
+    @functools.cached_property
+    def swaps(self) -> tuple[Swap, ...]:
+        """The swaps with partners."""
+        return tuple(entry for entry in self.entries if isinstance(entry, Swap))
 
     @functools.cached_property
     def calls(self) -> tuple[Call, ...]:

@@ -57,6 +57,7 @@ class Summary:
         first_round: The first round that the ledgers know.
         rounds: The number of different rounds that were done.
         syncs: How many of them were sync rounds.
+        swaps: How often two workers averaged, where workers average in pairs.
         lost: Entries of rounds that a rank should have and has not.
         seconds: From the start to the last entry, without interruptions.
         waits: [num_workers, num_workers] Seconds; rows waited for columns.
@@ -74,6 +75,7 @@ class Summary:
     first_round: int
     rounds: int
     syncs: int
+    swaps: int
     lost: int
     seconds: float
     waits: np.ndarray
@@ -118,6 +120,7 @@ def summarize(ledgers: Sequence[RankLedger], aligned: Sequence[RankLedger] | Non
         first_round=min(part.start.first_round for part in ledgers[0].segments),
         rounds=len(rounds),
         syncs=sum(map(is_sync, rounds)),
+        swaps=sum(swap.asked for ledger in aligned for part in ledger.segments for swap in part.swaps),
         lost=sum(len([t for t in rounds - own if t < max(own, default=-1)]) for own in known),
         seconds=max(ends, default=0.0),
         waits=waits,

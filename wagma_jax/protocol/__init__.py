@@ -8,5 +8,7 @@ messages and performs its exchanges. Nothing in this package knows MPI, threads,
 - ``lifecycle``: rest, waking, failure and the end, the same for every machine;
 - ``plan``: which sum a round is, for one worker;
 - ``rounds``: the machine of rounds in which sums are taken by a plan;
-- ``rules``: what is published and what is merged, as records of opaque buffers.
+- ``rules``: what is published and what is merged, as records of opaque buffers;
+- ``pairwise``: the machine of pairs, in which workers average by two and nobody waits;
+- ``live``: what becomes of their models.
 """

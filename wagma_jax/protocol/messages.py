@@ -20,6 +20,9 @@ class Kind(enum.IntEnum):
     REST = 5  # to worker 0: the sender's trainer rests, and has last arrived at the round
     WAKE = 6  # from worker 0: all trainers rest alike, and the newest arrival of any was at the round
     ABORT = 7  # the sender has failed, or knows of one that has; it promises nothing any more
+    ASK = (
+        8  # to a passive worker: the sender's model of its swap of this number (in the place of a round) is on its way
+    )
 
 
 class Rest(enum.IntEnum):
@@ -36,7 +39,7 @@ class Message(NamedTuple):
 
     Attributes:
         kind: What it says.
-        round: Of which round.
+        round: Of which round; with ASK, of which swap.
         rest: With REST and WAKE: why the trainer rests, or all trainers do.
         tally: With READY (at a sync round) and REST the sender's, with GO and WAKE the sums.
         text: With ABORT: why.

@@ -6,7 +6,7 @@ after u, up to v. A call takes the sum of the results after those that the call 
 
 import collections
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,9 +15,10 @@ import jax.numpy as jnp
 from wagma_jax.averaging import divided
 from wagma_jax.exchange.increments import added
 from wagma_jax.exchange.isolation import isolated
+from wagma_jax.exchange.replay.steps import Steps
 from wagma_jax.exchange.staging import Staging
-from wagma_jax.exchange.storage import Buffers, sum_dtype, widened
-from wagma_jax.exchange.wire import sum_in_order
+from wagma_jax.exchange.storage import Buffers
+from wagma_jax.exchange.summing import summed
 from wagma_jax.ledger import Segment
 from wagma_jax.ledger.entries import Call, ConsensusCall
 
@@ -29,21 +30,11 @@ class IncrementsRun:
         parts: The same segment of each rank.
         staging: Knows the trees.
         params: What all workers started from.
-        local_step: Maps (rank, number of the call, what the last call returned) to what was passed to ``average``.
-        hand_in: Maps (rank, number of the call, what the last call returned) to what was passed to ``consensus``.
-        observe: Called with (rank, number of the call, result) after each call of ``average``.
+        steps: The caller's functions.
     """
 
-    def __init__(
-        self,
-        parts: Sequence[Segment],
-        staging: Staging,
-        params: Any,
-        local_step: Callable[[int, int, Any], Any],
-        hand_in: Callable[[int, int, Any], Any],
-        observe: Callable[[int, int, Any], None],
-    ):
-        self._staging, self._local_step, self._hand_in, self._observe = staging, local_step, hand_in, observe
+    def __init__(self, parts: Sequence[Segment], staging: Staging, params: Any, steps: Steps):
+        self._staging, self._steps = staging, steps
         self._is_sync = parts[0].schedule.is_sync
         self._size = len(parts)
         self._programs = [
@@ -88,7 +79,7 @@ class IncrementsRun:
         is_call = isinstance(entry, Call)
         number = self._numbers[rank][0 if is_call else 1]
         if self._pending[rank] is None:
-            step = self._local_step if is_call else self._hand_in
+            step = self._steps.local if is_call else self._steps.hand_in
             self._receive(rank, entry, number, step(rank, number, self._params[rank]))
         result = self._result(rank, entry) if isinstance(entry, Call) else self._consensus(number)
         if result is None:
@@ -96,7 +87,7 @@ class IncrementsRun:
         self._return(rank, result)
         self._numbers[rank][0 if is_call else 1] += 1
         if is_call:
-            self._observe(rank, number, self._params[rank])
+            self._steps.observe(rank, number, self._params[rank])
         return True
 
     @isolated
@@ -148,10 +139,10 @@ class IncrementsRun:
             rounds = [t for t in sorted(self._handed[rank]) if t <= version]
             parts = [self._handed[rank].pop(t) for t in rounds]
             contributions.append(functools.reduce(self._add, parts) if parts else self._nothing)
-        self._results[r] = self._divide(_sum(contributions), self._size)
+        self._results[r] = self._divide(summed(contributions), self._size)
         if self._is_sync(r):
             rest = [self._rest[rank][version] for rank, version in enumerate(versions)]
-            self._means[r] = self._staging.narrow(self._divide(_sum(rest), self._size), rest[0])
+            self._means[r] = self._staging.narrow(self._divide(summed(rest), self._size), rest[0])
         self._newest = r
         return True
 
@@ -161,15 +152,8 @@ class IncrementsRun:
         models = self._models[number]
         if len(models) < self._size:
             return None
-        mean = self._divide(_sum([models[rank] for rank in range(self._size)]), self._size)
+        mean = self._divide(summed([models[rank] for rank in range(self._size)]), self._size)
         mean = self._staging.narrow(mean, models[0])
         for rank, version in enumerate(self._arrived):
             self._rest[rank][version] = self._staging.rest(mean)
         return mean
-
-
-def _sum(contributions: Sequence[Buffers]) -> Buffers:
-    return tuple(
-        sum_in_order([widened(buffer, sum_dtype(buffer.dtype)) for buffer in buffers])
-        for buffers in zip(*contributions, strict=True)
-    )

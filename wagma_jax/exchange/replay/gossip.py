@@ -6,7 +6,7 @@ and after which rounds all took a global mean. Everything is computed by the for
 
 import ast
 import collections
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,52 +14,29 @@ import numpy as np
 from wagma_jax.exchange.formulas import Formulas
 from wagma_jax.exchange.holds import Holds
 from wagma_jax.exchange.isolation import own_settings
+from wagma_jax.exchange.replay.steps import Steps
 from wagma_jax.exchange.staging import Staging
 from wagma_jax.exchange.storage import Buffers
+from wagma_jax.exchange.summing import summed
 from wagma_jax.gossip import GossipSchedule
 from wagma_jax.ledger import Segment
 from wagma_jax.ledger.entries import Call, ConsensusCall, GlobalMean, Mixed, Start
 from wagma_jax.protocol.mixing import Dpsgd, Held, Mixing, PushSum, Share, gathered
 
 
-def execute(
-    parts: Sequence[Segment],
-    staging: Staging,
-    params: Any,
-    local_step: Callable[[int, int, Any], Any],
-    observe: Callable[[int, int, Any], None],
-    add: Callable[[Sequence[Buffers]], Buffers],
-) -> list[Any]:
-    """The parameters of every rank in the end; see ``replay.replay``.
+class GossipRun:
+    """The state of a replay.
 
     Args:
-        parts: Of each rank.
-        staging: Between trees and buffers.
-        params: What all start from.
-        local_step: Maps (rank, number of the call, params) to W'.
-        observe: Called after each call.
-        add: The sum of buffers, as the wire takes it.
-
-    Raises:
-        ValueError: The ledgers lack a part of the run, or it began with messages on their way.
+        parts: The same segment of each rank.
+        staging: Knows the trees.
+        params: What all workers started from.
+        steps: The caller's functions.
     """
-    run = _Run(parts, staging, params, add)
-    for t in range(parts[0].start.first_round - 1, run.last + 1):
-        if t >= parts[0].start.first_round:
-            run.round(t, local_step, observe)
-        for _ in range(run.means[t]):
-            run.mean(t)
-    return run.params
 
-
-class _Run:
-    """The state of a replay."""
-
-    def __init__(
-        self, parts: Sequence[Segment], staging: Staging, params: Any, add: Callable[[Sequence[Buffers]], Buffers]
-    ):
+    def __init__(self, parts: Sequence[Segment], staging: Staging, params: Any, steps: Steps):
         start = parts[0].start
-        self._staging, self._add = staging, add
+        self._staging, self._steps, self._first = staging, steps, start.first_round
         self._schedule = GossipSchedule(start.num_workers, ast.literal_eval(start.options["shifts"]))
         self._mixing = _mixing(start)
         self._compute = Formulas(staging.layouts, staging.device, Holds(0))
@@ -68,9 +45,9 @@ class _Run:
             for part in parts
         ]
         self._mixed = [{entry.round: entry for entry in part.engine if isinstance(entry, Mixed)} for part in parts]
-        self.last = max((t for mixed in self._mixed for t in mixed), default=start.first_round - 1)
-        self.means = collections.Counter(entry.version for entry in parts[0].engine if isinstance(entry, GlobalMean))
-        self.params = [params] * len(parts)
+        self._last = max((t for mixed in self._mixed for t in mixed), default=start.first_round - 1)
+        self._means = collections.Counter(entry.version for entry in parts[0].engine if isinstance(entry, GlobalMean))
+        self._params = [params] * len(parts)
         self._calls = [0] * len(parts)
         leaves = staging.check(params)
         with own_settings():
@@ -78,16 +55,28 @@ class _Run:
         self._helds = [Held(first, first, np.float32(1))] * len(parts)
         self._on_way: list[Share | None] = [None] * len(parts)  # what each has pushed in the round before
 
-    def round(
-        self, t: int, local_step: Callable[[int, int, Any], Any], observe: Callable[[int, int, Any], None]
-    ) -> None:
+    def execute(self) -> list[Any]:
+        """The parameters of every rank in the end.
+
+        Raises:
+            ValueError: The ledgers lack a part of the run, or it began with messages on their way.
+        """
+        for t in range(self._first - 1, self._last + 1):
+            if t >= self._first:
+                self._round(t)
+            for _ in range(self._means[t]):
+                self._mean(t)
+        return self._params
+
+    def _round(self, t: int) -> None:
         """One round of all."""
-        ranks = range(len(self.params))
+        ranks = range(len(self._params))
         if not all(t in mixed for mixed in self._mixed):
             raise ValueError(f"the ledgers lack round {t} of some ranks: pass the ledgers of a whole run")
         calls = [self._next(rank, t) if self._mixed[rank][t].stepped else None for rank in ranks]
         trees = [
-            None if calls[rank] is None else local_step(rank, self._calls[rank], self.params[rank]) for rank in ranks
+            None if calls[rank] is None else self._steps.local(rank, self._calls[rank], self._params[rank])
+            for rank in ranks
         ]
         with own_settings():
             stepped = [self._stepped(rank, calls[rank], trees[rank]) for rank in ranks]
@@ -111,28 +100,28 @@ class _Run:
             for rank in ranks:
                 if trees[rank] is not None:
                     leaves = self._staging.check(trees[rank])
-                    self.params[rank] = self._staging.unpack(leaves, self._helds[rank].model)
+                    self._params[rank] = self._staging.unpack(leaves, self._helds[rank].model)
         for rank in ranks:
             if calls[rank] is not None:
-                observe(rank, self._calls[rank], self.params[rank])
+                self._steps.observe(rank, self._calls[rank], self._params[rank])
                 self._calls[rank] += 1
 
-    def mean(self, t: int) -> None:
+    def _mean(self, t: int) -> None:
         """A global mean after round t."""
-        ranks = range(len(self.params))
+        ranks = range(len(self._params))
         calls = [self._next(rank, t) for rank in ranks]
         with own_settings():
-            brought = [self._stepped(rank, calls[rank], self.params[rank]) for rank in ranks]
+            brought = [self._stepped(rank, calls[rank], self._params[rank]) for rank in ranks]
             sources = [self._schedule.receives_from(rank, t) if self._mixing.lag else () for rank in ranks]
             came = [[share for source in some if (share := self._on_way[source])] for some in sources]
             parts = [
                 self._mixing.contribute(self._helds[rank], brought[rank], came[rank], self._compute) for rank in ranks
             ]
-            mean = self._staging.narrow(self._add(parts), parts[0], len(parts))
+            mean = self._staging.narrow(summed(parts), parts[0], len(parts))
             self._helds = [gathered(mean)._replace(weight=np.float32(1))] * len(parts)
             self._on_way = [None] * len(parts)
             for rank in ranks:
-                self.params[rank] = self._staging.unpack(self._staging.check(self.params[rank]), mean)
+                self._params[rank] = self._staging.unpack(self._staging.check(self._params[rank]), mean)
 
     def _next(self, rank: int, t: int) -> Call | ConsensusCall:
         """The next call of a trainer, which belongs to round t."""
