@@ -204,7 +204,7 @@ ALLOWED = {
         "wagma_jax.exchange.finite", "wagma_jax.exchange.gathering", "wagma_jax.exchange.info",
         "wagma_jax.exchange.pairs", "wagma_jax.exchange.preparation", "wagma_jax.exchange.standing",
         "wagma_jax.exchange.startup", "wagma_jax.exchange.storage", "wagma_jax.exchange.tallies",
-        "wagma_jax.ledger.entries", "wagma_jax.protocol",
+        "wagma_jax.ledger.entries", "wagma_jax.protocol", "wagma_jax.schedule",
     },
     "wagma_jax/exchange/summing.py": {"wagma_jax.exchange.storage", "wagma_jax.exchange.wire"},
     "wagma_jax/exchange/replay/steps.py": set(),

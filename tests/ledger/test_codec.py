@@ -89,7 +89,7 @@ def test_every_field_is_checked(entry):
         (
             CALL,
             {"merge": "none"},
-            "expected 'own' or 'sum' or 'late' or 'mean' or 'mixed' in the field 'merge', got 'none'",
+            "expected 'own' or 'sum' or 'late' or 'mean' or 'added' or 'mixed' in the field 'merge', got 'none'",
         ),
         (CALL, {"round": None}, "expected an integer in the field 'round', got None"),
         (CALL, {"round": True}, "expected an integer"),
