@@ -1,10 +1,13 @@
 """EagerExchange between real processes."""
 
+import os
+
 import pytest
 
 pytest.importorskip("mpi4jax", reason="the extra mpi is not installed", exc_type=ImportError)
 
 import ranks
+from processes import ROOT, run_ranks
 
 
 def test_with_nobody_late_it_is_optax_on_the_mean():
@@ -42,3 +45,12 @@ def test_late_gradients_by_hand(num_ranks):
 )
 def test_what_is_taken(body, num_ranks):
     ranks.run(f"exchange_eager.{body}", num_ranks=num_ranks)
+
+
+@pytest.mark.long
+def test_five_workers():
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    program = ROOT / "tests" / "programs" / "exchange_eager.py"
+    status, output = run_ranks(5, program, timeout=250, environment={"PYTHONPATH": path})
+    assert status == 0, output
+    assert output.count("5 workers: ") == 3

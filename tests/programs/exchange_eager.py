@@ -296,3 +296,16 @@ def misuse(comm):
         with expect(ValueError, message):
             opened(comm, {"w": np.zeros(40, np.float32)}, **options)
     barrier(comm)
+
+
+if __name__ == "__main__":
+    from mpi4py import MPI
+
+    WORLD = MPI.COMM_WORLD
+    for settings in (("solo", "step"), ("majority", "step"), ("majority", "round")):
+        calls, late = once(WORLD, *settings, 60, 1000)
+        if WORLD.rank == 0:
+            print(f"{WORLD.size} workers: {settings} {calls} calls, {late} late", flush=True)
+    nobody_late(WORLD)
+    forced(WORLD)
+    unequal_steps(WORLD)
