@@ -48,8 +48,7 @@ SMALL = [  # workers, sync period, each trainer's plan (of "acm", see simulation
     (3, 2, ("aa", "a", ""), 0),
     pytest.param(3, 2, ("a", "aa", "a"), None, marks=pytest.mark.long),
     pytest.param(3, None, ("a", "a", "a"), 3, marks=pytest.mark.long),
-    pytest.param(3, 2, ("aa", "aa", "aa"), None, marks=pytest.mark.long),
-    pytest.param(3, 2, ("aa", "aa", "aa"), 0, marks=pytest.mark.long),
+    pytest.param(3, 2, ("aa", "aa", ""), 0, marks=pytest.mark.long),
 ]
 
 
@@ -69,7 +68,7 @@ def test_every_interleaving_of_a_failure_ends_everywhere(plans, seed, abort_at, 
 
 
 @pytest.mark.parametrize("clock", ["step", "round"])
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", range(12))
 def test_random_interleavings_apply_each_increment_once(seed, clock):
     source = random.Random(seed)
     plans = tuple("a" * source.randrange(7) for _ in range(source.randint(1, 7)))

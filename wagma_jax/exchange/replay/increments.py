@@ -52,8 +52,9 @@ class IncrementsRun:
         self._means: dict[int, Buffers] = {}  # of what only sync rounds exchange
         self._taken = [first] * self._size
         self._models: dict[int, dict[int, Buffers]] = collections.defaultdict(dict)  # handed to the n-th consensus
+        self._consensuses: list[Buffers] = []
         self._pending: list[Any] = [None] * self._size  # leaves of a call that has handed in, but not returned
-        start = isolated(lambda: staging.pack(staging.check(params)))()
+        self._start = start = isolated(lambda: staging.pack(staging.check(params)))()
         self._nothing = jax.tree.map(jnp.zeros_like, staging.ordinary(start))
         # what only sync rounds exchange, by the version that it belongs to
         self._rest = [{first: staging.rest(start)} for _ in parts]
@@ -150,10 +151,10 @@ class IncrementsRun:
     def _consensus(self, number: int) -> Buffers | None:
         """The mean of the n-th ``consensus``; None if not all have handed in their models."""
         models = self._models[number]
-        if len(models) < self._size:
-            return None
-        mean = self._divide(summed([models[rank] for rank in range(self._size)]), self._size)
-        mean = self._staging.narrow(mean, models[0])
-        for rank, version in enumerate(self._arrived):
-            self._rest[rank][version] = self._staging.rest(mean)
-        return mean
+        if len(self._consensuses) == number and len(models) == self._size:
+            mean = self._divide(summed([models.pop(rank) for rank in range(self._size)]), self._size)
+            mean = self._staging.narrow(mean, self._start)
+            self._consensuses.append(mean)
+            for rank, version in enumerate(self._arrived):  # nobody has gone on
+                self._rest[rank][version] = self._staging.rest(mean)
+        return self._consensuses[number] if number < len(self._consensuses) else None
