@@ -311,5 +311,4 @@ class Lingering(Lifecycle):
 
     def leave(self, life: Life, actions: list[Any]) -> Life:
         """Nobody counts on this engine any more, and nothing is on its way to it."""
-        actions.append(messages.Shutdown())
-        return life._replace(over=True)
+        return super().end(life, actions)
