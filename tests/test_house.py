@@ -80,7 +80,7 @@ ALLOWED = {
     },
     "wagma_jax/exchange/recorder.py": {"wagma_jax.ledger.codec", "wagma_jax.ledger.entries"},
     "wagma_jax/exchange/wire/sums.py": set(),
-    "wagma_jax/exchange/wire/members.py": {"wagma_jax.exchange.tags"},
+    "wagma_jax/exchange/wire/members.py": {"wagma_jax.exchange.tags", "wagma_jax.exchange.wire.sums"},
     "wagma_jax/exchange/wire": {
         "wagma_jax.averaging", "wagma_jax.exchange.barrier", "wagma_jax.exchange.storage", "wagma_jax.exchange.wire",
         "wagma_jax.jax_internals",
