@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from exchange_small import FAR_MORE, START, a_run_goes_well, expect, open_small, step, tell, told, train, wait_until
 
-from wagma_jax.exchange import ExchangeError, GroupExchange, models, offsets, startup
+from wagma_jax.exchange import ExchangeError, GroupExchange, groups, models, offsets, startup
 from wagma_jax.exchange.gathering import Gathering
 from wagma_jax.exchange.wire import Wire
 
@@ -78,7 +78,7 @@ def errors(comm):
 
 def constructor(comm):
     """Rank 1 fails inside of the constructor, at one step after the other; then rank 0 waits for it alone."""
-    places = [(Gathering, "duplicate"), (startup, "broadcast"), (startup, "warm_up"), (Wire, "prepare")]
+    places = [(Gathering, "duplicate"), (startup, "broadcast"), (groups, "warm_up"), (Wire, "prepare")]
     for place, name in places:
         own = comm.Dup()  # which is of no use if they stop at different steps
         if comm.rank == 1:
