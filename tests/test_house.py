@@ -137,6 +137,7 @@ ALLOWED = {
     "wagma_jax/exchange/alone.py": {
         "wagma_jax.exchange.rounds", "wagma_jax.exchange.staging", "wagma_jax.exchange.storage",
     },
+    "wagma_jax/exchange/deferred.py": {"wagma_jax.exchange.rounds", "wagma_jax.exchange.staging"},
     "wagma_jax/exchange/groups.py": {
         "wagma_jax.exchange.finite", "wagma_jax.exchange.gathering", "wagma_jax.exchange.models",
         "wagma_jax.exchange.preparation", "wagma_jax.exchange.rounds", "wagma_jax.exchange.schedules",
@@ -144,7 +145,8 @@ ALLOWED = {
         "wagma_jax.exchange.wire", "wagma_jax.protocol", "wagma_jax.schedule",
     },
     "wagma_jax/exchange/exchange.py": {
-        "wagma_jax.averaging", "wagma_jax.exchange.alone", "wagma_jax.exchange.base", "wagma_jax.exchange.engine",
+        "wagma_jax.averaging", "wagma_jax.exchange.alone", "wagma_jax.exchange.base", "wagma_jax.exchange.deferred",
+        "wagma_jax.exchange.engine",
         "wagma_jax.exchange.finite", "wagma_jax.exchange.gathering", "wagma_jax.exchange.groups",
         "wagma_jax.exchange.info", "wagma_jax.exchange.models", "wagma_jax.exchange.preparation",
         "wagma_jax.exchange.schedules", "wagma_jax.exchange.standing", "wagma_jax.exchange.startup",

@@ -11,6 +11,7 @@ from wagma_jax.averaging import PolicyFunction
 from wagma_jax.exchange import groups, startup, transformation
 from wagma_jax.exchange.alone import Alone
 from wagma_jax.exchange.base import Exchange, HandedIn
+from wagma_jax.exchange.deferred import Deferred
 from wagma_jax.exchange.engine import Engine
 from wagma_jax.exchange.finite import OnNonfinite, is_finite
 from wagma_jax.exchange.gathering import Gathering
@@ -125,6 +126,7 @@ class GroupExchange(Exchange):
         # the version of the publication if that is what the last call returned
         self._returned: int | None = standing.version if arguments.published is None else None
         self.info = ExchangeInfo(standing.round, False, False, 0, 0.0, (), (), standing.base)
+        self._deferred = Deferred(self._engine, self._staging)
         self._alone = Alone(self._engine, self._staging, self._finite)
 
     def average(self, params: Any, tally: Sequence[int] = ()) -> tuple[Any, ExchangeInfo]:
@@ -158,7 +160,8 @@ class GroupExchange(Exchange):
             t = self._alone.passes(params, self._counter, lasting=not transformation.in_step())
             if t is not None:
                 return params, self._passed(t, entered)
-            model = self._finite(self._staging.pack(leaves))
+            whole = self._packs_whole()
+            model = self._finite(self._staging.pack(leaves, whole))
             nonfinite = model is None
             if nonfinite:  # also of the leaves that this round does not average
                 leaves = self._staging.check(self._staging.unpack(leaves, self._engine.models.outbox.model))
@@ -166,9 +169,11 @@ class GroupExchange(Exchange):
             self._stands = self._returned = None
             self._call.count_on()
             published = self._engine.models.outbox.version
-            t = self._engine.arrive(model, self._counter, tally)
+            complete = lambda own, leaves=leaves: self._staging.completed(own, self._staging.pack_rest(leaves))
+            t = self._engine.arrive(model, self._counter, tally, complete)
+            self._deferred.note(None if whole or self.schedule.is_sync(t) else leaves)
             self._start, self._leaves = None, leaves
-            del model, params
+            del model, params, complete
             newest, taken, waits = self._engine.take(t, self.timeout_seconds)
             woken = time.perf_counter()
             tree = self._merged(taken)
@@ -190,13 +195,14 @@ class GroupExchange(Exchange):
     # what the calls that rest need to know
 
     def _hand_in(self, leaves: list[Any]) -> HandedIn:
-        self._alone.publish()
+        self._rests()
         model = self._finite(self._staging.pack(leaves))
         if model is None:
             return HandedIn(self._staging.copy(self._engine.models.outbox.model), is_stand_in=True)
         return HandedIn(model)
 
     def _rests(self) -> None:
+        self._deferred.publish()
         published = self._alone.publish()
         self._returned = self._returned if published is None else published
 
@@ -221,14 +227,23 @@ class GroupExchange(Exchange):
             self._recorder.add(entries.Call(t, entered, now, now, now, MERGE_NAMES[Merge.OWN], None, t, {}))
         return self.info
 
+    def _packs_whole(self) -> bool:
+        """Whether the next call packs also what only sync rounds average."""
+        if not self._staging.has_rest or transformation.in_step():  # whose leaves do not outlive the call
+            return True
+        # whether a model is finite can only be seen where it is whole
+        return self._on_nonfinite == "skip" or self._engine.leads_to_sync(self._counter)
+
     def _finite(self, model: Buffers) -> Buffers | None:
         """The model; None if it is to be skipped."""
         return model if self._on_nonfinite == "share" or is_finite(model) else None
 
     def _merged(self, taken: Taken) -> Any:
         """The new tree; notes which round's result is in it."""
-        if taken.result is None:  # the mean, or W' itself
+        if taken.merge is None:  # the mean
             return self._staging.unpack(self._leaves, taken.buffers)
+        if taken.result is None:  # W' itself
+            return self._staging.unpack(self._leaves, self._staging.ordinary(taken.buffers))
         total, size = taken.result.total, taken.result.size
         own = self._staging.ordinary(taken.buffers)
         if taken.merge == Merge.LATE:

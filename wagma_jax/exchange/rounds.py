@@ -1,6 +1,7 @@
 """The engine of rounds: publications are added up in groups, and the trainer merges the newest sum."""
 
 import time
+from collections.abc import Callable
 
 from mpi4py import MPI
 
@@ -45,28 +46,55 @@ class RoundsEngine(Engine):
 
     # the trainer's side
 
-    def arrive(self, model: Buffers | None, counter: int, tally: Tally) -> int:
+    def leads_to_sync(self, counter: int) -> bool:
+        """Whether the trainer's next call leads to a sync round, as it looks now.
+
+        Args:
+            counter: The round of the previous call.
+        """
+        with self._changed:
+            return self.machine.plan.is_sync(self.machine.target(self.state, counter))
+
+    def arrive(
+        self,
+        model: Buffers | None,
+        counter: int,
+        tally: Tally,
+        complete: Callable[[Buffers], Buffers] = lambda own: own,
+    ) -> int:
         """Publishes W' and arrives at a round.
 
         Args:
-            model: W', all buffers, the engine's from now on; None: what was published before stays.
+            model: W', all buffers or those of ordinary rounds, the engine's from now on; None: what was published
+                before stays.
             counter: The round of the previous call.
             tally: What this worker adds to the sums, if it is a sync round.
+            complete: Maps the buffers of ordinary rounds to all of W'; called if others have called to a sync round.
 
         Returns:
             The round.
         """
-        with self._changed:
-            t = self.machine.target(self.state, counter)
-            buffers = self.models.part(self.models.outbox.model if model is None else model, t)
-            begun = self._inside is not None and self._inside.round == t
-            enough = model is None or begun or self.state.round > t or self.models.has_memory(len(buffers))
-        memory = None if enough else self.wire.memory(buffers)  # by this thread, see there
-        with self._changed:
-            t = self.machine.target(self.state, counter)
-            if model is not None:
-                self.models.publish(t, model, memory)
-            self._waits.begin()
+        buffers: Buffers = ()
+        memory = None
+        while True:
+            with self._changed:
+                t = self.machine.target(self.state, counter)
+                lacks = model is not None and self.machine.plan.is_sync(t) and not self.models.is_whole(model)
+                if not lacks:
+                    buffers = self.models.part(self.models.outbox.model if model is None else model, t)
+                    begun = self._inside is not None and self._inside.round == t
+                    enough = model is None or begun or self.state.round > t or self.models.has_memory(len(buffers))
+                    if enough or memory is not None:
+                        if model is not None:
+                            self.models.publish(t, model, memory)
+                        self._waits.begin()
+                        break
+            # by this thread, and without the lock
+            if lacks:
+                assert model is not None
+                model = complete(model)
+            else:
+                memory = self.wire.memory(buffers)
         self._events.post(messages.Arrive(t, tally))
         return t
 
@@ -87,6 +115,11 @@ class RoundsEngine(Engine):
             self.state = state
             self._note_alone(t)
             return t
+
+    def publish_rest(self, rest: Buffers) -> None:
+        """Publishes the buffers of the newest W' that only sync rounds exchange."""
+        with self._changed:
+            self.models.put_rest(rest)
 
     def publish(self, version: int, model: Buffers) -> None:
         """Publishes a model that was passed over in rounds of one."""
