@@ -136,7 +136,8 @@ class Cluster:
             return any(entry[:2] == (source, dest) and _place(entry[2]) < _place(event) for entry in world.network)
         if not isinstance(event, messages.Receive) or event.message.kind != Kind.ABORT:
             return False
-        return any(entry[:2] == (source, dest) and entry[2] != event for entry in world.network)
+        before = (other for *way, other in world.network if way == [source, dest] and other != event)
+        return any(other.message.kind != Kind.ABORT or not other.message.final for other in before)
 
     def apply(self, world, move):
         if move[0] == "deliver":
@@ -275,7 +276,7 @@ class Cluster:
     def _gather(self, world, worker, action):
         rest = Rest.CONSENSUS if isinstance(action, messages.GlobalMean) else Rest.MEET
         engine = world.engines[worker]
-        left = [kind for kind, r, _ in engine.facts if r >= engine.round and kind in (Kind.ARRIVED, Kind.FORCE)]
+        left = [kind for r, kind, _ in engine.facts.entries if r >= engine.round and kind in (Kind.ARRIVED, Kind.FORCE)]
         require(not left, "worker {} is woken while a round is activated", worker)
         require(all(engine.life.resting in (rest, Rest.NONE) for engine in world.engines), "all rest alike")
         rests = world.trainers[worker].rests
