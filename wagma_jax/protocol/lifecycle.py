@@ -6,12 +6,13 @@
   which nobody leaves before all have entered, or to their ends.
 - *The same round.* WAKE says at which round anybody's trainer has arrived last. A machine of rounds executes all up to
   that one before it wakes, so that afterwards all workers stand at the same round.
-- *Failure.* Whoever fails says ABORT, and so does whoever hears it: to its neighbours in the hypercube, by whom all hear
-  of it, and to its peers, who want to know whether this one keeps a promise of its own.
-- *Promises.* REST and the READY of a sync round promise in the name of all below. Who has sent one waits for its answer,
-  WAKE or GO, since others may have got theirs. It gives up once it knows that there is none: an engine that fails before
-  it has promised says so with its ABORT, which is ``final`` then, and whoever learns it passes it on, as a second ABORT
-  if need be. Whoever has been woken goes through with it although it has failed, since others may be inside already.
+- *Failure.* Whoever fails says ABORT, and so does whoever hears it: to its neighbours in the hypercube, by whom all
+  hear of it, and to its peers, who want to know whether this one keeps a promise of its own.
+- *Promises.* REST and the READY of a sync round promise in the name of all below. Who has sent one waits for its
+  answer, WAKE or GO, since others may have got theirs. It gives up once it knows that there is none: an engine that
+  fails before it has promised says so with its ABORT, which is ``final`` then, and whoever learns it passes it on, by a
+  second ABORT if need be. Whoever has been woken goes through with it although it has failed, since others may be
+  inside already.
 
 Why a final ABORT cannot be about something that has passed: nobody completes a sync round, a global mean or a barrier
 before all have entered it. So while one waits for an answer, nobody can have failed after what the answer starts.
@@ -124,7 +125,7 @@ class Lifecycle:
         promised = life.told or life.pledged or life.woken is not None
         final = life.final or not promised
         message = Message(Kind.ABORT, 0, text=text, final=final)
-        actions.extend(Send(worker, message) for worker in self._listeners)
+        actions.extend(Send(worker, message) for worker in self.listeners)
         return life._replace(aborted=life.aborted | {self.worker}, final=final)
 
     def receive(self, life: Life, source: int, message: Message, actions: list[Action]) -> Life:
@@ -223,17 +224,18 @@ class Lifecycle:
         return life._replace(final=True)
 
     @functools.cached_property
+    def listeners(self) -> list[int]:
+        """Whom this worker tells that it has failed."""
+        peers = range(self.num_workers) if self.peers is None else self.peers
+        return sorted({*self._neighbours, *peers} - {self.worker})
+
+    @functools.cached_property
     def _children(self) -> tuple[int, ...]:
         return tree.children(self.worker, self.num_workers)
 
     @functools.cached_property
     def _neighbours(self) -> tuple[int, ...]:
         return tree.neighbours(self.worker, self.num_workers)
-
-    @functools.cached_property
-    def _listeners(self) -> list[int]:
-        peers = range(self.num_workers) if self.peers is None else self.peers
-        return sorted({*self._neighbours, *peers} - {self.worker})
 
 
 def _unlike(rested: Iterable[Resting]) -> str:
