@@ -30,7 +30,7 @@ from wagma_jax.schedule import GroupSchedule
 
 WORKERS = (64, 256, 1024)
 ELEMENTS = 1_000_000
-REPEATS = 5
+REPEATS = 9
 
 
 class Traffic:

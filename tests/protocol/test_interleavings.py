@@ -227,7 +227,7 @@ class RestsWithATally(Rounds):
 
     def _sync_round(self, state, actions):
         if self._served(state, state.round) and state.arrived < state.round:
-            state = self._add_tally(state, state.round, self.worker, (9,))
+            state = self._add_tally(state, state.round, (9,))
         return super()._sync_round(state, actions)
 
 
@@ -236,7 +236,7 @@ class KeepsTallies(Rounds):
 
     def _arrived(self, state, event):
         k = next(k for k in range(event.round, event.round + 9) if self.plan.is_sync(k))
-        return super()._arrived(self._add_tally(state, k, self.worker, event.tally), event)
+        return super()._arrived(self._add_tally(state, k, event.tally), event)
 
 
 class TakenAgain(Inbox):

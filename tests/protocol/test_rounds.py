@@ -132,11 +132,11 @@ def test_tallies_are_added_up_on_the_way_and_the_sums_come_back():
     assert actions[:-1] == [messages.Send(dest, Message(Kind.GO, 2, tally=(7, 5))) for dest in (2, 1)]
     assert actions[-1] == messages.Exchange(2, (0, 1, 2, 3), (7, 5))
     state, _ = first.step(state, messages.Completed())
-    assert state.tallies == frozenset()
+    assert state.tallies == ()
 
 
 def test_tallies_of_ordinary_rounds_are_dropped():
-    assert machine().step(State(), messages.Arrive(0, (1,)))[0].tallies == frozenset()
+    assert machine().step(State(), messages.Arrive(0, (1,)))[0].tallies == ()
 
 
 def test_whoever_is_woken_first_executes_what_others_have_arrived_at():

@@ -65,7 +65,8 @@ class State(NamedTuple):
         called: The newest sync round that any trainer is known to have arrived at.
         exchanging: Whether an exchange, global mean or barrier is in progress.
         facts: Who has said what about rounds that are not complete, this worker among them.
-        tallies: (round, sender, tally) of sync rounds that are not complete: of this worker, its children, its parent.
+        tallies: The sums of tallies by sync round: over this worker and all below it in the tree, as far as they are
+            ready; over all workers once GO is here.
         life: Rest, failure and the end.
     """
 
@@ -75,7 +76,7 @@ class State(NamedTuple):
     called: int = -1
     exchanging: bool = False
     facts: Facts = Facts()
-    tallies: frozenset[tuple[int, int, Tally]] = frozenset()
+    tallies: tuple[tuple[int, Tally], ...] = ()
     life: Life = Life()
 
 
@@ -137,7 +138,7 @@ class Rounds:
 
     def is_alone(self, r: int) -> bool:
         """Whether nothing is exchanged in round r, in which this worker is alone."""
-        return len(self._planned(r).members) == 1 and not self.plan.is_sync(r)
+        return not self.plan.is_sync(r) and len(self._planned(r).members) == 1
 
     def waits_for(self, state: State) -> tuple[int, ...]:
         """The workers without which this engine does not go on, as far as it knows; they may be asked in turn."""
@@ -167,12 +168,16 @@ class Rounds:
 
     def _arrived(self, state: State, event: Arrive) -> State:
         state = state._replace(arrived=max(state.arrived, event.round))
-        return self._add_tally(state, event.round, self.worker, event.tally)
+        return self._add_tally(state, event.round, event.tally)
 
-    def _add_tally(self, state: State, r: int, sender: int, tally: Tally) -> State:
+    def _add_tally(self, state: State, r: int, tally: Tally) -> State:
         if not tally or r < state.round or not self.plan.is_sync(r):
             return state
-        return state._replace(tallies=state.tallies | {(r, sender, tally)})
+        return self._with_tally(state, r, added([_tally_of(state, r), tally]))
+
+    def _with_tally(self, state: State, r: int, tally: Tally) -> State:
+        others = (entry for entry in state.tallies if entry[0] != r)
+        return state._replace(tallies=(*others, (r, tally)))
 
     def _received(self, state: State, source: int, message: Message, actions: list[Action]) -> State:
         kind, r = message.kind, message.round
@@ -181,9 +186,10 @@ class Rounds:
         state = state._replace(heard=max(state.heard, r))
         if kind == Kind.SYNC:
             return self._call(state, r, source, actions)
-        state = self._add_tally(state, r, source, message.tally)
         state = state._replace(facts=state.facts.add(kind, r, source))
-        return self._go(state, message.tally, actions) if kind == Kind.GO else state
+        if kind == Kind.GO:
+            return self._go(state, message.tally, actions)
+        return self._add_tally(state, r, message.tally)
 
     def _completed(self, state: State) -> State:
         assert state.exchanging
@@ -196,7 +202,7 @@ class Rounds:
         return state._replace(
             round=r,
             facts=state.facts.since(r),
-            tallies=frozenset(entry for entry in state.tallies if entry[0] >= r),
+            tallies=tuple(entry for entry in state.tallies if entry[0] >= r),
         )
 
     # what follows from what is known
@@ -283,24 +289,22 @@ class Rounds:
     def _ready_below(self, state: State, actions: list[Action]) -> State:
         """All here and below are ready for the current round: tells the parent; at worker 0 the round begins."""
         k = state.round
-        tally = added(tally for r, _, tally in state.tallies if r == k)
+        tally = _tally_of(state, k)
         if self.worker == 0:
-            state = state._replace(facts=state.facts.add(Kind.GO, k, 0), tallies=frozenset({(k, 0, tally)}))
-            return self._go(state, tally, actions)
+            return self._go(state._replace(facts=state.facts.add(Kind.GO, k, 0)), tally, actions)
         state = self._say(state, Kind.READY, k, (tree.parent(self.worker),), actions, tally)
         return state._replace(life=state.life._replace(pledged=True))
 
     def _go(self, state: State, tally: Tally, actions: list[Action]) -> State:
-        """The current round begins: passes GO on."""
+        """The current round begins, with the sums over all workers: passes GO on."""
         children = tree.children(self.worker, self.num_workers)
         actions.extend(Send(child, Message(Kind.GO, state.round, tally=tally)) for child in children)
-        return state._replace(life=state.life._replace(pledged=False))
+        state = state._replace(life=state.life._replace(pledged=False))
+        return self._with_tally(state, state.round, tally)
 
     def _sync_exchange(self, state: State) -> Exchange:
         """The exchange of the current round, with the sums that came with GO."""
-        k = state.round
-        (sums,) = {tally for r, sender, tally in state.tallies if (r, sender) == (k, self._above)} or {()}
-        return Exchange(k, self._group(k), sums)
+        return Exchange(state.round, self._group(state.round), _tally_of(state, state.round))
 
     def _served(self, state: State, r: int) -> bool:
         """Whether the trainer counts as arrived at round r."""
@@ -362,10 +366,9 @@ class Rounds:
         """The set of the children in the tree."""
         return mask_of(tree.children(self.worker, self.num_workers))
 
-    @property
-    def _above(self) -> int:
-        """From whom GO comes."""
-        return tree.parent(self.worker) if self.worker else 0
+
+def _tally_of(state: State, r: int) -> Tally:
+    return next((tally for of, tally in state.tallies if of == r), ())
 
 
 @functools.lru_cache(maxsize=256)
