@@ -45,12 +45,15 @@ ALLOWED = {
     "wagma_jax/protocol/__init__.py": set(),
     "wagma_jax/protocol/messages.py": set(),
     "wagma_jax/protocol/rules.py": set(),
+    "wagma_jax/protocol/tree.py": set(),
+    "wagma_jax/protocol/facts.py": {"wagma_jax.protocol.messages"},
     "wagma_jax/protocol/increments.py": set(),
-    "wagma_jax/protocol/lifecycle.py": {"wagma_jax.protocol.messages"},
+    "wagma_jax/protocol/lifecycle.py": {"wagma_jax.protocol.messages", "wagma_jax.protocol.tree"},
     "wagma_jax/protocol/plan.py": {"wagma_jax.schedule"},
     "wagma_jax/protocol/machine.py": {"wagma_jax.protocol.lifecycle"},
     "wagma_jax/protocol/rounds.py": {
-        "wagma_jax.protocol.lifecycle", "wagma_jax.protocol.messages", "wagma_jax.protocol.plan",
+        "wagma_jax.protocol.facts", "wagma_jax.protocol.lifecycle", "wagma_jax.protocol.messages",
+        "wagma_jax.protocol.plan", "wagma_jax.protocol.tree",
     },
     "wagma_jax/protocol/live.py": set(),
     "wagma_jax/protocol/pairwise.py": {
@@ -76,8 +79,10 @@ ALLOWED = {
     "wagma_jax/exchange/mailbox.py": {"wagma_jax.exchange.tags"},
     "wagma_jax/exchange/gathering.py": {
         "wagma_jax.exchange.errors", "wagma_jax.exchange.isolation", "wagma_jax.exchange.mailbox",
-        "wagma_jax.exchange.tags", "wagma_jax.protocol",
+        "wagma_jax.exchange.survey", "wagma_jax.exchange.tags", "wagma_jax.protocol",
     },
+    "wagma_jax/exchange/survey.py": {"wagma_jax.exchange.mailbox", "wagma_jax.protocol"},
+    "wagma_jax/exchange/farewell.py": {"wagma_jax.exchange.mailbox", "wagma_jax.protocol.tree"},
     "wagma_jax/exchange/schedules.py": {"wagma_jax.schedule"},
     "wagma_jax/exchange/standing.py": {"wagma_jax.schedule"},
     "wagma_jax/exchange/storage.py": {"wagma_jax.averaging"},
@@ -91,10 +96,11 @@ ALLOWED = {
     },
     "wagma_jax/exchange/offsets.py": {
         "wagma_jax.exchange.gathering", "wagma_jax.exchange.tags", "wagma_jax.ledger.entries",
+        "wagma_jax.protocol.tree",
     },
     "wagma_jax/exchange/recorder.py": {"wagma_jax.ledger.codec", "wagma_jax.ledger.entries"},
     "wagma_jax/exchange/wire/sums.py": set(),
-    "wagma_jax/exchange/wire/members.py": {"wagma_jax.exchange.tags"},
+    "wagma_jax/exchange/wire/members.py": {"wagma_jax.exchange.tags", "wagma_jax.exchange.wire.sums"},
     "wagma_jax/exchange/wire": {
         "wagma_jax.averaging", "wagma_jax.exchange.barrier", "wagma_jax.exchange.storage", "wagma_jax.exchange.wire",
         "wagma_jax.jax_internals",
@@ -119,9 +125,10 @@ ALLOWED = {
     "wagma_jax/exchange/events.py": {"wagma_jax.exchange.mailbox", "wagma_jax.protocol.messages"},
     "wagma_jax/exchange/waiting.py": {"wagma_jax.exchange.mailbox"},
     "wagma_jax/exchange/engine.py": {
-        "wagma_jax.exchange.errors", "wagma_jax.exchange.events", "wagma_jax.exchange.isolation",
-        "wagma_jax.exchange.mailbox", "wagma_jax.exchange.recorder", "wagma_jax.exchange.storage",
-        "wagma_jax.exchange.waiting", "wagma_jax.exchange.wire", "wagma_jax.ledger.entries", "wagma_jax.protocol",
+        "wagma_jax.exchange.errors", "wagma_jax.exchange.events", "wagma_jax.exchange.farewell",
+        "wagma_jax.exchange.isolation", "wagma_jax.exchange.mailbox", "wagma_jax.exchange.recorder",
+        "wagma_jax.exchange.storage", "wagma_jax.exchange.waiting", "wagma_jax.exchange.wire",
+        "wagma_jax.ledger.entries", "wagma_jax.protocol",
     },
     "wagma_jax/exchange/rounds.py": {
         "wagma_jax.exchange.engine", "wagma_jax.exchange.history", "wagma_jax.exchange.increments",

@@ -5,6 +5,7 @@ Models are symbols: ("W", worker, round) is a publication, a sum is the set of t
 can be seen in one step; `check_end` checks a state in which nothing can happen any more.
 """
 
+import collections
 import functools
 from typing import NamedTuple
 
@@ -37,6 +38,7 @@ class Trainer(NamedTuple):
     model: tuple = ("W", -1)
     rests: int = 0  # how often it has begun to rest
     closed: bool = False
+    died: bool = False
 
 
 class World(NamedTuple):
@@ -69,6 +71,7 @@ class Cluster:
         abort_at=None,
         dies_resting=None,
         dies_waiting=None,
+        die=(),
         mean=global_mean,
         inbox=Inbox,
         barrier=True,
@@ -84,6 +87,7 @@ class Cluster:
         self.abort_at = abort_at  # this worker's trainer fails instead of its n-th call: (worker, n)
         self.dies_resting = dies_resting  # this worker's trainer may fail at any time of its n-th rest: (worker, n)
         self.dies_waiting = dies_waiting  # the same of its n-th call, one of "a"
+        self.die = die  # these workers' trainers may fail at any time inside of any call
         self.barrier = barrier  # whether nobody leaves a rest before all have entered
         self.global_mean = mean
         self.inbox = inbox
@@ -117,9 +121,14 @@ class Cluster:
                     moves.append(("dies", worker))
             if world.running[worker] is not None and self._all_in(world, worker):
                 moves.append(("completed", worker))
+        ways = collections.defaultdict(list)
         for source, dest, event in world.network:
-            if world.running[dest] is None and not self._overtakes(world, source, dest, event):
-                moves.append(("deliver", source, dest, event))
+            if world.running[dest] is None:
+                ways[source, dest].append(event)
+        for (source, dest), events in ways.items():
+            for event in events:
+                if len(events) == 1 or not self._overtakes(events, event, source == dest):
+                    moves.append(("deliver", source, dest, event))
         return moves
 
     def _is_ready(self, world, worker):
@@ -135,18 +144,21 @@ class Cluster:
 
     def _may_die(self, trainer, worker):
         """At any time inside of a call, also when what it waits for has come."""
+        if worker in self.die and trainer.waits is not None:
+            return True
         if trainer.waits == "rest":
             return self.dies_resting == (worker, trainer.rests)
         calls = len(self.plans[worker]) - len(trainer.plan)
         return trainer.waits is not None and self.dies_waiting == (worker, calls)
 
-    def _overtakes(self, world, source, dest, event):
+    def _overtakes(self, events, event, is_own):
         """A trainer's events come in order; of messages only an ABORT must not overtake what its sender said before."""
-        if source == dest:
-            return any(entry[:2] == (source, dest) and _place(entry[2]) < _place(event) for entry in world.network)
-        if not isinstance(event, messages.Receive) or event.message.kind != Kind.ABORT:
+        if is_own:
+            return any(_place(other) < _place(event) for other in events)
+        if event.message.kind != Kind.ABORT:
             return False
-        return any(entry[:2] == (source, dest) and entry[2] != event for entry in world.network)
+        before = (other.message for other in events if other != event)
+        return any(message.kind != Kind.ABORT or not message.final for message in before)
 
     def apply(self, world, move):
         if move[0] == "deliver":
@@ -200,7 +212,7 @@ class Cluster:
         return self._set(world, "outboxes", worker, outbox.publish(target, model)), model
 
     def _dies(self, world, worker):
-        world = self._set(world, "trainers", worker, world.trainers[worker]._replace(closed=True))
+        world = self._set(world, "trainers", worker, world.trainers[worker]._replace(closed=True, died=True))
         return self._post(world._replace(died=True), worker, messages.Abort("failed"))
 
     def _tally(self, worker, number):
@@ -294,7 +306,7 @@ class Cluster:
     def _gather(self, world, worker, action):
         rest = Rest.CONSENSUS if isinstance(action, messages.GlobalMean) else Rest.MEET
         engine = world.engines[worker]
-        left = [kind for kind, r, _ in engine.facts if r >= engine.round and kind in (Kind.ARRIVED, Kind.FORCE)]
+        left = [kind for r, kind, _ in engine.facts.entries if r >= engine.round and kind in (Kind.ARRIVED, Kind.FORCE)]
         require(not left, "worker {} is woken while a round is activated", worker)
         require(all(engine.life.resting in (rest, Rest.NONE) for engine in world.engines), "all rest alike")
         rests = world.trainers[worker].rests
@@ -433,13 +445,17 @@ class Cluster:
     # the end
 
     def check_end(self, world):
-        failed = world.died and self.size > 1
         require(all(engine.life.over for engine in world.engines), "not all are at their end: {}", self._stuck(world))
-        # all may have closed before the engine hears that its trainer has failed inside of close()
-        unseen = failed and self.dies_resting is not None and not world.trainers[self.dies_resting[0]].plan
-        require(world.failed == failed or unseen, "a failure is seen, and only where there is one")
+        # all may have closed, or failed as well, before an engine hears of a trainer that has failed inside of close()
+        failures = [trainer for trainer in world.trainers if trainer.died]
+        unheard = (
+            all(trainer.waits == "rest" and not trainer.plan for trainer in failures) or len(failures) == self.size
+        )
+        require(
+            world.failed == world.died or (world.died and unheard), "a failure is seen, and only where there is one"
+        )
         require(not any(world.running), "an exchange is never over: {}", world.running)
-        if not failed:
+        if not world.died:
             require(all(trainer.closed for trainer in world.trainers), "all trainers are done")
             require(not world.contributions, "every exchange is over")
 

@@ -134,8 +134,8 @@ class RoundsEngine(Engine):
 
         Returns:
             The newest complete round; what was taken; and the seconds that this worker has waited for others to get
-            ready, by rank (several share them evenly; at a sync round workers only know that they wait for the GO of
-            rank 0; empty without a ledger).
+            ready, by rank (several share them evenly; at a sync round workers only know their neighbours in the tree
+            of all, for whom or behind whom they wait; empty without a ledger).
 
         Raises:
             ExchangeError: The run is over.

@@ -152,24 +152,23 @@ def agree(gathering: Gathering, check: Callable[[], Arguments]) -> Arguments:
     except Exception as caught:
         text, error = described(caught), caught
     description = None if arguments is None else _description(arguments)
-    digest = hashlib.sha256(repr(description).encode()).digest()
-    everyone = gathering.allgather(np.frombuffer(bytes([error is not None]) + digest, np.uint8))
-    wrong = np.flatnonzero(everyone[:, 0])
-    if wrong.size:
-        rank = int(wrong[0])
+    rank = gathering.first(error is not None)
+    if rank is not None:
         text = gathering.broadcast_object(text, rank)
         gathering.agreed_to_fail()
         if error is not None:
             raise error
         raise ValueError(f"rank {rank} could not build its exchange: {text}")
     assert arguments
-    _, firsts = np.unique(everyone, axis=0, return_index=True)
-    for rank in sorted(set(firsts.tolist()) - {0}):
+    digest = hashlib.sha256(repr(description).encode()).digest()  # of one size, however large the tree is
+    known = {gathering.broadcast_object(digest, 0)}
+    while (rank := gathering.first(digest not in known)) is not None:
         first, other = gathering.broadcast_object(description, 0), gathering.broadcast_object(description, rank)
         difference = _difference(first, other)
         if difference:
             gathering.agreed_to_fail()
             raise ValueError(f"rank {rank} and rank 0 differ: {difference}; pass the same on all ranks")
+        known.add(gathering.broadcast_object(digest, rank))
     return arguments
 
 

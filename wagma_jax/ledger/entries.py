@@ -252,7 +252,7 @@ class Offset(NamedTuple):
     Attributes:
         time: When it was measured.
         offset: What is added to this rank's time to get rank 0's, seconds.
-        error: The bound on the offset's error, seconds: half the shortest round trip.
+        error: The bound on the offset's error, seconds: half the shortest round trip, added up on the way to rank 0.
     """
 
     time: Moment

@@ -41,6 +41,16 @@ class Plan(Protocol):
         """Whether all workers have to arrive at round r."""
         ...
 
+    def peers(self, worker: int) -> tuple[int, ...]:
+        """All others with whom a worker is ever in a round that is no sync round."""
+        ...
+
+
+@functools.lru_cache(maxsize=16)
+def everyone(num_workers: int) -> tuple[int, ...]:
+    """All workers, made once: there may be many."""
+    return tuple(range(num_workers))
+
 
 @dataclasses.dataclass(frozen=True)
 class GroupPlan:
@@ -66,6 +76,11 @@ class GroupPlan:
     def is_sync(self, r: int) -> bool:
         """Whether all workers take the global mean at round r."""
         return self.schedule.is_sync(r)
+
+    def peers(self, worker: int) -> tuple[int, ...]:
+        """All others with whom a worker is ever in a group."""
+        groups = (self.schedule.group_of(worker, t) for t in range(self.schedule.period))
+        return tuple(sorted(set().union(*groups) - {worker}))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +123,6 @@ def _partial_step(plan: PartialPlan, r: int) -> Step:
 @functools.lru_cache(maxsize=256)
 def _step(plan: GroupPlan, worker: int, r: int) -> Step:
     if plan.is_sync(r):
-        return Step(tuple(range(plan.num_workers)), is_sync=True)
+        return Step(everyone(plan.num_workers), is_sync=True)
     members = plan.schedule.group_of(worker, r)
     return Step(members, quorum=min(plan.quorum, len(members)))
