@@ -123,22 +123,27 @@ def _write(made: Plan, every: Sequence[Case], out: Path, folder: Path, stopped: 
     results.write_summary(folder / f"{made.name}.json", found)
     text = report.markdown(found)
     (folder / f"{made.name}.md").write_text(text)
-    console.console.print(text, highlight=False, markup=False, soft_wrap=True)
+    _say(text)
     paths = drawing.draw(found, folder) if picture else []
-    console.say(f"results: {folder / made.name}.md, .json" + "".join(f", {path.name}" for path in paths))
+    _say(f"results: {folder / made.name}.md, .json" + "".join(f", {path.name}" for path in paths))
+
+
+def _say(text: str) -> None:
+    """A line, however long."""
+    console.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _tell(made: Plan, every: Sequence[Case], out: Path) -> None:
     """Says what would be run."""
     estimates = Estimates(out)
-    console.say(f"{made.title}: {len(every)} runs, in {out}")
+    _say(f"{made.title}: {len(every)} runs, in {out}")
     for workload in made.workloads:
         for scenario in dict.fromkeys(case.scenario for case in every):
             there = [case for case in every if (case.workload, case.scenario) == (workload, scenario)]
             left = [case for case in there if not running.is_finished(case, out)]
             arms = ", ".join(dict.fromkeys(case.arm for case in there))
             seconds = shown(estimates.total(left, every))
-            console.say(f"  {workload} / {scenario}: {arms}: {len(left)} of {len(there)} runs left, {seconds}")
+            _say(f"  {workload} / {scenario}: {arms}: {len(left)} of {len(there)} runs left, {seconds}")
     console.say(f"in all {shown(estimates.total(every, every))}")
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from train.bench.cases import slug
 from train.task import Score
 
 Found = Mapping[str, Any]
@@ -27,7 +28,7 @@ def draw(found: Found, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for label in found["workloads"]:
-        name = found["name"] if len(found["workloads"]) == 1 else f"{found['name']}-{label}"
+        name = found["name"] if len(found["workloads"]) == 1 else f"{found['name']}-{slug(label)}"
         for what, make in (
             ("throughput", throughput),
             ("score-time", against_time),

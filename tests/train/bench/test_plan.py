@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
+from processes import ROOT
 
 from train.bench import cases as cases_of
 from train.bench import plan
@@ -159,6 +161,15 @@ def test_options_that_a_script_does_not_have(tmp_path, before, after, message):
     made = dataclasses.replace(plan.read(path), reference=0)
     with pytest.raises(ValueError, match=message):
         cases_of.check(cases_of.cases(made, {}))
+
+
+def test_the_plan_of_the_documentation(tmp_path):
+    (text,) = re.findall(r"```toml\n(.*?)```", (ROOT / "docs/comparing.md").read_text(), re.DOTALL)
+    (tmp_path / "own.toml").write_text(text)
+    made = plan.read(tmp_path / "own.toml")
+    part = dataclasses.replace(made.only(scenarios=["none", "rotating", "slow-network"]), reference=0.34)
+    cases_of.check(cases_of.cases(part, {}))
+    assert list(made.arms) == ["allreduce", "wagma", "wagma, round clock"]
 
 
 def test_plans_need_something_to_compare():
