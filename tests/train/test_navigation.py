@@ -231,7 +231,7 @@ def test_over_mpi_it_gives_the_numbers_of_one_program(trained, tmp_path):
 
 def test_it_learns_in_a_simulator(tmp_path):
     pytest.importorskip("gymnasium", reason="the extra gymnasium is not installed")
-    changes = {"simulator": f"{MAZES}:Corridor-v0", "batch_size": 2, "checkpoint_every": 0, "evaluation_episodes": 3}
+    changes = {"simulator": f"{MAZES}:Corridor-v0", "batch_size": 2, "checkpoint_every": 0, "evaluation_episodes": 1}
     summary, rows = train(tmp_path / "run", **changes, steps=2, every="iteration", log_every=1)
     assert set(summary["eval"]) == {"success", "spl", "rewards"}
     assert summary["examples"] == 2 * 2 * 16
