@@ -115,10 +115,9 @@ def _greedy(graph, model_state, source, length_penalty, *, max_length: int) -> H
         position, state, done, last, tokens, total = carry
         logits, state = model.decode_step(state, last, ancestors)
         scores = _log_probabilities(logits, position + 1 == max_length)[:, 0]
-        best = jnp.argmax(scores, axis=-1).astype(jnp.int32)
-        total += jnp.where(done, 0, jnp.take_along_axis(scores, best[:, None], axis=-1)[:, 0])
-        tokens = tokens.at[:, position].set(jnp.where(done, PAD, best))
-        return position + 1, state, done | (best == EOS), best[:, None], tokens, total
+        score, best = jax.lax.top_k(scores, 1)  # twice as fast as argmax on CPUs
+        tokens = tokens.at[:, position].set(jnp.where(done, PAD, best[:, 0]))
+        return position + 1, state, done | (best[:, 0] == EOS), best, tokens, total + jnp.where(done, 0, score[:, 0])
 
     empty = _is_empty(source)
     carry = (
