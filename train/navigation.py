@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 else:
     PolicyName = Literal[tuple(POLICIES)]
 
+EPOCH = 1_000_000  # environment steps: experience has no end, so that an epoch is a round number of them
 SHOWN = 8  # episodes of the picture and the animation
 _SCORES = ("success", "spl")
 _LEAST = {"rollout": 1, "episodes": 1, "evaluation_episodes": 1, "max_steps": 1, "map_size": 8, "detour": 1}
@@ -49,6 +50,8 @@ _LEAST = {"rollout": 1, "episodes": 1, "evaluation_episodes": 1, "max_steps": 1,
 @dataclasses.dataclass(frozen=True)
 class Options(RunOptions, recipe.RecipeOptions):
     """Train agents for point-goal navigation by PPO.
+
+    An epoch, as in --epochs, is a million environment steps.
 
     Attributes:
         every: When workers average: after every minibatch, or once in an iteration, after all its minibatches. A step
@@ -71,7 +74,7 @@ class Options(RunOptions, recipe.RecipeOptions):
 
     every: Literal["minibatch", "iteration"] = option("minibatch", resume="restarts")
     workers: int = option(4, resume="restarts")
-    steps: int | None = option(20_000, resume="free")
+    steps: int | None = option(12_000, resume="free")
     batch_size: int = option(32, resume="restarts")
     rollout: int = option(32, resume="restarts")
     ppo: PPOOptions = option(PPOOptions(epochs=2, minibatches=4), resume="restarts")
@@ -83,9 +86,9 @@ class Options(RunOptions, recipe.RecipeOptions):
     epsilon: float = 1e-5
     weight_decay: float = 0.0
     max_gradient_norm: float = 0.5
-    log_every: int = option(160, resume="free")
-    eval_every: int = option(1600, resume="free")
-    checkpoint_every: int = option(1600, resume="free")
+    log_every: int = option(120, resume="free")
+    eval_every: int = option(1200, resume="free")
+    checkpoint_every: int = option(1200, resume="free")
     map_size: int = 20
     detour: float = 1.2
     max_steps: int = 200
@@ -159,7 +162,7 @@ class Navigation(Defaults):
         ValueError: The simulator cannot be started or does not fit.
     """
 
-    unit = "environment steps"
+    unit, units_per_epoch = "environment steps", EPOCH
     score = Score("spl")
 
     def __init__(self, options: Options):

@@ -5,8 +5,11 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import nnx
 
+from models.policy import Policy, PolicyConfig
 from train import ppo
 from train.ppo import PPOOptions
 
@@ -208,6 +211,70 @@ def test_sequences_are_taken_whole_with_the_states_that_they_begin_with():
     np.testing.assert_allclose(taken["observation"]["depth"][:, :, 1], 10 * time[:, :2] + [2, 0] + 0.1, rtol=1e-6)
     assert taken["start"].tolist() == [[t == 2, t == 0] for t in range(5)]
     assert [leaf[:, 0].tolist() for leaf in taken["recurrent"]] == [[2, 0], [102, 100]]
+
+
+def learn_to_remember(forget):
+    """Shares of right answers, [iterations]: a bit is shown at the first of 4 steps, and to be said at the last.
+
+    Rollouts of 10 steps cut episodes at changing places. With ``forget`` (bool []), the state is reset at every step.
+    """
+    environments, options = 32, PPOOptions(discount=0.9)
+    config = PolicyConfig((2,), 2, hidden=16, embedding=4)
+    graph, params = nnx.split(Policy(config, rngs=nnx.Rngs(0)))
+    optimizer = optax.adam(1e-2)
+
+    def observe(clock, bit):
+        shown = jax.nn.one_hot(bit, 2) * (clock == 0)[:, None]
+        return {"depth": shown, "goal": jnp.stack([clock / 4, jnp.zeros(environments)], axis=1)}
+
+    def act(params, at, key):
+        clock, bit, previous, state = at
+        seen, start = observe(clock, bit), (clock == 0) | forget
+        output, state = nnx.merge(graph, params).step(seen, previous, start, state)
+        for_action, for_bit = jax.random.split(key)
+        action = jax.random.categorical(for_action, output.logits).astype(jnp.int32)
+        done = clock == 3
+        step = {"observation": seen, "previous_action": previous, "start": start, "action": action, "done": done}
+        step |= {"value": output.value, "log_prob": ppo.log_probabilities(output.logits, action)}
+        step["reward"] = (done & (action == bit)).astype(jnp.float32)
+        bit = jnp.where(done, jax.random.randint(for_bit, (environments,), 0, 2), bit)
+        return (jnp.where(done, 0, clock + 1), bit, jnp.where(done, 2, action), state), step
+
+    def iterate(carry, key):
+        params, optimizer_state, begin = carry
+        *keys, for_order = jax.random.split(key, 12)
+        end, steps = jax.lax.scan(lambda at, key: act(params, at, key), begin, jnp.stack(keys[:10]))
+        no, zero = jnp.zeros_like(steps["done"]), jnp.zeros_like(steps["value"])
+        last = act(params, end, keys[10])[1]["value"]
+        advantage, returns = ppo.gae(steps["reward"], steps["value"], steps["done"], no, zero, last, 0.9)
+        rollout = steps | {"advantage": advantage, "return": returns, "recurrent": begin[3]}
+
+        def update(at, which):
+            params, optimizer_state = at
+            taken = ppo.take_environments(rollout, which)
+            inputs = (taken[name] for name in ("observation", "previous_action", "start", "recurrent"))
+
+            def loss(params):
+                output, _ = nnx.merge(graph, params).unroll(*inputs)
+                return ppo.ppo_loss(output.logits, output.value, taken, options)[0]
+
+            updates, optimizer_state = optimizer.update(jax.grad(loss)(params), optimizer_state)
+            return (optax.apply_updates(params, updates), optimizer_state), None
+
+        order = ppo.minibatch_order(for_order, environments, options)
+        at, _ = jax.lax.scan(update, (params, optimizer_state), order)
+        return (*at, end), steps["reward"].sum() / steps["done"].sum()
+
+    zeros = jnp.zeros(environments, jnp.int32)
+    begin = (zeros, jnp.arange(environments) % 2, zeros + 2, nnx.merge(graph, params).initial_state(environments))
+    keys = jax.random.split(jax.random.key(0), 20)
+    return jax.lax.scan(iterate, (params, optimizer.init(params), begin), keys)[1]
+
+
+def test_a_recurrent_policy_learns_to_remember():
+    learn = jax.jit(learn_to_remember)
+    assert np.mean(learn(False)[-4:]) > 0.95
+    assert np.mean(learn(True)[-4:]) < 0.65  # without memory: half
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,12 @@ def serve(connection: Connection, name: str) -> int:
 
 
 def end_with_parent() -> None:
-    """Has Linux end this process with the one that started it, even if it hangs."""
+    """Lives as long as the process that started it: signals that ask a job to stop are that one's business.
+
+    It needs simulators until it has come to a point where it can stop. Linux ends this one with it, even if it hangs.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 

@@ -1,5 +1,6 @@
 """External simulators: real ones of gymnasium, and such that die, raise and hang."""
 
+import signal
 import time
 
 import numpy as np
@@ -44,6 +45,8 @@ def test_goals_scores_and_limits():
     with gym.Simulators(f"{MAZES}:Corridor-v0", 1, 60.0) as simulators:
         assert simulators.spaces == ((4,), True, 2)
         left = int(simulators.reset([0])["goal"][0, 0])
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # a job is asked to stop, and will
+            simulators._processes[0].send_signal(number)
         for _ in range(left):
             stepped = simulators.step(np.array([0]))
             assert stepped.success == [0]
