@@ -110,14 +110,18 @@ class PartialPlan:
         """Whether all workers have to arrive at round r."""
         return self.sync_period is not None and (r + 1) % self.sync_period == 0
 
+    def peers(self, worker: int) -> tuple[int, ...]:
+        """All others."""
+        return tuple(other for other in everyone(self.num_workers) if other != worker)
+
 
 @functools.lru_cache(maxsize=256)
 def _partial_step(plan: PartialPlan, r: int) -> Step:
-    everyone = tuple(range(plan.num_workers))
+    members = everyone(plan.num_workers)
     if plan.is_sync(r) or plan.seed is None:
-        return Step(everyone, is_sync=plan.is_sync(r), quorum=plan.quorum)
+        return Step(members, is_sync=plan.is_sync(r), quorum=plan.quorum)
     drawn = hashlib.sha256(f"{plan.seed} {r}".encode()).digest()  # the same in every version of everything
-    return Step(everyone, initiator=int.from_bytes(drawn[:8], "big") % plan.num_workers)
+    return Step(members, initiator=int.from_bytes(drawn[:8], "big") % plan.num_workers)
 
 
 @functools.lru_cache(maxsize=256)
