@@ -33,8 +33,10 @@ def xavier(parts: int = 1):
 class Cache(NamedTuple):
     """Keys and values of the positions decoded so far, of one layer, for several beams of each sentence.
 
+    All beams of a position stand together, so that one place is written at a step, and all are read without a copy.
+
     Attributes:
-        keys: `[batch, heads, length, beams, features]`.
+        keys: `[batch, heads, length * beams, features]`.
         values: The same.
     """
 
@@ -44,16 +46,10 @@ class Cache(NamedTuple):
     def put(self, keys: jax.Array, values: jax.Array, position: jax.Array) -> "Cache":
         """Writes those of one position (int32 []), `[batch, heads, beams, features]`."""
 
-        def put(all_of_them, one):
-            return jax.lax.dynamic_update_slice_in_dim(all_of_them, one[:, :, None], position, axis=2)
+        def put(all_of_them: jax.Array, one: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_update_slice_in_dim(all_of_them, one, position * one.shape[2], axis=2)
 
         return Cache(put(self.keys, keys), put(self.values, values))
-
-    def flat(self) -> tuple[jax.Array, jax.Array]:
-        """Keys and values `[batch, heads, length * beams, features]`."""
-        batch, heads, length, beams, features = self.keys.shape
-        shape = (batch, heads, length * beams, features)
-        return self.keys.reshape(shape), self.values.reshape(shape)
 
 
 def attend(queries: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array) -> jax.Array:
@@ -110,7 +106,7 @@ class SelfAttention(nnx.Module):
         """
         queries, keys, values = _split_heads(self.project(x), 3, self.num_heads)
         cache = cache.put(keys, values, position)
-        return self.out(attend(queries, *cache.flat(), mask)), cache
+        return self.out(attend(queries, *cache, mask)), cache
 
 
 class CrossAttention(nnx.Module):

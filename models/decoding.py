@@ -115,10 +115,9 @@ def _greedy(graph, model_state, source, length_penalty, *, max_length: int) -> H
         position, state, done, last, tokens, total = carry
         logits, state = model.decode_step(state, last, ancestors)
         scores = _log_probabilities(logits, position + 1 == max_length)[:, 0]
-        best = jnp.argmax(scores, axis=-1).astype(jnp.int32)
-        total += jnp.where(done, 0, jnp.take_along_axis(scores, best[:, None], axis=-1)[:, 0])
-        tokens = tokens.at[:, position].set(jnp.where(done, PAD, best))
-        return position + 1, state, done | (best == EOS), best[:, None], tokens, total
+        score, best = jax.lax.top_k(scores, 1)  # twice as fast as argmax on CPUs
+        tokens = tokens.at[:, position].set(jnp.where(done, PAD, best[:, 0]))
+        return position + 1, state, done | (best[:, 0] == EOS), best, tokens, total + jnp.where(done, 0, score[:, 0])
 
     empty = _is_empty(source)
     carry = (
@@ -222,7 +221,8 @@ def _log_probabilities(logits: jax.Array, is_last: jax.Array) -> jax.Array:
 def _best(totals: jax.Array, count: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The highest of `[batch, beams, vocab_size]`: totals, places in the beam and tokens, `[batch, count]` each."""
     vocab_size = totals.shape[-1]
-    best, index = jax.lax.top_k(totals.reshape(len(totals), -1), count)
+    # The barrier keeps XLA from narrowing this for later uses of a part, which then would sort the whole vocabulary.
+    best, index = jax.lax.optimization_barrier(jax.lax.top_k(totals.reshape(len(totals), -1), count))
     return best, index // vocab_size, index % vocab_size
 
 

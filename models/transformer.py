@@ -198,7 +198,7 @@ class Transformer(nnx.Module):
         """Reads the source, for a decoding of at most `length` positions with several beams for each sentence."""
         config = self.config
         memory = self.encode(source)
-        shape = (len(source), config.num_heads, length, beams, config.d_model // config.num_heads)
+        shape = (len(source), config.num_heads, length * beams, config.d_model // config.num_heads)
         empty = jnp.zeros(shape, config.dtype)
         return Decoding(
             position=jnp.zeros((), jnp.int32),
@@ -224,7 +224,7 @@ class Transformer(nnx.Module):
             float32 logits `[batch, beams, vocab_size]`, and the state for the next step.
         """
         beams = jnp.arange(tokens.shape[1])
-        length = state.layers[0].keys.shape[2]
+        length = state.layers[0].keys.shape[2] // tokens.shape[1]
         if ancestors is None:
             ancestors = jnp.broadcast_to(beams[:, None], (*tokens.shape, length))
         past = jnp.arange(length) <= state.position
