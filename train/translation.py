@@ -52,7 +52,7 @@ class Options(RunOptions, recipe.RecipeOptions, GradientOptions):
         dropout: Share of features that training sets to zero.
         beam: Hypotheses that are kept when sentences are translated; 1 is greedy search.
         length_penalty: Exponent of the length penalty of the beam search.
-        steps: Rounds to train for; 2,500 if neither this nor --epochs is given.
+        steps: Rounds to train for; 4,000 if neither this nor --epochs is given.
         batch_size: Tokens and padding of source and target per worker and step, at most.
         translate: Translate the lines of this file with the model of --exported, and nothing more; - reads them from
             standard input. Translations go to standard output.
@@ -77,17 +77,17 @@ class Options(RunOptions, recipe.RecipeOptions, GradientOptions):
     beam: int = option(4, resume="free")
     length_penalty: float = option(0.6, resume="free")
     workers: int = option(4, resume="restarts")
-    steps: int | None = option(2500, resume="free")
-    batch_size: int = option(1024, resume="restarts")
+    steps: int | None = option(4000, resume="free")
+    batch_size: int = option(512, resume="restarts")
     label_smoothing: float = 0.1
     optimizer: recipe.OptimizerName = "adam"
-    learning_rate: float = 2e-3
+    learning_rate: float = 3e-3
     schedule: recipe.ScheduleName = "inverse-sqrt"
     beta2: float = 0.98
     epsilon: float = 1e-9
     weight_decay: float = 0.0
-    log_every: int = option(25, resume="free")
-    eval_every: int = option(500, resume="free")
+    log_every: int = option(50, resume="free")
+    eval_every: int = option(1000, resume="free")
     translate: Path | None = option(None, resume="free")
     exported: Path | None = option(None, resume="free")
 
