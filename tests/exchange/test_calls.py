@@ -7,7 +7,7 @@ pytest.importorskip("mpi4jax", reason="the extra mpi is not installed", exc_type
 import ranks
 
 
-@pytest.mark.parametrize("body", ["left", "errors", "constructor", "untaken", "far_behind", "nonfinite"])
+@pytest.mark.parametrize("body", ["left", "errors", "constructor", "untaken", "far_behind", "nonfinite", "deferred"])
 def test_calls(body):
     ranks.run(f"exchange_calls.{body}", num_ranks=2)
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from exchange_small import FAR_MORE, START, a_run_goes_well, expect, open_small, step, tell, told, train, wait_until
 
-from wagma_jax.exchange import ExchangeError, GroupExchange, models, offsets, startup
+from wagma_jax.exchange import ExchangeError, GroupExchange, groups, models, offsets, startup
 from wagma_jax.exchange.gathering import Gathering
 from wagma_jax.exchange.wire import Wire
 
@@ -78,7 +78,7 @@ def errors(comm):
 
 def constructor(comm):
     """Rank 1 fails inside of the constructor, at one step after the other; then rank 0 waits for it alone."""
-    places = [(Gathering, "duplicate"), (startup, "broadcast"), (startup, "warm_up"), (Wire, "prepare")]
+    places = [(Gathering, "duplicate"), (startup, "broadcast"), (groups, "warm_up"), (Wire, "prepare")]
     for place, name in places:
         own = comm.Dup()  # which is of no use if they stop at different steps
         if comm.rank == 1:
@@ -152,6 +152,37 @@ def nonfinite(comm):
             np.testing.assert_allclose(params["b"], [expected, 1])
             np.testing.assert_array_equal(params["h"], 0)
         np.testing.assert_allclose(exchange.consensus(model(10) if comm.rank else bad[3])["b"], [7, 1])
+
+
+def deferred(comm):
+    """What only sync rounds average is packed for them alone, and as it is newest where a worker rests in one."""
+    start = {"s": np.zeros(3, np.float32), "w": np.zeros(2, np.float32)}
+    options = {"group_size": 2, "quorum": 2, "sync_period": 3, "timeout_seconds": FAR_MORE}
+    options["policy"] = lambda path, leaf: "sync" if path[0].key == "s" else "mean"
+    model = lambda value: {name: jnp.full(leaf.shape, value, leaf.dtype) for name, leaf in start.items()}
+    with GroupExchange(comm, start, **options) as exchange:
+        packed, pack = [], exchange._staging._packed
+        exchange._staging._packed = lambda leaves, chosen: (packed.append(len(chosen)), pack(leaves, chosen))[1]
+        for t in range(3):
+            params, _ = exchange.average(model(comm.rank + t))
+            np.testing.assert_array_equal(params["w"], 0.5 + t)
+            np.testing.assert_array_equal(params["s"], comm.rank + t if t < 2 else 2.5)
+        assert packed == [1, 1, 2]
+        # rank 0 rests at sync rounds; where its leaves are gone, what it had at the last one stands for them
+        for donated, mean in ((False, 30), (True, 35)):
+            exchange.average(model(comm.rank))
+            newest = model(20)
+            exchange.average(newest)
+            if comm.rank == 0:
+                if donated:
+                    newest["s"].delete()
+                exchange.meet()
+                continue
+            params, info = exchange.average(model(40))
+            assert info.is_sync
+            np.testing.assert_array_equal(params["w"], 30)
+            np.testing.assert_array_equal(params["s"], mean)
+            exchange.meet()
 
 
 def untaken(comm):

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from wagma_jax.protocol import messages
 from wagma_jax.protocol.messages import Kind, Message, Rest
+from wagma_jax.protocol.plan import GroupPlan
 from wagma_jax.protocol.rounds import Rounds, State
 from wagma_jax.protocol.rules import GroupSum, Inbox, Merge, Outbox, global_mean
 
@@ -74,10 +75,10 @@ class Cluster:
     ):
         self.schedule = schedule
         self.size = schedule.num_workers
-        self.machines = [machine(schedule, worker, quorum, clock) for worker in range(self.size)]
+        self.machines = [machine(GroupPlan(schedule, quorum), worker, clock) for worker in range(self.size)]
         self._steps = {}  # many interleavings have the same steps
         self.plans = plans
-        self.clock = clock
+        self.clock, self.quorum = clock, quorum
         self.abort_at = abort_at  # this worker's trainer fails instead of its n-th call: (worker, n)
         self.dies_resting = dies_resting  # this worker's trainer may fail at any time of its n-th rest: (worker, n)
         self.dies_waiting = dies_waiting  # the same of its n-th call, one of "a"
@@ -150,7 +151,7 @@ class Cluster:
 
     def check_quiet(self, world):
         """Where only trainers can move: whoever is to wait for one of them must have asked for it."""
-        if self.machines[0].quorum > 1:
+        if self.quorum > 1:
             return
         for worker, (trainer, engine) in enumerate(zip(world.trainers, world.engines, strict=True)):
             t = trainer.waits

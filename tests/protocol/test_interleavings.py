@@ -190,7 +190,7 @@ class Impatient(Lifecycle):
 class WakesEarly(Rounds):
     @property
     def lifecycle(self):
-        return Impatient(self.worker, self.schedule.num_workers)
+        return Impatient(self.worker, self.num_workers)
 
 
 class RestsWithATally(Rounds):
@@ -206,7 +206,7 @@ class KeepsTallies(Rounds):
     """The tallies of a call at an ordinary round count at the next sync round."""
 
     def _arrived(self, state, event):
-        k = next(k for k in range(event.round, event.round + 9) if self.schedule.is_sync(k))
+        k = next(k for k in range(event.round, event.round + 9) if self.plan.is_sync(k))
         return super()._arrived(self._add_tally(state, k, self.worker, event.tally), event)
 
 

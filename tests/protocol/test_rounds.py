@@ -2,12 +2,17 @@
 
 from wagma_jax.protocol import messages
 from wagma_jax.protocol.messages import Kind, Message, Rest
+from wagma_jax.protocol.plan import GroupPlan
 from wagma_jax.protocol.rounds import Rounds, State
 from wagma_jax.schedule import GroupSchedule
 
 
+def rounds(schedule, worker, quorum=1, clock="step"):
+    return Rounds(GroupPlan(schedule, quorum), worker, clock)
+
+
 def machine(worker=0, num_workers=4, group_size=2, sync_period=3, **options):
-    return Rounds(GroupSchedule(num_workers, group_size, sync_period), worker, **options)
+    return rounds(GroupSchedule(num_workers, group_size, sync_period), worker, **options)
 
 
 def sends(actions):
@@ -39,15 +44,15 @@ def test_a_quorum_waits_for_the_second():
 
 
 def test_a_quorum_larger_than_the_group_is_all_of_it():
-    of_two = Rounds(GroupSchedule(5, 3, None), 4, quorum=3)
-    assert of_two.schedule.group_of(4, 0) == (3, 4)
+    of_two = rounds(GroupSchedule(5, 3, None), 4, quorum=3)
+    assert of_two.plan.schedule.group_of(4, 0) == (3, 4)
     state, _ = of_two.step(State(), messages.Arrive(0))
     assert of_two.step(state, messages.Receive(3, Message(Kind.ARRIVED, 0)))[1] == [messages.Exchange(0, (3, 4))]
 
 
 def test_a_round_of_one_is_passed_without_a_message():
-    lonely = Rounds(GroupSchedule(3, 2, None), 2)
-    assert [lonely.schedule.group_of(2, t) for t in range(3)] == [(2,), (0, 2), (2,)]
+    lonely = rounds(GroupSchedule(3, 2, None), 2)
+    assert [lonely.plan.schedule.group_of(2, t) for t in range(3)] == [(2,), (0, 2), (2,)]
     state, actions = lonely.step(State(), messages.Arrive(0))
     assert (state.round, actions) == (1, [])
     state, actions = lonely.step(state, messages.Arrive(1))
@@ -58,7 +63,7 @@ def test_a_round_of_one_is_passed_without_a_message():
 
 
 def test_without_groups_only_sync_rounds_are_more_than_a_count():
-    local = Rounds(GroupSchedule(4, 1, 3), 1)
+    local = rounds(GroupSchedule(4, 1, 3), 1)
     state = State()
     for t in range(2):
         state, actions = local.step(state, messages.Arrive(t))

@@ -274,7 +274,7 @@ class MpiWorkers:
     def _after(self, done: int) -> float:
         """The rounds done at the next meeting that is not a sync round."""
         every = self._options.meet_every
-        if every is None and self.exchange.schedule.sync_period is not None:
+        if every is None and self.exchange.sync_period is not None:
             return float("inf")
         every = every or DEFAULT_MEET_EVERY
         return (done // every + 1) * every

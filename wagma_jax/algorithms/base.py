@@ -14,7 +14,7 @@ from wagma_jax.gossip import GossipSchedule
 from wagma_jax.schedule import GroupSchedule
 
 if TYPE_CHECKING:
-    from wagma_jax.exchange import GroupExchange
+    from wagma_jax.exchange import Exchange, GroupExchange
     from wagma_jax.exchange.finite import OnNonfinite
     from wagma_jax.protocol.rounds import Clock
 
@@ -73,7 +73,6 @@ class Settings:
         """
         from wagma_jax.exchange import GroupExchange
 
-        resumed = {} if self.state is None else {"state": self.state}
         return GroupExchange(
             comm,
             tree,
@@ -81,11 +80,13 @@ class Settings:
             quorum=quorum,
             clock=self.clock,
             on_nonfinite=self.on_nonfinite,
-            timeout_seconds=self.timeout_seconds,
-            first_round=self.first_round,
-            ledger=self.ledger,
-            **resumed,
+            **self.of_every_exchange(),
         )
+
+    def of_every_exchange(self) -> dict[str, Any]:
+        """The arguments that the exchanges of all algorithms have."""
+        begin = {"first_round": self.first_round} if self.state is None else {"state": self.state}
+        return {"timeout_seconds": self.timeout_seconds, "ledger": self.ledger, **begin}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +130,7 @@ class Algorithm:
     summary: str
     exchanges: Literal["models", "gradients"]
     xla: Callable[[Settings], Strategy]
-    mpi: "Callable[[Settings, Any, Any], GroupExchange] | None" = None
+    mpi: "Callable[[Settings, Any, Any], Exchange] | None" = None
     options: type | None = None
 
 

@@ -14,8 +14,9 @@ except ImportError as error:
         "pip install 'wagma_jax[mpi]'"
     ) from error
 
+from wagma_jax.exchange.base import Exchange
 from wagma_jax.exchange.errors import ExchangeError
 from wagma_jax.exchange.exchange import GroupExchange
 from wagma_jax.exchange.info import ExchangeInfo
 
-__all__ = ["MPI", "ExchangeError", "ExchangeInfo", "GroupExchange"]
+__all__ = ["MPI", "Exchange", "ExchangeError", "ExchangeInfo", "GroupExchange"]

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from wagma_jax.exchange.engine import Engine
+from wagma_jax.exchange.rounds import RoundsEngine
 from wagma_jax.exchange.staging import Staging
 from wagma_jax.exchange.storage import Buffers
 
@@ -19,9 +19,9 @@ class Alone:
         finite: Maps a packed model to itself, or to None if it is not to be published.
     """
 
-    def __init__(self, engine: Engine, staging: Staging, finite: Callable[[Buffers], Buffers | None]):
+    def __init__(self, engine: RoundsEngine, staging: Staging, finite: Callable[[Buffers], Buffers | None]):
         self._engine, self._staging, self._finite = engine, staging, finite
-        self._always = engine.machine.schedule.group_size == 1
+        self._always = engine.machine.plan.schedule.group_size == 1
         self._newest: tuple[int, Any] | None = None  # the newest such round and its model, while it is not published
 
     def passes(self, params: Any, counter: int, lasting: bool) -> int | None:

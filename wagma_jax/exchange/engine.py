@@ -1,7 +1,8 @@
-"""One thread that runs the protocol over MPI: it sends and receives control messages, and performs the exchanges.
+"""One thread that runs a machine over MPI: it sends and receives control messages, and performs the exchanges.
 
 The trainer's thread calls the public methods; everything else happens in the engine's thread. One lock guards what both
-use.
+use. Here is what all algorithms share: rest, global means, meetings, failures and the end. What an algorithm exchanges
+in its rounds is added by a subclass, such as ``rounds.RoundsEngine``.
 """
 
 import threading
@@ -15,15 +16,14 @@ from wagma_jax.exchange.errors import ExchangeError, described
 from wagma_jax.exchange.events import Events
 from wagma_jax.exchange.isolation import isolated
 from wagma_jax.exchange.mailbox import Mailbox
-from wagma_jax.exchange.models import Exchanged, Models, Taken
 from wagma_jax.exchange.recorder import Recorder
 from wagma_jax.exchange.storage import Buffers
 from wagma_jax.exchange.waiting import Ask, Inquiry, Inside, Status, Waits
 from wagma_jax.exchange.wire import Wire
 from wagma_jax.ledger import entries
 from wagma_jax.protocol import messages
+from wagma_jax.protocol.machine import Machine, MachineState
 from wagma_jax.protocol.messages import Action, Kind, Message, Rest, Tally
-from wagma_jax.protocol.rounds import Rounds, State
 
 EAGER_SECONDS = 5e-3  # most waits of a trainer are shorter
 WIND_UP_SECONDS = 5.0  # after a failure: how long what was promised to others is waited for
@@ -39,40 +39,38 @@ class Engine:
 
     Args:
         machine: The protocol of this worker.
+        state: The machine's first.
         wire: Exchanges buffers.
         control: A communicator for control messages, used by nobody else.
-        models: What this worker has published.
-        first_round: The round to begin with.
         recorder: Gets an entry for every round, or None.
 
     Attributes:
         state: The machine's.
-        models: What was published and averaged.
     """
 
     def __init__(
         self,
-        machine: Rounds,
+        machine: Machine,
+        state: MachineState,
         wire: Wire,
         control: MPI.Intracomm,
-        models: Models,
-        first_round: int = 0,
         recorder: Recorder | None = None,
     ):
-        self.machine = machine
+        self.machine: Any = machine
+        self.state: Any = state
         self.wire = wire
         self.mailbox = Mailbox(control)
-        self.state = State(round=first_round, arrived=first_round - 1)
-        self.models = models
         self._recorder = recorder
         self._inside: Inside | None = None
         self._failure: tuple[str, BaseException | None] | None = None
-        self._everyone = tuple(range(machine.schedule.num_workers))
-        self._consensus: Buffers | None = None
+        self._everyone = tuple(range(machine.num_workers))
+        self._handed: Buffers | None = None  # by the trainer to ``consensus``
+        self._mean: Buffers | None = None  # what came of it
         self._gathered: tuple[int, Tally] | None = None  # the newest round, and sums, when all last stood still
         self._waits = Waits()
         self._changed = threading.Condition()  # guards all of the above
-        self._events = Events(self.mailbox, self._is_eager, lambda: None if recorder is None else recorder.write())
+        idle = lambda: None if recorder is None else recorder.write()
+        self._events = Events(self.mailbox, self._is_eager, idle, self._poll)
         self._deadline: float | None = None  # of winding up
         self._waiting = False  # whether the trainer is inside a call
         self._left = self._progress = time.perf_counter()  # when the trainer was last in a call, anything happened here
@@ -88,76 +86,6 @@ class Engine:
         """Starts the thread."""
         self._thread.start()
 
-    def arrive(self, model: Buffers | None, counter: int, tally: Tally) -> int:
-        """Publishes W' and arrives at a round.
-
-        Args:
-            model: W', all buffers, the engine's from now on; None: what was published before stays.
-            counter: The round of the previous call.
-            tally: What this worker adds to the sums, if it is a sync round.
-
-        Returns:
-            The round.
-        """
-        with self._changed:
-            t = self.machine.target(self.state, counter)
-            buffers = self.models.part(self.models.outbox.model if model is None else model, t)
-            begun = self._inside is not None and self._inside.round == t
-            enough = model is None or begun or self.state.round > t or self.models.has_memory(len(buffers))
-        memory = None if enough else self.wire.memory(buffers)  # by this thread, see there
-        with self._changed:
-            t = self.machine.target(self.state, counter)
-            if model is not None:
-                self.models.publish(t, model, memory)
-            self._waits.begin()
-        self._events.post(messages.Arrive(t, tally))
-        return t
-
-    def pass_alone(self, counter: int) -> int | None:
-        """Arrives at a round in which this worker is alone, without the engine's thread.
-
-        Args:
-            counter: The round of the previous call.
-
-        Returns:
-            The round; None, and nothing is done, where others are to be told.
-        """
-        with self._changed:
-            t = self.machine.target(self.state, counter)
-            state, actions = self.machine.step(self.state, messages.Arrive(t))
-            if not self.machine.is_alone(t) or actions or state.round <= t:
-                return None
-            self.state = state
-            self._note_alone(t)
-            return t
-
-    def publish(self, version: int, model: Buffers) -> None:
-        """Publishes a model that was passed over in rounds of one."""
-        with self._changed:
-            self.models.publish(version, model, None)
-
-    def take(self, t: int, timeout: float) -> tuple[int, Taken, dict[int, float]]:
-        """Waits until round t is complete, and takes the newest sum, or the mean.
-
-        Returns:
-            The newest complete round; what was taken; and the seconds that this worker has waited for others to get
-            ready, by rank (several share them evenly; at a sync round workers only know that they wait for the GO of
-            rank 0; empty without a ledger).
-
-        Raises:
-            ExchangeError: The run is over.
-            TimeoutError: It took longer than ``timeout`` seconds; says who was waited for.
-        """
-        with self._changed:
-            self._wait(lambda: self.state.round > t and self.models.is_ready(t), timeout, f"round {t}")
-            self._waits.watch(())
-            return self.state.round - 1, self.models.collect(t), self._waits.seconds
-
-    def recycle(self, total: Buffers) -> None:
-        """Takes back the memory of a sum that ``take`` has handed out."""
-        with self._changed:
-            self.models.recycle(total)
-
     def consensus(self, model: Buffers, timeout: float) -> tuple[int, Buffers]:
         """The global mean of what all workers hand in; this worker's engine goes on serving others meanwhile.
 
@@ -165,9 +93,11 @@ class Engine:
             The newest round that was complete then, on all workers, and the mean, which is now published as well.
         """
         with self._changed:
-            self._consensus = model
+            self._handed = model
         newest, _ = self._rest(Rest.CONSENSUS, (), timeout)
-        return newest, self.models.outbox.model
+        mean, self._mean = self._mean, None
+        assert mean is not None
+        return newest, mean
 
     def meet(self, tally: Tally, timeout: float) -> tuple[int, Tally]:
         """Waits until all workers meet; this worker's engine goes on serving others meanwhile.
@@ -191,7 +121,7 @@ class Engine:
         if self._thread.is_alive():
             missing = sorted({*self.mailbox.others} - self._byes)
             raise TimeoutError(f"close() has waited for {timeout:.1f} s for the last messages of the ranks {missing}")
-        self.models.clear()
+        self._release()
         self.wire.release()
         self.raise_failure()
         return deadline - time.perf_counter()
@@ -293,21 +223,12 @@ class Engine:
     def _step(self, event: messages.Event) -> list[Action]:
         before = self.state
         self.state, actions = self.machine.step(before, event)
-        self._note_alone(before.round)
+        self._passed(before)
         if self._recorder is not None:
             state = self.state
             waiting = state.arrived >= state.round and state.life.resting == Rest.NONE
             self._waits.watch(self.machine.waits_for(state) if waiting else ())
         return actions
-
-    def _note_alone(self, r: int) -> None:
-        """Notes the rounds of one that were passed since round ``r``, which no exchange has completed."""
-        for t in filter(self.machine.is_alone, range(r, self.state.round)):
-            self.models.note(Exchanged(t, (self.machine.worker,), (t,)))
-            if self._recorder is not None:
-                now = time.perf_counter()
-                self._recorder.add(entries.Round(t, (self.machine.worker,), (t,), now, now))
-            self._changed.notify_all()
 
     def _perform(self, action: Action) -> list[Action]:
         """What is to be done next, if an exchange is over by it."""
@@ -317,47 +238,30 @@ class Engine:
             with self._changed:
                 self._failure = (action.text, None)
                 self._changed.notify_all()
-        elif isinstance(action, messages.Exchange):
-            return self._exchange(*action)
         elif isinstance(action, messages.GlobalMean):
             return self._global_mean()
         elif isinstance(action, messages.Barrier):
             return self._barrier(action.tally)
+        elif not isinstance(action, messages.Shutdown):
+            return self._exchange(action)
         return []
-
-    def _exchange(self, r: int, group: tuple[int, ...], tally: Tally) -> list[Action]:
-        """Exchanges the publication with the group."""
-        with self._changed:
-            own = self.models.contribute(r)
-            begin = time.perf_counter()
-            self._inside = Inside(f"the exchange of round {r}", group, begin, r)
-        memory = self.wire.memory(own.buffers) if own.memory is None else own.memory
-        divisor = len(group) if own.is_mean else 1
-        contributed, result = self.wire.exchange(group, divisor, (r, own.version), own.buffers, memory)
-        if self.machine.schedule.is_sync(r):
-            result = self.models.narrow(result, own.buffers)
-        with self._changed:
-            self.models.put(Exchanged(r, group, contributed), own, result, tally)
-            if self._recorder is not None:
-                self._recorder.add(entries.Round(r, group, contributed, begin, end=time.perf_counter()))
-            return self._completed()
 
     def _global_mean(self) -> list[Action]:
         """Exchanges what the trainers have handed to ``consensus``."""
         with self._changed:
-            model = self._consensus
+            model = self._handed
             assert model is not None
-            memory = self.models.memory(len(model))
+            memory = self._memory_of_mean(model)
             begin = time.perf_counter()
             self._inside = Inside("the global mean", self._everyone, begin)
         if memory is None:
             memory = self.wire.memory(model)
         _, mean = self.wire.exchange(self._everyone, len(self._everyone), (-1, -1), model, memory)
-        mean = self.models.narrow(mean, model)
+        mean = self._narrow(mean, model)
         with self._changed:
             version = self.state.round - 1
-            self.models.put_mean(version, mean)
-            self._consensus = None
+            self._put_mean(version, mean)
+            self._handed, self._mean = None, mean
             self._gathered = version, ()
             if self._recorder is not None:
                 self._recorder.add(entries.GlobalMean(version, begin, end=time.perf_counter()))
@@ -374,7 +278,6 @@ class Engine:
 
     def _completed(self) -> list[Action]:
         self._inside = None
-        self.models.end_reading()
         actions = self._step(messages.Completed())
         self._changed.notify_all()
         return actions
@@ -398,3 +301,33 @@ class Engine:
                 if isinstance(event, messages.Receive):
                     self._answer(event.source, event.message)
         self.mailbox.flush(WIND_UP_SECONDS)
+
+    # what algorithms add
+
+    def _exchange(self, action: Any) -> list[Action]:
+        """Performs an action of the algorithm's own; returns what is to be done next, if it is over by it."""
+        raise NotImplementedError
+
+    def _passed(self, before: Any) -> None:
+        """The machine has made a step from the state ``before``. Called with the lock."""
+
+    def _poll(self) -> Any:
+        """The next event of what is on its way beside the control messages, None if there is none. Never waits."""
+        return None
+
+    def _memory_of_mean(self, model: Buffers) -> Buffers | None:
+        """Memory for a global mean of such buffers, if there is some. Called with the lock."""
+        del model
+        return None
+
+    def _narrow(self, totals: Buffers, like: Buffers) -> Buffers:
+        """A mean in the dtypes of ``like``; ``totals`` are donated."""
+        raise NotImplementedError
+
+    def _put_mean(self, version: int, mean: Buffers) -> None:
+        """A global mean replaces what this worker has. Called with the lock."""
+        raise NotImplementedError
+
+    def _release(self) -> None:
+        """Frees all buffers, at the end."""
+        raise NotImplementedError

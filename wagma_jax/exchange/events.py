@@ -26,12 +26,16 @@ class Events:
         mailbox: Where messages come from.
         is_eager: Whether a message is expected soon.
         idle: Called while there is nothing to do.
+        poll: The next event from elsewhere, or None.
     """
 
-    def __init__(self, mailbox: Mailbox, is_eager: Callable[[], bool], idle: Callable[[], None]):
+    def __init__(
+        self, mailbox: Mailbox, is_eager: Callable[[], bool], idle: Callable[[], None], poll: Callable[[], Any]
+    ):
         self._mailbox = mailbox
         self._is_eager = is_eager
         self._idle = idle
+        self._poll = poll
         self._posted: collections.deque[Any] = collections.deque()
         self._wake = threading.Lock()  # released by the trainer: wakes the thread
 
@@ -50,6 +54,9 @@ class Events:
             received = self._mailbox.receive()
             if received is not None:
                 return Receive(*received)
+            polled = self._poll()
+            if polled is not None:
+                return polled
             self._idle()
             woken = self._wake.acquire(timeout=delay)
             longest = LONGEST_POLL_EAGER if self._is_eager() else LONGEST_POLL

@@ -1,36 +1,34 @@
 """Wait-avoiding group model averaging for training scripts: one object per process."""
 
-import functools
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import optax
 from mpi4py import MPI
 
 from wagma_jax.averaging import PolicyFunction
-from wagma_jax.exchange import callbacks, children, isolation, offsets, startup, transformation
+from wagma_jax.exchange import groups, startup, transformation
 from wagma_jax.exchange.alone import Alone
-from wagma_jax.exchange.calls import Calls
+from wagma_jax.exchange.base import Exchange, HandedIn
+from wagma_jax.exchange.deferred import Deferred
+from wagma_jax.exchange.engine import Engine
 from wagma_jax.exchange.finite import OnNonfinite, is_finite
 from wagma_jax.exchange.gathering import Gathering
 from wagma_jax.exchange.info import MERGE_NAMES, ExchangeInfo, describe
 from wagma_jax.exchange.models import Taken
-from wagma_jax.exchange.preparation import prepare
+from wagma_jax.exchange.preparation import Prepared
 from wagma_jax.exchange.schedules import DEFAULT_SYNC_PERIOD
 from wagma_jax.exchange.standing import Standing
 from wagma_jax.exchange.storage import Buffers
 from wagma_jax.exchange.tallies import check_tally
 from wagma_jax.ledger import entries
-from wagma_jax.protocol.messages import Tally
 from wagma_jax.protocol.rounds import Clock
 from wagma_jax.protocol.rules import Merge
 from wagma_jax.schedule import GroupSchedule
 
 
-class GroupExchange:
+class GroupExchange(Exchange):
     """Averages this process's model with rotating groups of other processes, without waiting for late ones (WAGMA-SGD).
 
     After each local step call ``average``. The first member of a group to arrive starts the group's exchange. For those
@@ -101,65 +99,35 @@ class GroupExchange:
         state: Mapping[str, Any] | None = None,
         ledger: Path | str | None = None,
     ):
-        comm = startup.check_process(comm)
-        gathering = Gathering(comm, startup.limit(timeout_seconds))
-        self._call = Calls(gathering)
-        with self._call.constructor():
-            gathering.enter()
-            check = functools.partial(
-                startup.check_arguments,
-                comm,
-                params,
-                schedule=schedule,
-                group_size=group_size,
-                sync_period=sync_period,
-                rotate=rotate,
-                quorum=quorum,
-                clock=clock,
-                policy=policy,
-                on_nonfinite=on_nonfinite,
-                timeout_seconds=timeout_seconds,
-                first_round=first_round,
-                state=state,
-                ledger=ledger,
-            )
-            self._open(gathering, startup.agree(gathering, check))
+        check = groups.Check(schedule, group_size, sync_period, rotate, quorum, clock, on_nonfinite)
+        self._begin(
+            comm,
+            params,
+            check,
+            policy=policy,
+            timeout_seconds=timeout_seconds,
+            first_round=first_round,
+            state=state,
+            ledger=ledger,
+        )
 
-    def _open(self, gathering: Gathering, arguments: startup.Arguments) -> None:
-        """The constructor's work, once all ranks have come and agree."""
-        self.schedule, self.rank = arguments.schedule, gathering.rank
-        self.timeout_seconds = arguments.timeout_seconds
-        self._on_nonfinite, self._recorder = arguments.on_nonfinite, arguments.recorder
-        self._staging, self._leaves, standing = arguments.staging, arguments.leaves, arguments.standing
-        self._gathering, self._control = gathering, gathering.comm
-        with isolation.own_settings():
-            self._engine, self._data, model, self._differs = prepare(gathering, arguments)
-        self._start: Buffers | None = model
-        self._counter = standing.round
-        self._base = standing.base
-        # all stood still after this round, and this trainer has not gone on since
-        self._stands: int | None = standing.round
+    @property
+    def sync_period(self) -> int | None:
+        """Rounds between global means, or None."""
+        return self.schedule.sync_period
+
+    def _make_engine(self, gathering: Gathering, arguments: startup.Arguments, prepared: Prepared) -> Engine:
+        return groups.make_engine(gathering, arguments, prepared)
+
+    def _opened(self, arguments: startup.Arguments) -> None:
+        standing = arguments.standing
+        self.schedule: GroupSchedule = arguments.own.schedule
+        self._on_nonfinite: OnNonfinite = arguments.own.on_nonfinite
         # the version of the publication if that is what the last call returned
         self._returned: int | None = standing.version if arguments.published is None else None
         self.info = ExchangeInfo(standing.round, False, False, 0, 0.0, (), (), standing.base)
-        self._in_steps = False  # whether a jitted step calls average()
+        self._deferred = Deferred(self._engine, self._staging)
         self._alone = Alone(self._engine, self._staging, self._finite)
-        self._engine.start()
-        self._call.opened(self._engine, self._recorder)
-
-    @property
-    def round(self) -> int:
-        """The newest round that this worker has arrived at (or been carried past, while resting); -1 at the start."""
-        return self._counter
-
-    @property
-    def params(self) -> Any:
-        """The parameters to start from, before the first call of ``average``: rank 0's; with ``state`` the own ones."""
-        if self._start is None:
-            raise RuntimeError("params are those at the start, and are gone after the first call of average()")
-        self._differs = False
-        with isolation.own_settings():
-            return self._staging.unpack(self._leaves, self._start)
 
     def average(self, params: Any, tally: Sequence[int] = ()) -> tuple[Any, ExchangeInfo]:
         """One round: publishes W' and takes the group's mean, or merges the newest sum if this worker is late.
@@ -188,17 +156,12 @@ class GroupExchange:
         with self._call("average"):
             entered = time.perf_counter()
             leaves, tally = self._staging.check(params), check_tally(tally)
-            if self._differs:
-                warnings.warn(
-                    "params of this rank differed from rank 0's, and exchange.params, which are equal on all ranks, "
-                    "were not used: start from them",
-                    stacklevel=2,
-                )
-                self._differs = False
+            self._warn_of_own_start()
             t = self._alone.passes(params, self._counter, lasting=not transformation.in_step())
             if t is not None:
                 return params, self._passed(t, entered)
-            model = self._finite(self._staging.pack(leaves))
+            whole = self._packs_whole()
+            model = self._finite(self._staging.pack(leaves, whole))
             nonfinite = model is None
             if nonfinite:  # also of the leaves that this round does not average
                 leaves = self._staging.check(self._staging.unpack(leaves, self._engine.models.outbox.model))
@@ -206,9 +169,11 @@ class GroupExchange:
             self._stands = self._returned = None
             self._call.count_on()
             published = self._engine.models.outbox.version
-            t = self._engine.arrive(model, self._counter, tally)
+            complete = lambda own, leaves=leaves: self._staging.completed(own, self._staging.pack_rest(leaves))
+            t = self._engine.arrive(model, self._counter, tally, complete)
+            self._deferred.note(None if whole or self.schedule.is_sync(t) else leaves)
             self._start, self._leaves = None, leaves
-            del model, params
+            del model, params, complete
             newest, taken, waits = self._engine.take(t, self.timeout_seconds)
             woken = time.perf_counter()
             tree = self._merged(taken)
@@ -227,139 +192,28 @@ class GroupExchange:
                 )
             return tree, self.info
 
-    def consensus(self, params: Any) -> Any:
-        """The global mean of all workers' ``params``; their engines go on serving workers that still train.
+    # what the calls that rest need to know
 
-        All ranks call it equally often, though not after equally many rounds. Until the last has come, the others rest
-        in it. When it returns all workers stand at the same ``round``, and the mean is published.
+    def _hand_in(self, leaves: list[Any]) -> HandedIn:
+        self._rests()
+        model = self._finite(self._staging.pack(leaves))
+        if model is None:
+            return HandedIn(self._staging.copy(self._engine.models.outbox.model), is_stand_in=True)
+        return HandedIn(model)
 
-        Args:
-            params: As for ``average``. Leaves whose policy is "keep" come back as they are.
+    def _rests(self) -> None:
+        self._deferred.publish()
+        published = self._alone.publish()
+        self._returned = self._returned if published is None else published
 
-        Returns:
-            The mean, equal on all ranks bit for bit.
+    def _rested(self, newest: int, is_mean: bool) -> None:
+        if is_mean:
+            self._returned = newest
 
-        Raises:
-            ExchangeError, TimeoutError, RuntimeError, ValueError: As ``average``.
-        """
-        self._finish_steps()
-        with self._call("consensus"):
-            entered = time.perf_counter()
-            self._leaves = self._staging.check(params)
-            self._alone.publish()
-            model = self._finite(self._staging.pack(self._leaves))
-            nonfinite = model is None
-            if model is None:
-                model = self._staging.copy(self._engine.models.outbox.model)
-            ready = time.perf_counter()
-            self._call.count_on()
-            newest, mean = self._engine.consensus(model, self.timeout_seconds)
-            woken = time.perf_counter()
-            self._counter = self._base = self._stands = self._returned = newest
-            self._start = None
-            tree = self._staging.unpack(self._leaves, mean)
-            if self._recorder is not None:
-                self._recorder.add(entries.ConsensusCall(entered, ready, woken, time.perf_counter(), newest, nonfinite))
-            return tree
-
-    def meet(self, tally: Sequence[int] = ()) -> Tally:
-        """Waits until all workers stand still with nothing on its way: a place to evaluate, save or stop.
-
-        Nothing is averaged by it. All ranks call it equally often, though not after equally many rounds. Until the last
-        has come, the engines of the others go on serving it, and their trainers count as arrived at sync rounds. When
-        it returns all workers stand at the same ``round``.
-
-        Args:
-            tally: Integers of at most 64 bits.
-
-        Returns:
-            The sums over all workers of ``tally``, by position; shorter ones go on with zeros.
-
-        Raises:
-            ValueError: ``tally`` holds something else.
-            ExchangeError, TimeoutError, RuntimeError: As ``average``.
-        """
-        tally = check_tally(tally)
-        self._finish_steps()
-        with self._call("meet"):
-            entered = time.perf_counter()
-            published = self._alone.publish()
-            self._returned = self._returned if published is None else published
-            self._stands = None
-            self._call.count_on()
-            self._counter, sums = self._engine.meet(tally, self.timeout_seconds)
-            self._stands = self._counter
-            if self._recorder is not None:
-                self._recorder.add(entries.Meet(entered, time.perf_counter()))
-            return sums
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint needs, beside ``params``, so that a new exchange goes on exactly: see its ``state``.
-
-        Called on all ranks while all stand still: before the first call of ``average``, or after one at a sync round,
-        ``meet`` or ``consensus``, before the next ``average``. The parameters that belong to it are what the last call
-        of ``average`` or ``consensus`` returned on this rank.
-
-        Returns:
-            Integers by name; ``round`` is the newest complete round, the same on all ranks. If what this worker has
-            published is not those parameters, also ``published``: a list of NumPy arrays, the averaged leaves of the
-            publication in the order of the tree.
-
-        Raises:
-            RuntimeError: Others may have gone on, or the exchange is closed.
-        """
-        self._finish_steps()
-        with self._call("state"):
-            if self._stands is None:
-                raise RuntimeError(
-                    "state() was called while others may be training: call it after a sync round, meet() or "
-                    "consensus(), before the next average()"
-                )
-            version, model = self._engine.models.outbox
-            published = None if version == self._returned else self._staging.to_arrays(model)
-            return Standing(self._stands, self._base, version, published).saved()
-
-    def as_transformation(self, every: int = 1) -> optax.GradientTransformationExtraArgs:
-        """``average`` as the last link of an optax chain, for a jitted step: ``optax.chain(inner, this)``.
-
-        ``update`` needs ``params``. Its updates lead to the average of W' = params + updates, to one unit in the last
-        place (leaves narrower than float32: exactly, by updates in float32). ``info`` is there when the step is over.
-        ``every=k`` averages on every k-th update, for ``optax.MultiSteps(inner, k)`` before it: around it is refused.
-        """
-        self._in_steps = True
-        return transformation.as_transformation(lambda target: self.average(target)[0], self._staging, every)
-
-    def close(self) -> None:
-        """Waits until all ranks have called it, serving those that still train, and frees everything.
-
-        Raises:
-            ExchangeError: Another worker has failed.
-            TimeoutError: The others have not come within ``timeout_seconds``.
-        """
-        if self._call.closed or children.is_child():
-            return
-        self._finish_steps()
-        with self._call("close"):
-            self._alone.publish()
-            self._call.count_on()
-            self._gathering.end(self._engine.close(self.timeout_seconds))
-            if self._recorder is not None:
-                self._recorder.add(offsets.measure(self._gathering))
-                self._recorder.add(entries.End())
-                self._recorder.close()
-            self._start, self._leaves = None, []
-            self._call.close()
-            self._control.Free()
-            self._data.Free()
-
-    def __enter__(self) -> "GroupExchange":
-        return self
-
-    def __exit__(self, kind, error, traceback) -> None:
-        if error is None:
-            self.close()
-        else:
-            self._call.fail(error)
+    def _saved(self, round_: int) -> dict[str, Any]:
+        version, model = self._engine.models.outbox
+        published = None if version == self._returned else self._staging.to_arrays(model)
+        return Standing(round_, self._base, version, published).saved()
 
     # helpers
 
@@ -373,10 +227,12 @@ class GroupExchange:
             self._recorder.add(entries.Call(t, entered, now, now, now, MERGE_NAMES[Merge.OWN], None, t, {}))
         return self.info
 
-    def _finish_steps(self) -> None:
-        """Waits for jitted steps that were dispatched, but have not called ``average`` yet."""
-        if self._in_steps and not transformation.in_step():
-            callbacks.finish()
+    def _packs_whole(self) -> bool:
+        """Whether the next call packs also what only sync rounds average."""
+        if not self._staging.has_rest or transformation.in_step():  # whose leaves do not outlive the call
+            return True
+        # whether a model is finite can only be seen where it is whole
+        return self._on_nonfinite == "skip" or self._engine.leads_to_sync(self._counter)
 
     def _finite(self, model: Buffers) -> Buffers | None:
         """The model; None if it is to be skipped."""
@@ -384,8 +240,10 @@ class GroupExchange:
 
     def _merged(self, taken: Taken) -> Any:
         """The new tree; notes which round's result is in it."""
-        if taken.result is None:  # the mean, or W' itself
+        if taken.merge is None:  # the mean
             return self._staging.unpack(self._leaves, taken.buffers)
+        if taken.result is None:  # W' itself
+            return self._staging.unpack(self._leaves, self._staging.ordinary(taken.buffers))
         total, size = taken.result.total, taken.result.size
         own = self._staging.ordinary(taken.buffers)
         if taken.merge == Merge.LATE:

@@ -81,7 +81,16 @@ class Models:
 
     def part(self, model: Buffers, t: int) -> Buffers:
         """Those buffers of a model that round t exchanges."""
-        return model if self._is_sync(t) else self._ordinary(model)
+        return model if self._is_sync(t) or not self.is_whole(model) else self._ordinary(model)
+
+    def is_whole(self, model: Buffers) -> bool:
+        """Whether these are all buffers of a model, not only those of ordinary rounds."""
+        return len(model) == len(self._staging.layouts)
+
+    def put_rest(self, rest: Buffers) -> None:
+        """Replaces those buffers of the publication that only sync rounds exchange, which are newer."""
+        version, model = self.outbox
+        self.outbox = self.outbox.publish(version, self._staging.completed(self._ordinary(model), rest))
 
     def has_memory(self, size: int) -> bool:
         """Whether there is memory for a result of ``size`` buffers, once something new is published."""
@@ -93,6 +102,8 @@ class Models:
             self._pool.retire(self.outbox.model)
         else:
             self._pool.put(memory)
+        if not self.is_whole(model):  # the others stay
+            model = self._staging.completed(model, self._staging.rest(self.outbox.model))
         self.outbox = self.outbox.publish(t, model)
 
     def contribute(self, t: int) -> Contribution:

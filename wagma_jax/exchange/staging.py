@@ -49,9 +49,9 @@ class Staging:
         self.layouts = make_layouts(self.shapes, self.dtypes, self.policies, most_elements)
         self._indices = [i for i, policy in enumerate(self.policies) if policy != "keep"]
         self._indices_of_ordinary = [i for i, policy in enumerate(self.policies) if policy == "mean"]
+        self._indices_of_rest = [i for i, policy in enumerate(self.policies) if policy == "sync"]
         self.copies = self.nbytes < SMALL_LEAF_BYTES * sum(len(layout.parts) for layout in self.layouts)
         self._seen: list[Any] = []  # what trees that were found good consist of
-        self._survey, self._survey_of_ordinary = Survey(self.device), Survey(self.device)
         # Explicit shardings: whether arrays are committed to their device would make another compilation each. And
         # closures over the layouts alone: none holds the object that holds it.
         here = jax.sharding.SingleDeviceSharding(self.device)
@@ -59,7 +59,17 @@ class Staging:
         # optimized, a copy of a thousand small leaves takes seconds to compile, and is hardly faster
         many = self.copies and max((len(layout.parts) for layout in self.layouts), default=0) > FEW_PARTS
         options = {"xla_backend_optimization_level": 0} if many else None
-        self._pack = jit(functools.partial(_concatenated, self.layouts), compiler_options=options)
+        # the layouts of a model, of what ordinary rounds exchange, and of the rest, which only sync rounds average
+        self._every = tuple(range(len(self.layouts)))
+        self._ordinary = tuple(k for k in self._every if self.layouts[k].ordinary)
+        self._rest = tuple(k for k in self._every if not self.layouts[k].ordinary)
+        self._pack = {
+            chosen: jit(
+                functools.partial(_concatenated, tuple(self.layouts[k] for k in chosen)), compiler_options=options
+            )
+            for chosen in {self._every, self._ordinary, self._rest}
+        }
+        self._surveys = {chosen: Survey(self.device) for chosen in self._pack}
         self.widens = any(accumulation_dtype(layout.dtype) != layout.dtype for layout in self.layouts)
         # a sum that is wider than the model cannot become the model in place
         self._merge_late = jit(_merged_late, donate_argnums=() if self.widens else 0)
@@ -110,28 +120,52 @@ class Staging:
                 "same pytree as to the constructor"
             )
 
-    def pack(self, leaves: list[Any]) -> Buffers:
+    def pack(self, leaves: list[Any], whole: bool = True) -> Buffers:
         """A copy of the averaged leaves, complete on return.
 
         Args:
             leaves: From ``check``.
+            whole: Whether all of them, or only those that ordinary rounds average.
         """
-        wanted = [[leaves[part.leaf] for part in layout.parts] for layout in self.layouts]
-        places = self._survey([leaves[i] for i in self._indices])
+        return self._packed(leaves, self._every if whole else self._ordinary)
+
+    def pack_rest(self, leaves: list[Any]) -> Buffers:
+        """A copy of the leaves that only sync rounds average; () if there are none."""
+        return self._packed(leaves, self._rest)
+
+    @property
+    def has_rest(self) -> bool:
+        """Whether there are leaves that only sync rounds average."""
+        return bool(self._rest)
+
+    def rest_of(self, leaves: list[Any]) -> list[Any]:
+        """The leaves that only sync rounds average."""
+        return [leaves[i] for i in self._indices_of_rest]
+
+    def _packed(self, leaves: list[Any], chosen: tuple[int, ...]) -> Buffers:
+        if not chosen:
+            return ()
+        wanted = [[leaves[part.leaf] for part in self.layouts[k].parts] for k in chosen]
+        places = self._surveys[chosen]([leaves[i] for i in self._indices_of(chosen)])
         if places.only is not None:
-            return jax.block_until_ready(self._pack_there(wanted, places.only))
+            return jax.block_until_ready(self._pack_there(chosen, wanted, places.only))
         if places.scattered:
             wanted = jax.tree.map(without_mesh, wanted)
             wanted = jax.device_put(wanted, self.device)  # starts all transfers before it waits for one
-        return jax.block_until_ready(self._pack(wanted))
+        return jax.block_until_ready(self._pack[chosen](wanted))
 
-    def _pack_there(self, wanted: list[list[Any]], device: Any) -> Buffers:
+    def _indices_of(self, chosen: tuple[int, ...]) -> list[int]:
+        if chosen == self._every:
+            return self._indices
+        return self._indices_of_ordinary if chosen == self._ordinary else self._indices_of_rest
+
+    def _pack_there(self, chosen: tuple[int, ...], wanted: list[list[Any]], device: Any) -> Buffers:
         """A copy of leaves that are on one accelerator: joined there, a buffer at a time, to save its memory."""
         buffers = []
-        for join, leaves in zip(self._join, wanted, strict=True):
+        for k, leaves in zip(chosen, wanted, strict=True):
             leaves = list(map(without_mesh, leaves))
             with jax.default_device(device):
-                joined = join(leaves)
+                joined = self._join[k](leaves)
             buffers.append(jax.device_put(joined, self.device))
         return tuple(buffers)
 
@@ -162,11 +196,22 @@ class Staging:
         self.narrow(totals(), ordinary, 2)
         for some in dict.fromkeys((len(buffers), len(ordinary))):
             tree = self.unpack(leaves, buffers if some == len(buffers) else ordinary)
-            self.pack(jax.tree.leaves(tree))  # whose types may no longer be weak
+            own = jax.tree.leaves(tree)  # whose types may no longer be weak
+            for chosen in self._pack:
+                self._packed(own, chosen)
 
     def ordinary(self, buffers: Buffers) -> Buffers:
         """Those of all buffers that ordinary rounds exchange."""
         return tuple(buffer for buffer, layout in zip(buffers, self.layouts, strict=True) if layout.ordinary)
+
+    def completed(self, ordinary: Buffers, rest: Buffers) -> Buffers:
+        """All buffers of a model, in order, from both parts."""
+        parts = iter(ordinary), iter(rest)
+        return tuple(next(parts[0] if layout.ordinary else parts[1]) for layout in self.layouts)
+
+    def rest(self, buffers: Buffers) -> Buffers:
+        """Those of all buffers that only sync rounds exchange."""
+        return tuple(buffer for buffer, layout in zip(buffers, self.layouts, strict=True) if not layout.ordinary)
 
     def narrow(self, totals: Buffers, like: Buffers, size: int = 1) -> Buffers:
         """``totals / size`` in the dtypes of ``like``; ``totals`` are donated."""
@@ -197,9 +242,9 @@ class Staging:
             needed: Whether they are needed afterwards; else their memory may become the tree's (see ``spent``).
         """
         everything = len(buffers) == len(self.layouts)
-        chosen = [k for k, layout in enumerate(self.layouts) if everything or layout.ordinary]
-        indices = self._indices if everything else self._indices_of_ordinary
-        places = (self._survey if everything else self._survey_of_ordinary)([leaves[i] for i in indices])
+        chosen = self._every if everything else self._ordinary
+        indices = self._indices_of(chosen)
+        places = self._surveys[chosen]([leaves[i] for i in indices])
         there = self.device if places.only is None else places.only
         self._left = self.copies or places.only is not None
         if self._left:
@@ -231,7 +276,7 @@ class Staging:
             return totals
         return merged if self._left else None
 
-    def _split_at(self, chosen: list[int], buffers: Buffers, device: Any, committed: bool) -> dict[int, jax.Array]:
+    def _split_at(self, chosen: Sequence[int], buffers: Buffers, device: Any, committed: bool) -> dict[int, jax.Array]:
         """Copies of the leaves on a device, by their indices: a buffer at a time goes there, and is cut there."""
         pieces: list[list[jax.Array]] = []
         with jax.default_device(device):  # of what is not committed

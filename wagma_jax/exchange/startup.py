@@ -1,8 +1,6 @@
-"""How an exchange begins: arguments are checked, ranks agree, models are made equal, and everything is compiled."""
+"""How an exchange begins: arguments are checked, ranks agree, and models are made equal."""
 
-import functools
 import hashlib
-import platform
 import threading
 import warnings
 from collections.abc import Callable, Mapping
@@ -15,9 +13,8 @@ from mpi4py import MPI
 
 from wagma_jax import cpus
 from wagma_jax.averaging import PolicyFunction
-from wagma_jax.exchange import children, finite, schedules
+from wagma_jax.exchange import children
 from wagma_jax.exchange.errors import described
-from wagma_jax.exchange.finite import OnNonfinite
 from wagma_jax.exchange.gathering import Gathering
 from wagma_jax.exchange.isolation import own_settings
 from wagma_jax.exchange.layouts import ALIGNMENT
@@ -25,23 +22,21 @@ from wagma_jax.exchange.recorder import Recorder
 from wagma_jax.exchange.staging import Staging
 from wagma_jax.exchange.standing import MOST_ROUNDS, Standing, restore
 from wagma_jax.exchange.storage import Buffers
-from wagma_jax.exchange.wire import Wire
-from wagma_jax.ledger.entries import Offset, Start
-from wagma_jax.protocol.rounds import Clock
-from wagma_jax.schedule import GroupSchedule, integer
+from wagma_jax.schedule import integer
 
 DEFAULT_TIMEOUT_SECONDS = 600.0
 BROADCAST_BYTES = 1 << 24  # at a time
+
+
+Check = Callable[[int], Any]
+"""Maps the number of ranks to the settings of an algorithm alone, a named tuple, or raises what is wrong with them."""
 
 
 class Arguments(NamedTuple):
     """The arguments of an exchange, checked on this rank.
 
     Attributes:
-        schedule: Who averages with whom.
-        quorum: How many arrivals start an exchange.
-        clock: What a call counts.
-        on_nonfinite: What is contributed in the place of a model that is not finite.
+        own: The settings of the algorithm alone: a named tuple.
         timeout_seconds: How long a call waits.
         staging: Between trees and buffers.
         leaves: Of ``params``.
@@ -51,10 +46,7 @@ class Arguments(NamedTuple):
         recorder: Of the ledger, or None.
     """
 
-    schedule: GroupSchedule
-    quorum: int
-    clock: Clock
-    on_nonfinite: OnNonfinite
+    own: Any
     timeout_seconds: float
     staging: Staging
     leaves: list[Any]
@@ -95,36 +87,26 @@ def check_process(comm: Any) -> MPI.Intracomm:
 def check_arguments(
     comm: MPI.Intracomm,
     params: Any,
+    check: Check,
     *,
-    schedule: GroupSchedule | None,
-    group_size: int | None,
-    sync_period: int | None,
-    rotate: bool | None,
-    quorum: int,
-    clock: Clock,
     policy: PolicyFunction | None,
-    on_nonfinite: OnNonfinite,
     timeout_seconds: float,
     first_round: int,
     state: Mapping[str, Any] | None,
     ledger: Path | str | None,
 ) -> Arguments:
-    """The arguments of ``GroupExchange``.
+    """The arguments of an exchange; see ``base.Exchange``.
 
     Raises:
         ValueError, TypeError: One of them is wrong.
     """
-    schedule = schedules.build(comm.size, schedule, group_size, sync_period, rotate)
-    quorum = _between("quorum", quorum, 1, schedule.group_size)
-    if clock not in ("step", "round"):
-        raise ValueError(f"clock must be 'step' or 'round', got {clock!r}")
+    own = check(comm.size)
     if not timeout_seconds > 0:
         raise ValueError(f"timeout_seconds must be positive, got {timeout_seconds!r}")
-    finite.check_choice(on_nonfinite)
     staging = Staging(params, policy)
     children.keep([staging.device.client, jax.local_devices()[0].client])
     leaves = staging.check(params)
-    before = _between("first_round", first_round, 0, MOST_ROUNDS) - 1
+    before = between("first_round", first_round, 0, MOST_ROUNDS) - 1
     standing = Standing(before, before, before) if state is None else restore(state)
     begin = standing.round + 1
     if first_round not in (0, begin):
@@ -132,10 +114,7 @@ def check_arguments(
     with own_settings():
         published = None if standing.published is None else staging.from_arrays(standing.published)
     return Arguments(
-        schedule,
-        quorum,
-        clock,
-        on_nonfinite,
+        own,
         min(float(timeout_seconds), threading.TIMEOUT_MAX),
         staging,
         leaves,
@@ -196,10 +175,7 @@ def agree(gathering: Gathering, check: Callable[[], Arguments]) -> Arguments:
 def _description(arguments: Arguments) -> tuple[dict[str, str], list[Any], str]:
     """What must be equal on all ranks: settings, leaves and structure."""
     settings = {
-        "schedule": repr(arguments.schedule),
-        "quorum": str(arguments.quorum),
-        "clock": arguments.clock,
-        "on_nonfinite": arguments.on_nonfinite,
+        **{name: str(value) for name, value in arguments.own._asdict().items()},
         "first_round": str(arguments.standing.round + 1),
         "state": "given" if arguments.resumes else "not given",
         "ledger": "not written" if arguments.recorder is None else "written",
@@ -248,47 +224,8 @@ def _aligned_empty(nbytes: int) -> np.ndarray:
     return memory[offset : offset + nbytes]
 
 
-def warm_up(
-    gathering: Gathering, wire: Wire, staging: Staging, schedule: GroupSchedule, model: Buffers, leaves: list[Any]
-) -> None:
-    """Compiles everything, and makes every exchange once, so that no round waits for a compiler."""
-    staging.warm_up(model, leaves)
-    ordinary = staging.ordinary(model)
-    rank, everyone = wire.comm.rank, tuple(range(schedule.num_workers))
-    rounds: dict[Any, int] = {}  # the first with these groups
-    if schedule.sync_period != 1 and schedule.group_size > 1:  # rounds of one exchange nothing
-        for t in range(schedule.period):
-            rounds.setdefault(schedule.groups(t), t)
-    exchanges = [(schedule.group_of(rank, t), t, ordinary) for t in rounds.values()]
-    exchanges.append((everyone, -1, model))
-    for group, _, buffers in exchanges:
-        wire.prepare(group, buffers)
-    gathering.barrier()  # before anybody waits inside of an exchange
-    for group, t, buffers in exchanges:
-        arguments = group, 1, (t, -1), buffers, wire.memory(buffers)
-        gathering.run(functools.partial(wire.exchange, *arguments))
-        del arguments
-
-
-def start_entry(arguments: Arguments, rank: int, offset: Offset) -> Start:
-    """The first entry of a ledger."""
-    schedule = arguments.schedule
-    return Start(
-        rank=rank,
-        num_workers=schedule.num_workers,
-        group_size=schedule.group_size,
-        sync_period=schedule.sync_period,
-        rotate=schedule.rotate,
-        quorum=arguments.quorum,
-        clock=arguments.clock,
-        on_nonfinite=arguments.on_nonfinite,
-        first_round=arguments.standing.round + 1,
-        host=platform.node(),
-        **offset._asdict(),
-    )
-
-
-def _between(name: str, value: Any, low: int, high: int) -> int:
+def between(name: str, value: Any, low: int, high: int) -> int:
+    """An integer argument from ``low`` to ``high``; ValueError for anything else."""
     value = integer(name, value, f"pass {low} to {high}")
     if not low <= value <= high:
         raise ValueError(f"{name} must be between {low} and {high}, got {value}")

@@ -91,12 +91,14 @@ def _codec(hint: Any) -> _Codec:
             lambda value: [inner.write(item) for item in value],
             lambda value: tuple(inner.read(item) for item in _expect(isinstance(value, list), value)),
         )
-    if origin is dict:  # keys are ranks: JSON has only strings for them
-        inner = _codec(parts[1])
+    if origin is dict:  # of ranks or names: JSON has only strings for both
+        key_type, inner = parts[0], _codec(parts[1])
         return _Codec(
-            f"an object of ranks, each value {inner.name},",
+            f"an object of {'ranks' if key_type is int else 'names'}, each value {inner.name},",
             lambda value: {str(key): inner.write(item) for key, item in value.items()},
-            lambda value: {int(key): inner.read(item) for key, item in _expect(isinstance(value, dict), value).items()},
+            lambda value: {
+                key_type(key): inner.read(item) for key, item in _expect(isinstance(value, dict), value).items()
+            },
         )
     return _SCALARS[hint]
 

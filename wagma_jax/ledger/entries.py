@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from wagma_jax.schedule import GroupSchedule
 
-VERSION = 3
+VERSION = 4
 """Of the format. Whoever adds, removes or changes a kind or a field increases it: readers refuse what they do not know,
 since an unknown entry may change what the others mean."""
 
@@ -40,6 +40,8 @@ class Start(NamedTuple):
         time: When the offset was measured.
         offset: What is added to this rank's time to get rank 0's, seconds.
         error: The bound on the offset's error, seconds.
+        method: What is exchanged: "groups" are averaged.
+        options: The settings that the method alone has, as text.
         version: Of the format.
     """
 
@@ -56,6 +58,8 @@ class Start(NamedTuple):
     time: Moment
     offset: float
     error: float
+    method: Literal["groups"] = "groups"
+    options: dict[str, str] = {}  # noqa: RUF012 never changed
     version: int = VERSION
 
     kind = "start"

@@ -4,7 +4,9 @@ Every worker has a *trainer*, which computes and arrives at rounds, and an *engi
 messages and performs its exchanges. Nothing in this package knows MPI, threads, clocks or arrays:
 
 - ``messages``: what engines tell each other, what happens to them, and what they are to do;
+- ``machine``: what an engine knows of its machine;
 - ``lifecycle``: rest, waking, failure and the end, the same for every machine;
-- ``rounds``: the machine of rounds in which groups exchange models;
+- ``plan``: which sum a round is, for one worker;
+- ``rounds``: the machine of rounds in which sums are taken by a plan;
 - ``rules``: what is published and what is merged, as records of opaque buffers.
 """

@@ -3,7 +3,8 @@
 The rules, and the failure that each prevents:
 
 - *Activation.* An engine tells its group ARRIVED(r) when its trainer arrives at its current round r. Round r is
-  activated at an engine that knows of ``quorum`` arrivals (of all, in a group smaller than that) or of a FORCE(r).
+  activated at an engine that knows of the arrivals that start it (any ``quorum`` of them, or that of the initiator: see
+  ``plan``) or of a FORCE(r).
 - *Order.* Rounds are executed strictly in order. An engine at which a later round is activated first sends FORCE(r) to
   the group of its current round r. Without it the group of the later round would wait for the trainers of this one.
 - *Readiness.* An exchange is entered when every member is known to stand at its round. ARRIVED and FORCE say so, and
@@ -45,7 +46,7 @@ from wagma_jax.protocol.messages import (
     Tally,
     added,
 )
-from wagma_jax.schedule import GroupSchedule
+from wagma_jax.protocol.plan import Plan, Step
 
 Clock = Literal["step", "round"]
 
@@ -79,16 +80,19 @@ class Rounds:
     """The machine of one worker.
 
     Attributes:
-        schedule: Who averages with whom.
+        plan: Who takes part in which round, and whose arrivals start it.
         worker: This worker.
-        quorum: How many arrivals start an exchange; at least 1.
         clock: What a trainer's call counts: its own steps, or everybody's rounds.
     """
 
-    schedule: GroupSchedule
+    plan: Plan
     worker: int
-    quorum: int = 1
     clock: Clock = "step"
+
+    @property
+    def num_workers(self) -> int:
+        """P."""
+        return self.plan.num_workers
 
     def target(self, state: State, counter: int) -> int:
         """The round that the trainer's next call arrives at.
@@ -103,7 +107,7 @@ class Rounds:
         """
         if self.clock == "step":
             return counter + 1
-        if self.schedule.is_sync(state.round):
+        if self.plan.is_sync(state.round):
             return state.round
         return max(counter + 1, state.round - 1)
 
@@ -129,7 +133,7 @@ class Rounds:
 
     def is_alone(self, r: int) -> bool:
         """Whether nothing is exchanged in round r, in which this worker is alone."""
-        return not self.schedule.is_sync(r) and len(self._group(r)) == 1
+        return len(self._planned(r).members) == 1 and not self.plan.is_sync(r)
 
     def waits_for(self, state: State) -> tuple[int, ...]:
         """The workers without which this engine does not go on; whoever waits for worker 0 alone may ask it."""
@@ -138,20 +142,23 @@ class Rounds:
             return ()
         if state.life.resting != Rest.NONE and not self._served(state, r):
             return self.lifecycle.missing(state.life)
-        if self.schedule.is_sync(r):
+        if self.plan.is_sync(r):
             if not self._served(state, r):
                 return (self.worker,)
             if self.worker != 0:
                 return (0,)
             ready = self._known(state, (Kind.READY,), r)
             return tuple(worker for worker in self._everyone if worker not in ready)
+        initiator = self._planned(r).initiator
+        if initiator is not None and not self._activated(state, r):
+            return (initiator,)
         standing = self._standing(state, r) if self._activated(state, r) else self._known(state, (Kind.ARRIVED,), r)
         return tuple(worker for worker in self._group(r) if worker not in standing)
 
     @functools.cached_property
     def lifecycle(self) -> Lifecycle:
         """The rules of rest, failure and the end."""
-        return Lifecycle(self.worker, self.schedule.num_workers)
+        return Lifecycle(self.worker, self.num_workers)
 
     # what happened
 
@@ -160,7 +167,7 @@ class Rounds:
         return self._add_tally(state, event.round, self.worker, event.tally)
 
     def _add_tally(self, state: State, r: int, sender: int, tally: Tally) -> State:
-        if not tally or r < state.round or not self.schedule.is_sync(r):
+        if not tally or r < state.round or not self.plan.is_sync(r):
             return state
         return state._replace(tallies=state.tallies | {(r, sender, tally)})
 
@@ -203,7 +210,7 @@ class Rounds:
             return self._enter(state, self.lifecycle.called_to(state.life), actions)
         if state.life.aborted and not state.life.woken:
             return self._wind_up(state, actions)
-        return self._sync_round(state, actions) if self.schedule.is_sync(state.round) else self._round(state, actions)
+        return self._sync_round(state, actions) if self.plan.is_sync(state.round) else self._round(state, actions)
 
     def _pass_alone(self, state: State) -> State:
         """Passes the rounds in which this worker is alone, as far as its trainer has come, or others call."""
@@ -226,7 +233,7 @@ class Rounds:
         same of each other: a promise before the ABORT, or an ABORT without one.
         """
         r = state.round
-        if self.schedule.is_sync(r):
+        if self.plan.is_sync(r):
             promised, given = (Kind.READY, r, self.worker) in state.facts, bool(self._known(state, (Kind.GO,), r))
             waits = promised and not given and 0 not in state.life.aborted
             if promised and given:
@@ -288,13 +295,14 @@ class Rounds:
         return state.arrived >= r or (life.resting != Rest.NONE and heard >= r)
 
     def _activated(self, state: State, r: int) -> bool:
-        arrivals = self._known(state, (Kind.ARRIVED,), r)
-        return len(arrivals) >= min(self.quorum, len(self._group(r))) or bool(self._known(state, (Kind.FORCE,), r))
+        planned, arrivals = self._planned(r), self._known(state, (Kind.ARRIVED,), r)
+        called = len(arrivals) >= planned.quorum if planned.initiator is None else planned.initiator in arrivals
+        return called or bool(self._known(state, (Kind.FORCE,), r))
 
     def _later_activated(self, state: State) -> bool:
         if self.clock == "round" and state.called > state.round:
             return True
-        later = {r for kind, r, _ in state.facts if r > state.round and not self.schedule.is_sync(r)}
+        later = {r for kind, r, _ in state.facts if r > state.round and not self.plan.is_sync(r)}
         return any(self._activated(state, r) for r in later)
 
     def _all_ready(self, state: State, r: int) -> bool:
@@ -309,8 +317,8 @@ class Rounds:
         """Passes SYNC(k) on, once, to the neighbours in the hypercube but the one it came from."""
         if k <= state.called:
             return state
-        neighbours = (self.worker ^ (1 << i) for i in range(self.schedule.num_workers.bit_length()))
-        told = [worker for worker in neighbours if worker < self.schedule.num_workers and worker != source]
+        neighbours = (self.worker ^ (1 << i) for i in range(self.num_workers.bit_length()))
+        told = [worker for worker in neighbours if worker < self.num_workers and worker != source]
         actions.extend(Send(worker, Message(Kind.SYNC, k)) for worker in told)
         return state._replace(called=k)
 
@@ -327,17 +335,15 @@ class Rounds:
     def _known(self, state: State, kinds: tuple[Kind, ...], r: int) -> set[int]:
         return {worker for kind, of, worker in state.facts if of == r and kind in kinds}
 
+    def _planned(self, r: int) -> Step:
+        return self.plan.step(self.worker, r)
+
     def _group(self, r: int) -> tuple[int, ...]:
-        return _group_of(self.schedule, self.worker, r)
+        return self._planned(r).members
 
     def _peers(self, r: int) -> tuple[int, ...]:
         return tuple(worker for worker in self._group(r) if worker != self.worker)
 
     @property
     def _everyone(self) -> tuple[int, ...]:
-        return tuple(range(self.schedule.num_workers))
-
-
-@functools.lru_cache(maxsize=256)
-def _group_of(schedule: GroupSchedule, worker: int, r: int) -> tuple[int, ...]:
-    return schedule.group_of(worker, r)
+        return tuple(range(self.num_workers))

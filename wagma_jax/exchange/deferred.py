@@ -1,0 +1,34 @@
+"""Leaves that only sync rounds average: they are packed when one is near, or their worker rests."""
+
+from typing import Any
+
+import jax
+
+from wagma_jax.exchange.rounds import RoundsEngine
+from wagma_jax.exchange.staging import Staging
+
+
+class Deferred:
+    """Publishes such leaves before the worker rests, so that the sync rounds of others include the newest.
+
+    Args:
+        engine: The worker's.
+        staging: Packs its models.
+    """
+
+    def __init__(self, engine: RoundsEngine, staging: Staging):
+        self._engine, self._staging = engine, staging
+        self._leaves: list[Any] | None = None  # of the newest W', while those are not published
+
+    def note(self, leaves: list[Any] | None) -> None:
+        """The leaves of a W' that was not packed whole; None: it was."""
+        self._leaves = leaves
+
+    def publish(self) -> None:
+        """Publishes them, unless they were donated meanwhile: then what was published before stands for them."""
+        leaves, self._leaves = self._leaves, None
+        if leaves is None:
+            return
+        if any(isinstance(leaf, jax.Array) and leaf.is_deleted() for leaf in self._staging.rest_of(leaves)):
+            return
+        self._engine.publish_rest(self._staging.pack_rest(leaves))

@@ -1,0 +1,197 @@
+"""The engine of rounds: publications are added up in groups, and the trainer merges the newest sum."""
+
+import time
+from collections.abc import Callable
+
+from mpi4py import MPI
+
+from wagma_jax.exchange.engine import Engine
+from wagma_jax.exchange.models import Exchanged, Models, Taken
+from wagma_jax.exchange.recorder import Recorder
+from wagma_jax.exchange.storage import Buffers
+from wagma_jax.exchange.waiting import Inside
+from wagma_jax.exchange.wire import Wire
+from wagma_jax.ledger import entries
+from wagma_jax.protocol import messages
+from wagma_jax.protocol.messages import Action, Exchange, Tally
+from wagma_jax.protocol.rounds import Rounds, State
+
+
+class RoundsEngine(Engine):
+    """Runs a machine of rounds.
+
+    Args:
+        machine: The protocol of this worker.
+        wire: Exchanges buffers.
+        control: A communicator for control messages, used by nobody else.
+        models: What this worker has published.
+        first_round: The round to begin with.
+        recorder: Gets an entry for every round, or None.
+
+    Attributes:
+        models: What was published and averaged.
+    """
+
+    def __init__(
+        self,
+        machine: Rounds,
+        wire: Wire,
+        control: MPI.Intracomm,
+        models: Models,
+        first_round: int = 0,
+        recorder: Recorder | None = None,
+    ):
+        super().__init__(machine, State(round=first_round, arrived=first_round - 1), wire, control, recorder)
+        self.models = models
+
+    # the trainer's side
+
+    def leads_to_sync(self, counter: int) -> bool:
+        """Whether the trainer's next call leads to a sync round, as it looks now.
+
+        Args:
+            counter: The round of the previous call.
+        """
+        with self._changed:
+            return self.machine.plan.is_sync(self.machine.target(self.state, counter))
+
+    def arrive(
+        self,
+        model: Buffers | None,
+        counter: int,
+        tally: Tally,
+        complete: Callable[[Buffers], Buffers] = lambda own: own,
+    ) -> int:
+        """Publishes W' and arrives at a round.
+
+        Args:
+            model: W', all buffers or those of ordinary rounds, the engine's from now on; None: what was published
+                before stays.
+            counter: The round of the previous call.
+            tally: What this worker adds to the sums, if it is a sync round.
+            complete: Maps the buffers of ordinary rounds to all of W'; called if others have called to a sync round.
+
+        Returns:
+            The round.
+        """
+        buffers: Buffers = ()
+        memory = None
+        while True:
+            with self._changed:
+                t = self.machine.target(self.state, counter)
+                lacks = model is not None and self.machine.plan.is_sync(t) and not self.models.is_whole(model)
+                if not lacks:
+                    buffers = self.models.part(self.models.outbox.model if model is None else model, t)
+                    begun = self._inside is not None and self._inside.round == t
+                    enough = model is None or begun or self.state.round > t or self.models.has_memory(len(buffers))
+                    if enough or memory is not None:
+                        if model is not None:
+                            self.models.publish(t, model, memory)
+                        self._waits.begin()
+                        break
+            # by this thread, and without the lock
+            if lacks:
+                assert model is not None
+                model = complete(model)
+            else:
+                memory = self.wire.memory(buffers)
+        self._events.post(messages.Arrive(t, tally))
+        return t
+
+    def pass_alone(self, counter: int) -> int | None:
+        """Arrives at a round in which this worker is alone, without the engine's thread.
+
+        Args:
+            counter: The round of the previous call.
+
+        Returns:
+            The round; None, and nothing is done, where others are to be told.
+        """
+        with self._changed:
+            t = self.machine.target(self.state, counter)
+            state, actions = self.machine.step(self.state, messages.Arrive(t))
+            if not self.machine.is_alone(t) or actions or state.round <= t:
+                return None
+            self.state = state
+            self._note_alone(t)
+            return t
+
+    def publish_rest(self, rest: Buffers) -> None:
+        """Publishes the buffers of the newest W' that only sync rounds exchange."""
+        with self._changed:
+            self.models.put_rest(rest)
+
+    def publish(self, version: int, model: Buffers) -> None:
+        """Publishes a model that was passed over in rounds of one."""
+        with self._changed:
+            self.models.publish(version, model, None)
+
+    def take(self, t: int, timeout: float) -> tuple[int, Taken, dict[int, float]]:
+        """Waits until round t is complete, and takes the newest sum, or the mean.
+
+        Returns:
+            The newest complete round; what was taken; and the seconds that this worker has waited for others to get
+            ready, by rank (several share them evenly; at a sync round workers only know that they wait for the GO of
+            rank 0; empty without a ledger).
+
+        Raises:
+            ExchangeError: The run is over.
+            TimeoutError: It took longer than ``timeout`` seconds; says who was waited for.
+        """
+        with self._changed:
+            self._wait(lambda: self.state.round > t and self.models.is_ready(t), timeout, f"round {t}")
+            self._waits.watch(())
+            return self.state.round - 1, self.models.collect(t), self._waits.seconds
+
+    def recycle(self, total: Buffers) -> None:
+        """Takes back the memory of a sum that ``take`` has handed out."""
+        with self._changed:
+            self.models.recycle(total)
+
+    # the engine's thread
+
+    def _passed(self, before: State) -> None:
+        self._note_alone(before.round)
+
+    def _note_alone(self, r: int) -> None:
+        """Notes the rounds of one that were passed since round ``r``, which no exchange has completed."""
+        for t in filter(self.machine.is_alone, range(r, self.state.round)):
+            self.models.note(Exchanged(t, (self.machine.worker,), (t,)))
+            if self._recorder is not None:
+                now = time.perf_counter()
+                self._recorder.add(entries.Round(t, (self.machine.worker,), (t,), now, now))
+            self._changed.notify_all()
+
+    def _exchange(self, action: Exchange) -> list[Action]:
+        """Exchanges the publication with the group."""
+        r, group, tally = action
+        with self._changed:
+            own = self.models.contribute(r)
+            begin = time.perf_counter()
+            self._inside = Inside(f"the exchange of round {r}", group, begin, r)
+        memory = self.wire.memory(own.buffers) if own.memory is None else own.memory
+        divisor = len(group) if own.is_mean else 1
+        contributed, result = self.wire.exchange(group, divisor, (r, own.version), own.buffers, memory)
+        if self.machine.plan.is_sync(r):
+            result = self.models.narrow(result, own.buffers)
+        with self._changed:
+            self.models.put(Exchanged(r, group, contributed), own, result, tally)
+            if self._recorder is not None:
+                self._recorder.add(entries.Round(r, group, contributed, begin, end=time.perf_counter()))
+            return self._completed()
+
+    def _completed(self) -> list[Action]:
+        self.models.end_reading()
+        return super()._completed()
+
+    def _memory_of_mean(self, model: Buffers) -> Buffers | None:
+        return self.models.memory(len(model))
+
+    def _narrow(self, totals: Buffers, like: Buffers) -> Buffers:
+        return self.models.narrow(totals, like)
+
+    def _put_mean(self, version: int, mean: Buffers) -> None:
+        self.models.put_mean(version, mean)
+
+    def _release(self) -> None:
+        self.models.clear()
