@@ -45,13 +45,14 @@ class Options(RunOptions, recipe.RecipeOptions, GradientOptions):
         max_tokens: Pairs with more tokens in source or target are left out, and counted.
         max_ratio: Pairs of which one side has more times the tokens of the other are left out, and counted.
         vocabulary: A vocabulary that a run has saved, or one of sentencepiece; None: made from the training text.
-        vocabulary_size: Tokens of the vocabulary that is made; source and target share it.
+        vocabulary_size: Tokens of the vocabulary that is made, at most; source and target share it.
         buckets: Shapes of batches, at most; each is compiled before the run is timed.
         model: Which Transformer.
         norm: Where its normalization is: after each residual sum (post) or before each sublayer (pre).
         dropout: Share of features that training sets to zero.
         beam: Hypotheses that are kept when sentences are translated; 1 is greedy search.
         length_penalty: Exponent of the length penalty of the beam search.
+        steps: Rounds to train for; 4,000 if neither this nor --epochs is given.
         batch_size: Tokens and padding of source and target per worker and step, at most.
         translate: Translate the lines of this file with the model of --exported, and nothing more; - reads them from
             standard input. Translations go to standard output.
@@ -65,27 +66,28 @@ class Options(RunOptions, recipe.RecipeOptions, GradientOptions):
     target: Path | None = option(None, same=lambda path: path is None)
     test_source: Path | None = option(None, same=lambda path: path is None)
     test_target: Path | None = option(None, same=lambda path: path is None)
-    max_tokens: int = 64
+    max_tokens: int = 48
     max_ratio: float = 4.0
     vocabulary: Path | None = option(None, same=lambda path: path is None)
     vocabulary_size: int = 4000
-    buckets: int = option(12, resume="restarts")
+    buckets: int = option(10, resume="restarts")
     model: Literal[tuple(TRANSFORMERS)] = "tiny"  # pyright: ignore[reportInvalidTypeForm]
     norm: Literal["post", "pre"] = "pre"
-    dropout: float = 0.0
+    dropout: float = 0.1
     beam: int = option(4, resume="free")
     length_penalty: float = option(0.6, resume="free")
     workers: int = option(4, resume="restarts")
-    batch_size: int = option(1024, resume="restarts")
+    steps: int | None = option(4000, resume="free")
+    batch_size: int = option(512, resume="restarts")
     label_smoothing: float = 0.1
     optimizer: recipe.OptimizerName = "adam"
-    learning_rate: float = 2e-3
+    learning_rate: float = 3e-3
     schedule: recipe.ScheduleName = "inverse-sqrt"
     beta2: float = 0.98
     epsilon: float = 1e-9
     weight_decay: float = 0.0
-    log_every: int = option(20, resume="free")
-    eval_every: int = option(500, resume="free")
+    log_every: int = option(50, resume="free")
+    eval_every: int = option(1000, resume="free")
     translate: Path | None = option(None, resume="free")
     exported: Path | None = option(None, resume="free")
 
@@ -156,9 +158,9 @@ class Translation(Defaults):
         self.members = [np.flatnonzero(bucket == number) for number in range(len(self.shapes))]
         rows = np.array([shape.rows for shape in self.shapes])
         batches = np.array([len(pairs) for pairs in self.members]) / rows
-        per_batch = lengths.sum(0) / batches.sum()  # tokens of source and of target
-        self.units_per_step, self.units_per_epoch = round(per_batch.sum()), int(lengths.sum())
-        self.target_per_step = float(per_batch[1])
+        self.units_per_step, self.units_per_epoch = round(lengths.sum() / batches.sum()), int(lengths.sum())
+        # independent of shapes, so that --accumulate does not change it
+        self.target_per_step = options.batch_size * float(lengths[:, 1].sum() / lengths.sum())
         self.padding = buckets.padding(lengths, self.shapes)
         self.config, self.network = create_network(options, self.vocabulary)
         self.name = f"{corpus.name}, {options.model}"
@@ -190,7 +192,7 @@ class Translation(Defaults):
     def gradients(self, model: Model, carry: Any, batch: Mapping[str, jax.Array], key: jax.Array) -> Gradients:
         """Gradients of the cross-entropy; batch: source int32 [rows, source], target int32 [rows, target].
 
-        The sum over all tokens is divided by the mean number of target tokens of all batches. So a plain mean over
+        The sum over all tokens is divided by a constant, the target's share of --batch-size. So a plain mean over
         workers and over steps gives every token the same weight.
         """
         parts = self.options.accumulate

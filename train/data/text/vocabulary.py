@@ -72,10 +72,10 @@ def train(source: Sequence[str], target: Sequence[str], size: int) -> Vocabulary
     Args:
         source: Sentences.
         target: Their translations.
-        size: Number of tokens, 260 for bytes and the like among them.
+        size: Number of tokens at most, 260 for bytes and the like among them. A small text has fewer.
 
     Raises:
-        ValueError: The text is too small for so many, or the extra 'translation' is missing.
+        ValueError: That is too few, or the extra 'translation' is missing.
     """
     sentencepiece = _sentencepiece()
     model = io.BytesIO()
@@ -88,6 +88,7 @@ def train(source: Sequence[str], target: Sequence[str], size: int) -> Vocabulary
             vocab_size=size,
             character_coverage=1.0,
             byte_fallback=True,
+            hard_vocab_limit=False,  # a small text may not have so many
             normalization_rule_name="identity",
             max_sentence_length=1 << 16,  # bytes; longer lines would be left out
             pad_id=PAD,
@@ -100,8 +101,7 @@ def train(source: Sequence[str], target: Sequence[str], size: int) -> Vocabulary
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].rpartition("] ")[2]
         raise ValueError(
-            f"no vocabulary of --vocabulary-size {size} can be made from {len(source):,} pairs ({reason}): choose "
-            "another size, or give more text"
+            f"no vocabulary of --vocabulary-size {size} can be made from {len(source):,} pairs ({reason}): raise it"
         ) from None
     return Vocabulary(model.getvalue())
 
