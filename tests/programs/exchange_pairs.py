@@ -170,6 +170,24 @@ def a_rank_fails(comm, failing, resting):
     mean_is_preserved(comm, 5, np.float32, 1e-6)
 
 
+def never_meeting(comm):
+    """Whoever meets waits for those who still train, no longer than it was told to, and says for whom."""
+    words = "meet() has waited for", "rank 1 has not arrived at round 1: it has computed for"
+    with opened(comm) as exchange:
+        params, _ = exchange.average(exchange.params)
+        comm.barrier()
+        if comm.rank == 1:
+            while not told(comm, 0):
+                time.sleep(0.02)
+            with expect(ExchangeError, f"rank 0 ended with TimeoutError: {words[0]}"):
+                exchange.average(params)
+            return
+        exchange.timeout_seconds = 0.5
+        with expect(TimeoutError, *words):
+            exchange.meet()
+        tell(comm, 1)
+
+
 def stuck(comm):
     """A failure while a large model is on its way: what was posted is abandoned."""
     large = {"w": np.zeros(1 << 20, np.float32)}
