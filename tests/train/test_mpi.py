@@ -183,7 +183,7 @@ def test_adam_counts_its_own_updates_where_rounds_are_skipped(tmp_path):
     assert taken[1] < 50  # it skipped some
 
 
-@pytest.mark.parametrize("clock", ["step", "round"])
+@pytest.mark.parametrize("clock", [pytest.param("step", marks=pytest.mark.long), "round"])
 def test_pairs_train_with_a_straggler_and_go_on_from_a_meeting(clock, tmp_path):
     out = tmp_path / "run"
     options = [

@@ -38,14 +38,14 @@ def replay(
     """Re-executes a recorded run from its ledgers.
 
     Args:
-        folder: With the ledgers of all ranks, ``GroupExchange(..., ledger=folder)``.
+        folder: With the ledgers of all ranks, ``GroupExchange(..., ledger=folder)`` (or of another exchange).
         params: The parameters that all workers started from.
         local_step: Maps (rank, number of the call of ``average`` on that rank, from 0, params) to W', what that rank
             passed to this call. Called in order for each rank; the order between ranks is not that of the run. Whatever
             else a step has (an optimizer's state, say) it keeps for each rank by itself.
         policy: The per-leaf policy of the run.
         segment: Which part of a run that was resumed, from 0, with ``params`` as they were at its beginning; None:
-            there is only one.
+            there is only one. Of averaging in pairs only the first can be executed again.
         observe: Called with (rank, number of the call, params) after each call of ``average``.
 
     Returns:
@@ -56,7 +56,12 @@ def replay(
         ValueError: The ledgers cannot be read, lack a part of the run, or do not fit to ``params``.
     """
     parts = _segments(read(folder), segment)
-    run = _RUNS[parts[0].start.method]
+    run: Any = _RUNS[parts[0].start.method]
+    if segment and run.FIRST_ALONE:
+        raise ValueError(
+            f"a run in pairs goes on from a model of each rank, which no ledger has, got segment={segment}: pass "
+            "segment=0"
+        )
     return run(parts, Staging(params, policy), params, local_step, observe).execute()
 
 
@@ -74,6 +79,8 @@ def _segments(ledgers: Sequence[RankLedger], segment: int | None) -> list[Segmen
 
 class _Run:
     """The state of a replay: what is known, and still needed."""
+
+    FIRST_ALONE = False
 
     def __init__(self, parts, staging: Staging, params, local_step: LocalStep, observe):
         self._staging = staging
