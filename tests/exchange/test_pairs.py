@@ -23,6 +23,14 @@ def test_the_mean_changes_by_the_steps_alone(num_ranks, dtype, tolerance, clock)
 
 
 @pytest.mark.parametrize(
+    ("num_ranks", "floats", "steps"),
+    [(3, 1 << 18, 30), pytest.param(4, 1 << 22, 60, marks=pytest.mark.long)],
+)
+def test_models_stay_whole(num_ranks, floats, steps):
+    ranks.run("exchange_pairs.whole", floats, steps, num_ranks=num_ranks, timeout=200)
+
+
+@pytest.mark.parametrize(
     ("body", "num_ranks"),
     [
         ("nobody_waits", 2),

@@ -67,6 +67,24 @@ def _mean_is_preserved(comm, steps, dtype, tolerance, clock):
         assert set(of_rank) <= set(exchange.schedule.neighbours(rank))
 
 
+def whole(comm, floats, steps):
+    """All elements move alike: a model that was torn, or whose memory was used too early, would have unequal ones."""
+    kept = []
+    with opened(comm, {"w": np.zeros(floats, np.float32)}) as exchange:
+        params = exchange.params
+        for t, kick in enumerate(kicks(comm.rank, steps)):
+            params, _ = exchange.average(kicked(params, kick))
+            assert np.ptp(np.asarray(params["w"])) == 0
+            kept = [*kept[-2:], (params, float(params["w"][0]))]
+            assert all(np.ptp(np.asarray(old["w"])) == 0 and old["w"][0] == value for old, value in kept)
+            if t % 9 == 5:
+                exchange.meet()
+        mean = exchange.consensus(params)["w"]
+    assert np.ptp(np.asarray(mean)) == 0
+    total = comm.allreduce(float(kicks(comm.rank, steps).sum())) / comm.size
+    np.testing.assert_allclose(mean[0], total, rtol=1e-5, atol=1e-5)
+
+
 def nobody_waits(comm):
     """An active worker trains on while its partner computes; a passive one that rests serves."""
     with opened(comm) as exchange:
