@@ -220,7 +220,7 @@ class PairwiseExchange(Exchange):
     def _saved(self, round_: int) -> dict[str, Any]:
         swaps, model = self._engine.standing()
         published = None if model is None else self._staging.to_arrays(model)
-        return Standing(round_, round_, round_, published, swaps).saved()
+        return Standing(round_, round_, round_, published, swaps=swaps).saved()
 
     def _finite(self, model: Buffers) -> Buffers | None:
         """The model; None if its step is dropped."""
