@@ -244,8 +244,8 @@ ALLOWED = {
     },
     "wagma_jax/ledger/plain_text.py": {"wagma_jax.ledger.alignment", "wagma_jax.ledger.summary"},
     "wagma_jax/ledger/picture.py": {
-        "wagma_jax.ledger.alignment", "wagma_jax.ledger.plain_text", "wagma_jax.ledger.segments",
-        "wagma_jax.ledger.summary",
+        "wagma_jax.ledger.alignment", "wagma_jax.ledger.entries", "wagma_jax.ledger.plain_text",
+        "wagma_jax.ledger.segments", "wagma_jax.ledger.summary",
     },
     "wagma_jax/ledger/tracing.py": {
         "wagma_jax.ledger.alignment", "wagma_jax.ledger.entries", "wagma_jax.ledger.plain_text",

@@ -23,12 +23,21 @@ def test_the_mean_changes_by_the_steps_alone(num_ranks, dtype, tolerance, clock)
 
 
 @pytest.mark.parametrize(
+    ("num_ranks", "floats", "steps"),
+    [(3, 1 << 18, 30), pytest.param(4, 1 << 22, 60, marks=pytest.mark.long)],
+)
+def test_models_stay_whole(num_ranks, floats, steps):
+    ranks.run("exchange_pairs.whole", floats, steps, num_ranks=num_ranks, timeout=200)
+
+
+@pytest.mark.parametrize(
     ("body", "num_ranks"),
     [
         ("nobody_waits", 2),
         ("agreed", 2),
         ("policies", 2),
         ("nonfinite", 2),
+        ("never_meeting", 2),
         ("jitted", 3),
         ("alone", 1),
         ("refusals", 2),
@@ -44,7 +53,7 @@ def test_a_failure_ends_all_and_nobody_hangs(failing, resting):
 
 
 def test_a_failure_while_a_large_model_is_on_its_way():
-    ranks.run("exchange_pairs.stuck", num_ranks=4)
+    ranks.run("exchange_pairs.stuck", num_ranks=2)
 
 
 def test_a_run_goes_on_from_a_meeting():
@@ -64,4 +73,4 @@ def test_a_slow_worker_takes_fewer_steps():
 
 
 def test_many_exchanges_leave_nothing_behind():
-    ranks.run("exchange_pairs.leaks", 4, num_ranks=2)
+    ranks.run("exchange_pairs.leaks", 3, num_ranks=2)

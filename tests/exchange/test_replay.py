@@ -72,6 +72,15 @@ def test_replay_of_pairs_gives_the_same_bits(tmp_path, clock, skips):
         replay(tmp_path, {"w": np.zeros(3, np.float32)}, lambda rank, call, params: params)
 
 
+def test_what_goes_on_from_models_of_each_rank_is_not_executed_again(tmp_path):
+    settings = {"num_workers": 1, "group_size": 1, "method": "pairs", "options": {"graph": "ring", "seed": "0"}}
+    folder = write(tmp_path / "run", [start(0, **settings), END, start(0, first_round=4, **settings), END])
+    params = {"w": np.zeros(3, np.float32)}
+    assert replay(folder, params, lambda rank, call, params: params, segment=0) == [params]
+    with pytest.raises(ValueError, match="goes on from a model of each rank, which no ledger has, got segment=1"):
+        replay(folder, params, lambda rank, call, params: params, segment=1)
+
+
 def assert_a_part_is_missed(folder):
     """What is recorded but for one round that some model is made of cannot be replayed."""
     lines = (folder / "ledger-2.jsonl").read_text().splitlines()

@@ -67,6 +67,24 @@ def _mean_is_preserved(comm, steps, dtype, tolerance, clock):
         assert set(of_rank) <= set(exchange.schedule.neighbours(rank))
 
 
+def whole(comm, floats, steps):
+    """All elements move alike: a model that was torn, or whose memory was used too early, would have unequal ones."""
+    kept = []
+    with opened(comm, {"w": np.zeros(floats, np.float32)}) as exchange:
+        params = exchange.params
+        for t, kick in enumerate(kicks(comm.rank, steps)):
+            params, _ = exchange.average(kicked(params, kick))
+            assert np.ptp(np.asarray(params["w"])) == 0
+            kept = [*kept[-2:], (params, float(params["w"][0]))]
+            assert all(np.ptp(np.asarray(old["w"])) == 0 and old["w"][0] == value for old, value in kept)
+            if t % 9 == 5:
+                exchange.meet()
+        mean = exchange.consensus(params)["w"]
+    assert np.ptp(np.asarray(mean)) == 0
+    total = comm.allreduce(float(kicks(comm.rank, steps).sum())) / comm.size
+    np.testing.assert_allclose(mean[0], total, rtol=1e-5, atol=1e-5)
+
+
 def nobody_waits(comm):
     """An active worker trains on while its partner computes; a passive one that rests serves."""
     with opened(comm) as exchange:
@@ -168,6 +186,24 @@ def a_rank_fails(comm, failing, resting):
                 exchange.meet()
             time.sleep(1e-3)
     mean_is_preserved(comm, 5, np.float32, 1e-6)
+
+
+def never_meeting(comm):
+    """Whoever meets waits for those who still train, no longer than it was told to, and says for whom."""
+    words = "meet() has waited for", "rank 1 has not arrived at round 1: it has computed for"
+    with opened(comm) as exchange:
+        params, _ = exchange.average(exchange.params)
+        comm.barrier()
+        if comm.rank == 1:
+            while not told(comm, 0):
+                time.sleep(0.02)
+            with expect(ExchangeError, f"rank 0 ended with TimeoutError: {words[0]}"):
+                exchange.average(params)
+            return
+        exchange.timeout_seconds = 0.5
+        with expect(TimeoutError, *words):
+            exchange.meet()
+        tell(comm, 1)
 
 
 def stuck(comm):

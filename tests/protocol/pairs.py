@@ -127,8 +127,7 @@ class Cluster:
         others = [entry[2] for entry in world.network if entry[:2] == (source, dest) and entry[2] != event]
         if source == dest:
             return any(_place(other) < _place(event) for other in others)
-        message = event.message
-        return bool(others) and isinstance(message, messages.Message) and message.kind == Kind.ABORT
+        return event.message.kind == Kind.ABORT and any(other.message.kind != Kind.ABORT for other in others)
 
     def apply(self, world, move):
         kind, worker, *rest = move

@@ -54,7 +54,7 @@ def test_a_passive_worker_begins_nothing_and_serves_in_turn():
 
 
 def test_an_active_worker_rests_when_its_answer_has_come():
-    active = Pairwise(PairSchedule(4), 2)
+    active = Pairwise(PairSchedule(3), 2)
     state, (ask, _) = active.step(State(), messages.Arrive(0))
     state, actions = active.step(state, messages.Retire(Rest.MEET))
     assert actions == []

@@ -232,8 +232,8 @@ class PairsEngine(Engine):
     def _memory(self) -> Buffers:
         """Memory for a model that comes; by nobody else referred to."""
         with self._changed:
-            spare, self._spare = self._spare, None
-            return self._staging.copy(self.live.model) if spare is None else spare
+            like, spare, self._spare = self.live.model, self._spare, None
+        return self._staging.copy(like) if spare is None else spare
 
     # global means
 

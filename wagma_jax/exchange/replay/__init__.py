@@ -43,7 +43,7 @@ def replay(
             else a step has (an optimizer's state, say) it keeps for each rank by itself.
         policy: The per-leaf policy of the run.
         segment: Which part of a run that was resumed, from 0, with ``params`` as they were at its beginning; None:
-            there is only one.
+            there is only one. Of averaging in pairs only the first can be executed again.
         observe: Called with (rank, number of the call, params) after each call of ``average``.
         hand_in: For a run of increments (``EagerExchange``), whose ``params`` here are what the last call returned:
             maps (rank, number of the call of ``consensus``, params) to the model that was passed to it. Where models
@@ -56,7 +56,12 @@ def replay(
         ValueError: The ledgers cannot be read, lack a part of the run, or do not fit to ``params``.
     """
     parts = _segments(read(folder), segment)
-    run = _RUNS[parts[0].start.method]
+    run: Any = _RUNS[parts[0].start.method]
+    if segment and run.FIRST_ALONE:
+        raise ValueError(
+            f"a run in pairs goes on from a model of each rank, which no ledger has, got segment={segment}: pass "
+            "segment=0"
+        )
     return run(parts, Staging(params, policy), params, Steps(local_step, hand_in, observe)).execute()
 
 

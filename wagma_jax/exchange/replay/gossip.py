@@ -34,6 +34,8 @@ class GossipRun:
         steps: The caller's functions.
     """
 
+    FIRST_ALONE = False
+
     def __init__(self, parts: Sequence[Segment], staging: Staging, params: Any, steps: Steps):
         start = parts[0].start
         self._staging, self._steps, self._first = staging, steps, start.first_round

@@ -18,6 +18,8 @@ from wagma_jax.ledger.entries import Call, ConsensusCall, GlobalMean, Round
 class GroupsRun:
     """The state of a replay: what is known, and still needed."""
 
+    FIRST_ALONE = False
+
     def __init__(self, parts: Sequence[Segment], staging: Staging, params: Any, steps: Steps):
         self._staging = staging
         self._steps = steps

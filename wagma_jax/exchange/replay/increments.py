@@ -33,6 +33,8 @@ class IncrementsRun:
         steps: The caller's functions.
     """
 
+    FIRST_ALONE = False
+
     def __init__(self, parts: Sequence[Segment], staging: Staging, params: Any, steps: Steps):
         self._staging, self._steps = staging, steps
         self._is_sync = parts[0].schedule.is_sync

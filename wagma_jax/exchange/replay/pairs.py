@@ -38,7 +38,13 @@ _Change = Call | Swap | _HandedIn | _Mean
 
 
 class PairsRun:
-    """The state of a replay: what is known, and still needed; see ``replay.replay`` for the arguments."""
+    """The state of a replay: what is known, and still needed; see ``replay.replay`` for the arguments.
+
+    Attributes:
+        FIRST_ALONE: Whether only the first segment can be executed: others begin with live models that differ.
+    """
+
+    FIRST_ALONE = True
 
     def __init__(self, parts: Sequence[Segment], staging: Staging, params: Any, steps: Steps):
         self._staging, self._steps = staging, steps
