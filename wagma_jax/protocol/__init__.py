@@ -8,5 +8,7 @@ messages and performs its exchanges. Nothing in this package knows MPI, threads,
 - ``lifecycle``: rest, waking, failure and the end, the same for every machine;
 - ``plan``: which sum a round is, for one worker;
 - ``rounds``: the machine of rounds in which sums are taken by a plan;
-- ``rules``: what is published and what is merged, as records of opaque buffers.
+- ``rules``: what is published and what is merged, as records of opaque buffers;
+- ``gossip``: the machine of rounds in which workers push to some and mix with others;
+- ``mixing``: what is pushed and how it is mixed, as formulas and records of opaque models.
 """
