@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from mpi4py import MPI
 
-from wagma_jax.averaging import PolicyFunction
+from wagma_jax.averaging import Policy, PolicyFunction
 from wagma_jax.exchange import finite, startup, transformation
 from wagma_jax.exchange.base import Exchange, HandedIn
 from wagma_jax.exchange.engine import Engine
@@ -139,7 +139,7 @@ class GossipExchange(Exchange):
             comm,
             params,
             _Check(schedule, mixing, on_nonfinite),
-            policy=policy,
+            policy=None if policy is None else functools.partial(_without_sync, policy),
             timeout_seconds=timeout_seconds,
             first_round=first_round,
             state=state,
@@ -149,8 +149,6 @@ class GossipExchange(Exchange):
 
     def _make_engine(self, gathering: Gathering, arguments: startup.Arguments, prepared: Prepared) -> Engine:
         own, staging, standing = arguments.own, arguments.staging, arguments.standing
-        if not all(layout.ordinary for layout in staging.layouts):
-            raise ValueError("policy() returned 'sync', but gossip has no sync rounds: return 'mean' or 'keep'")
         if own.on_nonfinite == "skip" and not finite.is_finite(prepared.model):
             raise ValueError("params must be finite with on_nonfinite='skip', got NaN or infinity: start from others")
         weight = np.float32(standing.kept.get("weight", 1))
@@ -269,6 +267,14 @@ class GossipExchange(Exchange):
             leave = time.perf_counter()
             self._recorder.add(entries.Call(t, *moments, leave, "mixed", t, t, waits, nonfinite))
         return self.info
+
+
+def _without_sync(policy: PolicyFunction, path: jax.tree_util.KeyPath, leaf: Any) -> Policy:
+    """The policy of a leaf; ValueError where it is one that gossip does not have."""
+    found = policy(path, leaf)
+    if found == "sync":
+        raise ValueError("policy() returned 'sync', but gossip has no sync rounds: return 'mean' or 'keep'")
+    return found
 
 
 def _restored(came: Sequence[Any] | None, sources: int, staging: Staging) -> tuple[Share, ...]:
