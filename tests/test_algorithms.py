@@ -252,3 +252,8 @@ def test_bad_settings():
 
 def test_default_group_size_is_about_the_square_root():
     assert [default_group_size(n) for n in (1, 2, 4, 8, 9, 16, 25, 64, 1024)] == [1, 2, 2, 4, 3, 4, 5, 8, 32]
+
+
+def test_groups_may_be_fixed():
+    rotating, fixed = (build("wagma", Settings(4, 2, rotate=rotate)).schedule for rotate in (True, False))
+    assert rotating.groups(0) == fixed.groups(0) == fixed.groups(1) != rotating.groups(1)
