@@ -319,7 +319,8 @@ def test_public_names_are_documented():
 WORKLOADS = {
     "images": ("train/images.py", "train/presets.py", "train/data/images", "train/fetch.py", "train/demo.py"),
     "translation": (
-        "train/translation.py", "train/translation_presets.py", "train/translation_pictures.py", "train/translating.py",
+        "train/translation.py", "train/translation_options.py", "train/translation_presets.py",
+        "train/translation_pictures.py", "train/translating.py",
         "train/help_pages.py", "train/data/text",
     ),
 }  # fmt: skip
