@@ -384,7 +384,8 @@ WORKLOADS = {
     "images": ("train/images.py", "train/presets.py", "train/data/images", "train/fetch.py", "train/demo.py"),
     "navigation": ("train/navigation.py", "train/ppo.py", "train/experience", "train/environments"),
     "translation": (
-        "train/translation.py", "train/translation_presets.py", "train/translation_pictures.py", "train/translating.py",
+        "train/translation.py", "train/translation_options.py", "train/translation_presets.py",
+        "train/translation_pictures.py", "train/translating.py",
         "train/help_pages.py", "train/data/text",
     ),
 }  # fmt: skip

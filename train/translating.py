@@ -9,6 +9,7 @@ from train.data.text import files
 from train.data.text.translator import Translator
 
 STANDARD_INPUT = Path("-")
+LONGEST = 1024  # tokens of a line; the memory that it takes grows with their square
 _AT_ONCE = 1000  # lines that are translated at a time
 
 
@@ -35,10 +36,17 @@ def translated(translator: Translator, model: Any, sentences: Sequence[str], max
         model: Its arrays.
         sentences: Any number.
         max_tokens: Of the longest source that the model has learned from.
+
+    Raises:
+        ValueError: A sentence has more than ``LONGEST`` tokens.
     """
+    lengths = translator.lengths(sentences)
+    for number, length in enumerate(lengths, 1):
+        if length > LONGEST:
+            raise ValueError(f"line {number} has {length} tokens, more than {LONGEST}: split it into sentences")
     for begin in range(0, len(sentences), _AT_ONCE):
         part = sentences[begin : begin + _AT_ONCE]
-        for number, length in enumerate(translator.lengths(part), begin + 1):
+        for number, length in enumerate(lengths[begin : begin + _AT_ONCE], begin + 1):
             if length > max_tokens:
                 console.warn_aside(
                     f"line {number} has {length} tokens, and the model has learned from {max_tokens} at most: split it "

@@ -126,8 +126,13 @@ def test_translating_text(learned, tmp_path, capsys, monkeypatch):
     translation.main(["--translate", "-", "--exported", str(out / "checkpoints" / "6")])
     assert capsys.readouterr().out.split("\n") == [translated[2], ""]
     (tmp_path / "text").write_bytes(b"fine\n\xff\n")
+    (tmp_path / "long").write_text("fine\n" + "s1 " * 600)
     for words, message in (
         (["--translate", str(tmp_path / "text"), "--exported", str(out)], "line 2 of .*text is not valid UTF-8"),
+        (
+            ["--translate", str(tmp_path / "long"), "--exported", str(out)],
+            "line 2 has .* tokens, more than 1024: split",
+        ),
         (["--translate", str(tmp_path / "text")], "--translate and --exported go together"),
         (["--translate", "-", "--exported", str(tmp_path)], "belongs to no run"),
     ):

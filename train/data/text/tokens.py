@@ -62,7 +62,7 @@ class TokenPairs:
 
 def encoded(
     pairs: Pairs, vocabulary: Vocabulary, max_tokens: int, max_ratio: float
-) -> tuple[TokenPairs, list[int], Counts]:
+) -> tuple[TokenPairs, Pairs, Counts]:
     """Pairs as tokens; those that are too long, or too different in length, are left out and counted.
 
     Args:
@@ -72,7 +72,7 @@ def encoded(
         max_ratio: Of the longer one's tokens to the shorter one's.
 
     Returns:
-        The pairs that remain, which of all these are, and how many were left out for which reason.
+        The pairs that remain, as tokens and as text, and how many were left out for which reason.
     """
     sides = (_encode(pairs.source, vocabulary), _encode(pairs.target, vocabulary))
     lengths = np.array([[len(row) for row in side] for side in sides], np.int64).reshape(2, -1)
@@ -84,7 +84,7 @@ def encoded(
         {f"over {max_tokens} tokens": int(long.sum()), f"lengths differ over {max_ratio:g} times": int(uneven.sum())},
     )
     source, target = (Rows(side[index] for index in kept) for side in sides)
-    return TokenPairs(source, target), kept, counts
+    return TokenPairs(source, target), Pairs(*([side[index] for index in kept] for side in pairs)), counts
 
 
 def _encode(texts: Sequence[str], vocabulary: Vocabulary) -> list[np.ndarray]:

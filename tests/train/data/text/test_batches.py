@@ -33,8 +33,8 @@ class Letters:
 
 def test_pairs_that_are_too_long_or_uneven_are_counted():
     pairs = Pairs(["abc", "a", "abcdefgh", "abcdefg"], ["ab", "abcdefg", "a", "a"])
-    encoded, kept, counts = tokens.encoded(pairs, Letters(), max_tokens=8, max_ratio=3.0)
-    assert kept == [0]
+    encoded, text, counts = tokens.encoded(pairs, Letters(), max_tokens=8, max_ratio=3.0)
+    assert text == (["abc"], ["ab"])
     assert counts.left_out == {"over 8 tokens": 1, "lengths differ over 3 times": 2}
     assert counts.kept == len(encoded) == 1
     assert encoded.lengths.tolist() == [[4, 3]]
