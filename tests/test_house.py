@@ -391,7 +391,7 @@ WORKLOADS = {
 }  # fmt: skip
 # words of workloads, which shared code must not know
 WORDS = re.compile(
-    r"\b(images?|accuracy|resnets?|fashion|navigation|spl|episodes?|agents?|bleu|sentences?|translat\w+|subwords?"
+    r"\b(images?|accuracy|resnets?|fashion|navigation|spl|episodes?|bleu|sentences?|translat\w+|subwords?"
     r"|vocabular\w+)\b",
     re.IGNORECASE,
 )

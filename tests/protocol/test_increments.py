@@ -117,7 +117,7 @@ class TakenAgain(Untaken):
 
 class AnyoneStarts(Rounds):
     def _activated(self, state, r):
-        return bool(self._known(state, tuple(Kind), r))
+        return bool(state.facts.who(r, *Kind))
 
 
 MUTANTS = {
