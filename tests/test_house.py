@@ -115,10 +115,14 @@ ALLOWED = {
         "wagma_jax.exchange.history", "wagma_jax.exchange.models", "wagma_jax.exchange.staging",
         "wagma_jax.exchange.standing", "wagma_jax.exchange.storage", "wagma_jax.protocol",
     },
+    "wagma_jax/exchange/partial.py": {
+        "wagma_jax.exchange.gathering", "wagma_jax.exchange.increments", "wagma_jax.exchange.preparation",
+        "wagma_jax.exchange.rounds", "wagma_jax.exchange.startup", "wagma_jax.protocol", "wagma_jax.schedule",
+    },
     "wagma_jax/exchange/eager.py": {
         "wagma_jax.averaging", "wagma_jax.exchange.base", "wagma_jax.exchange.engine", "wagma_jax.exchange.gathering",
-        "wagma_jax.exchange.increments", "wagma_jax.exchange.info", "wagma_jax.exchange.preparation",
-        "wagma_jax.exchange.rounds", "wagma_jax.exchange.standing", "wagma_jax.exchange.startup",
+        "wagma_jax.exchange.increments", "wagma_jax.exchange.info", "wagma_jax.exchange.partial",
+        "wagma_jax.exchange.preparation", "wagma_jax.exchange.standing", "wagma_jax.exchange.startup",
         "wagma_jax.exchange.tallies", "wagma_jax.exchange.transformation", "wagma_jax.ledger.entries",
         "wagma_jax.protocol", "wagma_jax.schedule",
     },

@@ -1,32 +1,27 @@
 """eager-SGD for training scripts: gradients averaged over all processes without waiting for late ones."""
 
-import dataclasses
-import functools
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any
 
 import optax
 from mpi4py import MPI
 
 from wagma_jax.averaging import PolicyFunction
-from wagma_jax.exchange import startup, transformation
+from wagma_jax.exchange import partial, startup, transformation
 from wagma_jax.exchange.base import Exchange, HandedIn
 from wagma_jax.exchange.engine import Engine
 from wagma_jax.exchange.gathering import Gathering
-from wagma_jax.exchange.increments import Added, Increments
+from wagma_jax.exchange.increments import Added
 from wagma_jax.exchange.info import ExchangeInfo, describe
 from wagma_jax.exchange.preparation import Prepared
-from wagma_jax.exchange.rounds import RoundsEngine
 from wagma_jax.exchange.standing import Standing
 from wagma_jax.exchange.tallies import check_tally
 from wagma_jax.ledger import entries
-from wagma_jax.protocol.plan import PartialPlan
-from wagma_jax.protocol.rounds import Clock, Rounds
+from wagma_jax.protocol.rounds import Clock
 from wagma_jax.schedule import GroupSchedule
 
-Start = Literal["solo", "majority"]
 KEPT = ("pending", "untaken")  # what is in a state, beside what is in everyone's
 
 
@@ -89,7 +84,7 @@ class EagerExchange(Exchange):
         comm: MPI.Intracomm | None,
         params: Any,
         *,
-        start: Start = "solo",
+        start: partial.Start = "solo",
         seed: int = 0,
         quorum: int = 1,
         sync_period: int | None = 10,
@@ -103,7 +98,7 @@ class EagerExchange(Exchange):
         self._begin(
             comm,
             params,
-            Check(start, seed, quorum, sync_period, clock),
+            partial.Check(start, seed, quorum, sync_period, clock),
             policy=policy,
             timeout_seconds=timeout_seconds,
             first_round=first_round,
@@ -196,30 +191,7 @@ class EagerExchange(Exchange):
     # what the base class asks for
 
     def _make_engine(self, gathering: Gathering, arguments: startup.Arguments, prepared: Prepared) -> Engine:
-        own, staging, standing = arguments.own, arguments.staging, arguments.standing
-        plan = PartialPlan(
-            gathering.comm.size, own.sync_period, own.quorum, own.seed if own.start == "majority" else None
-        )
-        store = Increments(plan.is_sync, staging, standing, staging.rest(prepared.model))
-        staging.warm_up(prepared.model, arguments.leaves)
-        store.warm_up()
-        everyone, ordinary = tuple(range(plan.num_workers)), staging.ordinary(prepared.model)
-        exchanges = [ordinary, prepared.model][len(ordinary) == len(prepared.model) :]
-        for buffers in exchanges:
-            prepared.wire.prepare(everyone, buffers)
-        gathering.barrier()  # before anybody waits inside of an exchange
-        for buffers in exchanges:
-            arguments_ = everyone, 1, (-1, -1), buffers, prepared.wire.memory(buffers)
-            gathering.run(functools.partial(prepared.wire.exchange, *arguments_))
-            del arguments_
-        return RoundsEngine(
-            _Machine(plan, gathering.rank, own.clock),
-            prepared.wire,
-            gathering.comm,
-            store,
-            standing.round + 1,
-            arguments.recorder,
-        )
+        return partial.make_engine(gathering, arguments, prepared)
 
     def _opened(self, arguments: startup.Arguments) -> None:
         own, num_workers = arguments.own, self._gathering.comm.size
@@ -248,73 +220,3 @@ class EagerExchange(Exchange):
         if spent is not None:
             self._engine.recycle(spent)
         return tree
-
-
-class EagerSettings(NamedTuple):
-    """The settings of eager-SGD, checked.
-
-    Attributes:
-        start: Whose arrival starts a round.
-        seed: Of the workers that are drawn.
-        quorum: How many arrivals start a round otherwise.
-        sync_period: Rounds between those at which all wait for all, or None.
-        clock: What a call counts.
-        num_workers: P.
-    """
-
-    start: Start
-    seed: int
-    quorum: int
-    sync_period: int | None
-    clock: Clock
-    num_workers: int
-
-    def recorded(self) -> dict[str, Any]:
-        """What the first entry of a ledger says of them."""
-        return {
-            "num_workers": self.num_workers,
-            "group_size": self.num_workers,
-            "sync_period": self.sync_period,
-            "rotate": True,
-            "quorum": self.quorum,
-            "clock": self.clock,
-            "on_nonfinite": "share",
-            "method": "increments",
-            "options": {"start": self.start, "seed": str(self.seed)},
-        }
-
-
-@dataclasses.dataclass(frozen=True)
-class Check:
-    """The arguments that are eager-SGD's own; called with the number of ranks."""
-
-    start: Start
-    seed: int
-    quorum: int
-    sync_period: int | None
-    clock: Clock
-
-    def __call__(self, num_workers: int) -> EagerSettings:
-        """The settings; ValueError if one is wrong."""
-        if self.start not in get_args(Start):
-            raise ValueError(f"start must be 'solo' or 'majority', got {self.start!r}")
-        seed = startup.between("seed", self.seed, 0, 1 << 62)
-        quorum = startup.between("quorum", self.quorum, 1, num_workers)
-        if quorum > 1 and self.start == "majority":
-            raise ValueError(
-                f"quorum is for start='solo', got {quorum} with start='majority', where one worker is waited for: "
-                "leave one of them out"
-            )
-        if self.clock not in ("step", "round"):
-            raise ValueError(f"clock must be 'step' or 'round', got {self.clock!r}")
-        period = GroupSchedule(num_workers, num_workers, self.sync_period).sync_period
-        return EagerSettings(self.start, seed, quorum, period, self.clock, num_workers)
-
-
-class _Machine(Rounds):
-    """Rounds of one go the way of all others: what is handed in comes back from them."""
-
-    def is_alone(self, r: int) -> bool:
-        """Whether nothing is exchanged in round r."""
-        del r
-        return False
