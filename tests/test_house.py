@@ -127,7 +127,7 @@ ALLOWED = {
         "wagma_jax.protocol", "wagma_jax.schedule",
     },
     "wagma_jax/exchange/events.py": {"wagma_jax.exchange.mailbox", "wagma_jax.protocol.messages"},
-    "wagma_jax/exchange/waiting.py": {"wagma_jax.exchange.mailbox"},
+    "wagma_jax/exchange/waiting.py": {"wagma_jax.exchange.mailbox", "wagma_jax.protocol.machine"},
     "wagma_jax/exchange/engine.py": {
         "wagma_jax.exchange.errors", "wagma_jax.exchange.events", "wagma_jax.exchange.farewell",
         "wagma_jax.exchange.isolation", "wagma_jax.exchange.mailbox", "wagma_jax.exchange.recorder",

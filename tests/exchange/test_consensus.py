@@ -1,4 +1,7 @@
-"""The end of all engines, and who has not come to a start: on an invented network that delays messages at random."""
+"""The end of all engines, who has not come to a start, and who is waited for, on an invented network.
+
+It delays messages at random.
+"""
 
 import collections
 import random
@@ -9,6 +12,11 @@ pytest.importorskip("mpi4py", reason="the extra mpi is not installed", exc_type=
 
 from wagma_jax.exchange.farewell import Farewell
 from wagma_jax.exchange.survey import MOST_ASKED, Survey
+from wagma_jax.exchange.waiting import Ask, Inquiry, status
+from wagma_jax.protocol import messages
+from wagma_jax.protocol.plan import GroupPlan
+from wagma_jax.protocol.rounds import Rounds, State
+from wagma_jax.schedule import GroupSchedule
 
 
 class Network:
@@ -131,3 +139,33 @@ def test_who_has_not_come_is_known_to_all_who_have_by_few_messages(size, away):
     assert found == [sorted(away)] * (size - len(away))
     bits = (size - 1).bit_length()
     assert most <= 2 * bits * bits + MOST_ASKED * (bits + 1)
+
+
+@pytest.mark.parametrize("asks", [1, 7, 8, 0])
+@pytest.mark.parametrize(
+    ("event", "busy"),
+    [(messages.Retire(messages.Rest.MEET), {3, 4, 5, 6}), (messages.Arrive(0), {2, 5, 6})],
+    ids=["meeting", "sync round"],
+)
+def test_all_who_are_waited_for_are_named(event, busy, asks):
+    """Also those who are below others in the tree that have not come themselves."""
+    size, network = 9, Network(asks)
+    machines = [Rounds(GroupPlan(GroupSchedule(size, 1, 1)), rank) for rank in range(size)]
+    states = [State() for _ in machines]
+    waiting = [(rank, event) for rank in range(size) if rank not in busy]
+    while waiting:
+        rank, event = waiting.pop()
+        states[rank], actions = machines[rank].step(states[rank], event)
+        waiting += [(send.dest, messages.Receive(rank, send.message)) for send in actions]
+    inquiry = Inquiry(network.mailbox(asks), asks)
+    rests = states[asks].life.resting != messages.Rest.NONE
+    inquiry.begin(machines[asks].waits_for(states[asks]), rests)
+    while (came := network.next()) is not None:
+        dest, source, message = came
+        if isinstance(message, Ask):
+            answer = status(machines[dest], states[dest], message, busy=5.0 if dest in busy else 0.0)
+            network.mailbox(dest).send(source, answer)
+        else:
+            inquiry.answered(source, message)
+    lines = [f"rank {rank} has not arrived at round 0: it has computed for 5.0 s" for rank in sorted(busy)]
+    assert inquiry.diagnosis() == "; ".join(lines)

@@ -58,8 +58,8 @@ def test_worker_0_wakes_all_when_all_rest(rest, called_to):
 def test_rests_are_told_once_all_below_rest_and_waking_is_passed_on():
     actions = []
     life = INNER.gather(INNER.retire(Life(), Retire(Rest.MEET, (2, 1))), 7, actions)
-    assert (INNER.missing(life), actions) == ((3,), [])
-    assert INNER.missing(Life()) == (2, 3), "a trainer that does not rest is missing as well"
+    assert (INNER.missing(life), actions) == ((3, 0), [])
+    assert INNER.missing(Life()) == (2, 3, 0), "a trainer that does not rest is missing as well"
     life = INNER.receive(life, 3, Message(Kind.REST, 8, Rest.MEET, (1,)), actions)
     life = INNER.gather(life, 7, actions)
     assert actions == [Send(0, Message(Kind.REST, 8, Rest.MEET, (3, 1)))]

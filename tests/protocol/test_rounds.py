@@ -109,7 +109,7 @@ def test_who_is_waited_for():
     assert m.waits_for(m.step(ready, messages.Arrive(2))[0]) == (1,)
     inner = machine(worker=2)
     arrived = inner.step(State(round=2), messages.Arrive(2))[0]
-    assert inner.waits_for(arrived) == (3,)
+    assert inner.waits_for(arrived) == (3, 0)
     assert inner.waits_for(inner.step(arrived, messages.Receive(3, Message(Kind.READY, 2)))[0]) == (0,)
     resting = m.step(State(), messages.Retire(Rest.MEET))[0]
     assert m.waits_for(resting) == (2, 1)

@@ -19,7 +19,7 @@ from wagma_jax.exchange.isolation import isolated
 from wagma_jax.exchange.mailbox import Mailbox
 from wagma_jax.exchange.recorder import Recorder
 from wagma_jax.exchange.storage import Buffers
-from wagma_jax.exchange.waiting import Ask, Inquiry, Inside, Status, Waits
+from wagma_jax.exchange.waiting import Ask, Inquiry, Inside, Status, Waits, status
 from wagma_jax.exchange.wire import Wire
 from wagma_jax.ledger import entries
 from wagma_jax.protocol import messages
@@ -285,10 +285,7 @@ class Engine:
         """Handles what another engine says outside of the protocol."""
         if isinstance(message, Ask):
             busy = 0.0 if self._waiting else time.perf_counter() - self._left
-            waits_for = self.machine.waits_for(self.state)
-            if message.rests:
-                waits_for += self.machine.lifecycle.missing(self.state.life)
-            self.mailbox.send(source, Status(self.state.round, waits_for, busy))
+            self.mailbox.send(source, status(self.machine, self.state, message, busy))
         elif isinstance(message, Status):
             self._inquiry.answered(source, message)
         elif isinstance(message, Count | Verdict):

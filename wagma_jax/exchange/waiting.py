@@ -2,9 +2,10 @@
 
 import time
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from wagma_jax.exchange.mailbox import Mailbox
+from wagma_jax.protocol.machine import Machine
 
 
 class Waits:
@@ -64,6 +65,14 @@ class Ask(NamedTuple):
     """
 
     rests: bool = False
+
+
+def status(machine: Machine, state: Any, ask: Ask, busy: float) -> Status:
+    """What an engine answers, whose trainer was last inside of a call ``busy`` seconds ago."""
+    waits_for = machine.waits_for(state)
+    if ask.rests:
+        waits_for += machine.lifecycle.missing(state.life)
+    return Status(state.round, waits_for, busy)
 
 
 class Inquiry:

@@ -5,6 +5,7 @@ messages and performs its exchanges. Nothing in this package knows MPI, threads,
 
 - ``messages``: what engines tell each other, what happens to them, and what they are to do;
 - ``machine``: what an engine knows of its machine;
+- ``tree``: whom a worker speaks to where all are concerned; ``facts``: who has said what about which round;
 - ``lifecycle``: rest, waking, failure and the end, the same for every machine;
 - ``plan``: which sum a round is, for one worker;
 - ``rounds``: the machine of rounds in which sums are taken by a plan;

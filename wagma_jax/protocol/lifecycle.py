@@ -204,10 +204,14 @@ class Lifecycle:
         if life.woken is not None:
             return ()
         if life.told:
-            return (tree.parent(self.worker),)
+            return self.and_first((tree.parent(self.worker),))
         rested = {resting.worker for resting in life.rested}
         own = (self.worker,) if life.resting == Rest.NONE else ()
-        return own + tuple(child for child in self._children if child not in rested)
+        return self.and_first(own + tuple(child for child in self._children if child not in rested))
+
+    def and_first(self, workers: tuple[int, ...]) -> tuple[int, ...]:
+        """These, and worker 0: if it is asked who is missing, and those in turn, everybody is found."""
+        return workers if self.worker == 0 or 0 in workers else (*workers, 0)
 
     def end(self, life: Life, actions: list[Action]) -> Life:
         """Nobody counts on this engine any more."""

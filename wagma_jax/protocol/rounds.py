@@ -150,9 +150,10 @@ class Rounds:
             return self.lifecycle.missing(state.life)
         if self.plan.is_sync(r):
             if state.life.pledged:
-                return (tree.parent(self.worker),)
+                return self.lifecycle.and_first((tree.parent(self.worker),))
             own = () if served else (self.worker,)
-            return (*own, *workers_of(self._children & ~state.facts.who(r, Kind.READY)))
+            missing = (*own, *workers_of(self._children & ~state.facts.who(r, Kind.READY)))
+            return self.lifecycle.and_first(missing)
         initiator = self._planned(r).initiator
         if initiator is not None and not self._activated(state, r):
             return (initiator,)
