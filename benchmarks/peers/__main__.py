@@ -18,7 +18,7 @@ from typing import Any
 import tyro
 
 from benchmarks.machine import describe
-from benchmarks.peers.adapters import PEERS
+from benchmarks.peers.adapters import LATE_CALLS, PEERS
 from train import console
 from train.markdown import table
 
@@ -148,7 +148,7 @@ def _last(output: str, marks: Sequence[str]) -> str:
 
 
 def summarize(measured: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Milliseconds of a call, of the slowest process; and seconds that the others took longer while one was late."""
+    """Milliseconds of a call, of the slowest process; seconds that calls of the others took longer with one late."""
     times = [1e3 * max(one) for one in zip(*(found["times"] for found in measured), strict=True)]
     others = [seconds for found in measured[:-1] for seconds in found["late"]]
     usual = statistics.median(times) / 1e3
@@ -157,8 +157,8 @@ def summarize(measured: Sequence[dict[str, Any]]) -> dict[str, float]:
         "ms": statistics.median(times),
         "ms_q1": quartiles[0],
         "ms_q3": quartiles[2],
-        "waited_seconds": max(statistics.median(others) - usual, 0.0),
-        "waited_longest": max(max(others) - usual, 0.0),
+        "waited_seconds": max(statistics.median(others) - LATE_CALLS * usual, 0.0),
+        "waited_longest": max(max(others) - LATE_CALLS * usual, 0.0),
     }
 
 
