@@ -117,7 +117,9 @@ def _processes(python: Path, words: Sequence[str], config: Config) -> tuple[int,
         for rank in range(config.processes)
     )
     waits = "s=0; for p in $(jobs -p); do wait $p || s=$?; done; exit $s"
-    return _run(["bash", "-c", f"{script} & {waits}"], os.environ | {"OMP_NUM_THREADS": "1"}, config.limit_seconds)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # or torch is compiled anew by every process
+    return _run(["bash", "-c", f"{script} & {waits}"], environment, config.limit_seconds)
 
 
 def _run(command: Sequence[str], environment: dict[str, str], limit: float) -> tuple[int, str]:
@@ -205,4 +207,5 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the peer in progress ends as well
     main(tyro.cli(Config, description=str(__doc__)))
