@@ -18,6 +18,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from models.checks import check_choice, check_count, check_floating
+
 NormFactory = Callable[..., Callable[[jax.Array], jax.Array]]
 """Called as `norm(num_features, param_dtype=..., rngs=...)`; see `ResNet`."""
 
@@ -36,13 +38,6 @@ def _check_positive_ints(name: str, value: Any) -> None:
         raise ValueError(
             f"{name} must be a tuple of integers of at least 1, one a stage, got {value!r}; pass e.g. (1, 2)"
         )
-
-
-def _is_floating(dtype: DTypeLike) -> bool:
-    try:
-        return jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
-    except TypeError:
-        return False
 
 
 @dataclass(frozen=True)
@@ -86,18 +81,12 @@ class ResNetConfig:
                     f"{self.stage_sizes}, got {self.strides}; pass None for a stride of 2 in every stage "
                     "after the first"
                 )
-        for name, choices in (("block", ("basic", "bottleneck")), ("stem", ("imagenet", "small"))):
-            value = getattr(self, name)
-            if value not in choices:
-                raise ValueError(f"{name} must be one of {choices}, got {value!r}; pass one of those")
+        check_choice("block", self.block, ("basic", "bottleneck"))
+        check_choice("stem", self.stem, ("imagenet", "small"))
         for name in ("width", "num_classes", "in_channels"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}; pass e.g. 10")
+            check_count(name, getattr(self, name))
         for name in ("dtype", "param_dtype"):
-            value = getattr(self, name)
-            if not _is_floating(value):
-                raise ValueError(f"{name} must be a floating type, got {value!r}; pass e.g. jnp.float32")
+            check_floating(name, getattr(self, name))
 
 
 RESNETS: dict[str, ResNetConfig] = {

@@ -21,17 +21,28 @@ ROWS = {
     "wagma": (2, 4),
     "dpsgd": (3, None),
     "sgp": (2, None),
+    "eager": (8, 4),
 }
+AVOIDS_WAITING = ("wagma", "eager")  # whose workers may be late
+EQUAL_PARAMETERS = ("allreduce", "eager")  # on all workers, in every round
+OVER_MPI_ALONE = ("adpsgd",)
 
 
 def test_every_algorithm_has_a_row():
-    assert list(ALGORITHMS) == list(ROWS)
+    assert list(ALGORITHMS) == [*ROWS, *OVER_MPI_ALONE]
     for name, algorithm in ALGORITHMS.items():
         assert algorithm.name == name
         assert algorithm.summary
         assert algorithm.exchanges in ("models", "gradients")
         assert algorithm.options is None or algorithm.options() == algorithm.options()
         assert find(name) is algorithm
+
+
+@pytest.mark.parametrize("name", OVER_MPI_ALONE)
+def test_one_program_is_refused_where_nothing_would_be_asynchronous(name):
+    with pytest.raises(ValueError, match=f"{name} needs a process for each worker, got one program"):
+        build(name, Settings(P))
+    assert find(name).mpi is not None
 
 
 def trained(name, num_workers, steps, *, context="vmap", dtype=np.float32, options=None):
@@ -42,6 +53,7 @@ def trained(name, num_workers, steps, *, context="vmap", dtype=np.float32, optio
         "local": lambda: wagma.local_sgd(inner, num_workers, 4),
         "dpsgd": lambda: wagma.dpsgd(inner, num_workers),
         "sgp": lambda: wagma.sgp(inner, num_workers, **(options or {})),
+        "eager": lambda: wagma.eager_sgd(inner, num_workers, 4),
     }[name]()
     targets = np.random.default_rng(0).normal(size=(num_workers, 3)).astype(dtype)
 
@@ -81,7 +93,7 @@ def reference(name, num_workers, steps, targets, overlap=0):
                 x[to] += half
                 w[to] += weight
             on_way = new
-        elif name == "allreduce":
+        elif name in ("allreduce", "eager"):
             x = x - 0.1 * (x - targets).mean(0)
         else:
             x = stepped
@@ -91,7 +103,7 @@ def reference(name, num_workers, steps, targets, overlap=0):
     return models
 
 
-CASES = [("allreduce", {}), ("local", {}), ("dpsgd", {}), ("sgp", {}), ("sgp", {"overlap": 1})]
+CASES = [("allreduce", {}), ("eager", {}), ("local", {}), ("dpsgd", {}), ("sgp", {}), ("sgp", {"overlap": 1})]
 
 
 @pytest.mark.parametrize("num_workers", [1, 2, 3, 5, 8])
@@ -109,7 +121,7 @@ def test_transformations_agree_in_every_context(name, options, context):
     np.testing.assert_allclose(models, reference(name, 4, 5, targets, **options), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("name", "options"), CASES[2:])
+@pytest.mark.parametrize(("name", "options"), CASES[3:])
 def test_narrow_models_are_mixed_in_float32(name, options):
     models, targets, _ = trained(name, 4, 6, options=options, dtype=jnp.bfloat16)
     np.testing.assert_allclose(models, reference(name, 4, 6, targets, **options), atol=0.02)
@@ -193,7 +205,7 @@ def test_converges_to_the_optimum_of_the_mean(name, context):
         np.testing.assert_allclose(w.mean(0), targets.mean(0) * (1 - 0.8 ** (t + 1)), rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(stats["mean"].mean(), targets.mean(), rtol=1e-5, atol=1e-6)
         np.testing.assert_array_equal(stats["count"], np.arange(P) + t + 1)
-        assert np.allclose(w, w[:1], rtol=1e-6) == is_sync
+        assert np.allclose(w, w[:1], rtol=1e-6) == (is_sync or name in EQUAL_PARAMETERS)
         assert np.allclose(stats["mean"], stats["mean"][0], rtol=1e-6) == is_sync
         assert (info.round == t).all()
         assert (info.is_sync == is_sync).all()
@@ -210,7 +222,7 @@ def test_schedule_says_what_it_amounts_to(name):
 def test_takes_lateness(name):
     late = np.random.default_rng(1).random((7, P)) < 0.5
     _, _, infos = train(name, "vmap", 7, late=late)
-    waits = name != "wagma"
+    waits = name not in AVOIDS_WAITING
     for t, info in enumerate(infos):
         expected = np.zeros(P, bool) if waits or info.is_sync.any() else late[t]
         np.testing.assert_array_equal(info.late, expected)
@@ -226,7 +238,7 @@ def test_one_worker_is_plain_sgd(name):
 
 
 def test_bad_settings():
-    with pytest.raises(ValueError, match="one of allreduce, dpsgd, local, sgp, wagma, got 'sgp2'"):
+    with pytest.raises(ValueError, match="one of adpsgd, allreduce, dpsgd, eager, local, sgp, wagma, got 'sgp2'"):
         build("sgp2", Settings(8))
     with pytest.raises(ValueError, match="group_size"):
         build("wagma", Settings(8, 9))

@@ -30,7 +30,7 @@ PAGES = {path.stem: path.read_text() for path in sorted(DOCS.glob("*.md"))}
 # Page -> the sources whose messages it explains.
 EXPLAINED = {"troubleshooting": ("wagma_jax",), "troubleshooting-training": ("train", "models")}
 # What gets a message as its first argument and shows it to the user, beside exceptions.
-SHOWING = {"tell", "warn", "error", "Fail", "Abort", "abort"}
+SHOWING = {"tell", "warn", "warn_aside", "error", "Fail", "Abort", "abort"}
 # Variables, and functions by what they return or append, that hold parts of messages.
 VARIABLES = {"problem", "text", "what"}
 FUNCTIONS = {"diagnosis", "_diagnosis", "_difference", "_unlike", "_wrong_files"}
@@ -287,6 +287,43 @@ def test_the_workload_trains_resumes_and_is_evaluated(tmp_path, monkeypatch, cap
     assert found["eval"]["accuracy"] > 0.9
 
 
+def test_the_algorithm_of_ones_own_runs_over_both_transports(tmp_path, monkeypatch):
+    path = tmp_path / "hierarchical.py"
+    path.write_text("\n".join(re.findall(r"```python\n(.*?)```", PAGES["algorithms"], re.DOTALL)))
+    spec = importlib.util.spec_from_file_location("hierarchical", path)
+    own = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "hierarchical", own)
+    spec.loader.exec_module(own)
+    with pytest.raises(ValueError, match="wait of hierarchical must be 0 or 1, got 2: 1 waits"):
+        own.HierarchicalOptions(2)
+
+    targets = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+    models, expected = np.zeros((4, 3)), []
+    for t in range(7):  # groups of two, all at every third step
+        models += 0.1 * (targets - models)
+        for group in [[0, 1, 2, 3]] if (t + 1) % 3 == 0 else [[0, 1], [2, 3]]:
+            models[group] = models[group].mean(0)
+        expected.append(models.copy())
+
+    strategy = own.xla(wagma_jax.algorithms.Settings(4, 2, 3))
+
+    def step(model, state, target):
+        after = model + 0.1 * (target - model)
+        model, state, _ = strategy.combine(after, model, state, None)
+        return model, state
+
+    run = jax.jit(jax.vmap(step, axis_name="data"))
+    model, state, found = np.zeros((4, 3), np.float32), jax.vmap(strategy.init)(np.zeros((4, 3), np.float32)), []
+    for _ in range(7):
+        model, state = run(model, state, targets)
+        found.append(np.asarray(model))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+    pytest.importorskip("mpi4jax", reason="the extra mpi is not installed", exc_type=ImportError)
+    per_rank = ranks.run("own_algorithm.trajectory", path, targets, 7, num_ranks=4)
+    np.testing.assert_allclose(np.moveaxis(per_rank, 0, 1), expected, atol=1e-6)
+
+
 def test_the_exported_model_is_read_by_others(tmp_path, monkeypatch):
     from train import images, run
 
@@ -306,7 +343,8 @@ def commands_of_images():
     """Their options, from the README and all pages."""
     texts = [(ROOT / "README.md").read_text(), *PAGES.values()]
     joined_lines = "\n".join(texts).replace("\\\n", " ")
-    return re.findall(r"python -m train\.images (-[^`\n]*?)(?: +#| & |`|\n)", joined_lines)
+    found = re.findall(r"python -m train\.images (-[^`\n]*?)(?: +#| & |`|\n)", joined_lines)
+    return [command for command in found if "hierarchical" not in command]  # an algorithm that a page builds
 
 
 def test_the_options_in_the_commands_exist(monkeypatch):

@@ -31,6 +31,11 @@ def warn(text: str) -> None:
     console.print(text, style="yellow", highlight=False, markup=False)
 
 
+def warn_aside(text: str) -> None:
+    """Prints a warning to standard error, where standard output is what others read."""
+    print(text, file=sys.stderr)
+
+
 def progress_bar() -> Progress:
     """A bar with a field ``status`` for loss and rate; hidden on processes that do not speak for the run."""
     return Progress(

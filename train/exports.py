@@ -13,7 +13,7 @@ from train.checkpoints import alone_options, check_layout
 from train.pytrees import layout
 
 
-def export(folder: Path, model: Any, description: dict[str, Any]) -> None:
+def export(folder: Path, model: Any, description: dict[str, Any], files: Mapping[str, bytes] | None = None) -> None:
     """Writes a model without a worker axis as a plain orbax checkpoint, with description.json inside.
 
     Call it on one process. An older export at the same place is replaced once the new one is whole.
@@ -22,6 +22,7 @@ def export(folder: Path, model: Any, description: dict[str, Any]) -> None:
         folder: The checkpoint.
         model: A pytree of NumPy arrays.
         description: What a reader needs to know to use it; anything that JSON has.
+        files: The content of files that go beside it, by name.
     """
     import orbax.checkpoint as ocp
 
@@ -30,6 +31,8 @@ def export(folder: Path, model: Any, description: dict[str, Any]) -> None:
     with ocp.Checkpointer(ocp.StandardCheckpointHandler(), multiprocessing_options=alone_options()) as writer:
         writer.save(fresh, args=ocp.args.StandardSave(model), force=True)
     (fresh / "description.json").write_text(json.dumps(description, indent=2) + "\n")
+    for name, content in (files or {}).items():
+        (fresh / name).write_bytes(content)
     shutil.rmtree(folder, ignore_errors=True)
     fresh.rename(folder)
 

@@ -1,158 +1,20 @@
-"""Fetches data sets that do not come with a package: ``python -m train.fetch fashion-mnist``."""
+"""Fetches data sets that do not come with the project: ``python -m train.fetch fashion-mnist``."""
 
 import dataclasses
 import hashlib
-import http.client
 import os
-import shutil
-import subprocess
 import sys
 import tempfile
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 import tyro
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from train.data.images import arrays
-
-console = Console()
-
-
-class FetchError(RuntimeError):
-    """A data set could not be fetched; the message says why."""
-
-
-class Source(Protocol):
-    """A place where a data set is published."""
-
-    def get(self, names: Iterable[str], folder: Path) -> None:
-        """Brings the files ``NAME.gz`` into a folder; FetchError says why it cannot."""
-        ...
-
-
-@dataclasses.dataclass(frozen=True)
-class DebianPackage:
-    """A package of Debian and what derives from it; it is unpacked, not installed, which needs no rights.
-
-    Attributes:
-        package: Its name.
-        folder: Where it holds the files, relative to the root.
-        time_limit: Seconds for each command.
-    """
-
-    package: str
-    folder: str
-    time_limit: float = 600
-
-    def __str__(self) -> str:
-        return f"Debian's package {self.package}"
-
-    def get(self, names: Iterable[str], folder: Path) -> None:
-        """Brings the files ``NAME.gz`` into a folder; FetchError says why it cannot."""
-        for tool in ("apt-get", "dpkg"):
-            if shutil.which(tool) is None:
-                raise FetchError(f"{tool} is not installed")
-        with tempfile.TemporaryDirectory(dir=folder) as work:
-            self._download(work)
-            archives = list(Path(work).glob("*.deb"))
-            if len(archives) != 1:
-                raise FetchError(f"apt-get download left {len(archives)} packages, not one")
-            self._run(["dpkg", "-x", archives[0].name, "unpacked"], work)
-            for name in names:
-                path = Path(work, "unpacked", self.folder, f"{name}.gz")
-                if not path.is_file():
-                    raise FetchError(f"the package does not hold {self.folder}/{name}.gz")
-                shutil.copyfile(path, folder / path.name)
-
-    def _download(self, work: str) -> None:
-        command = ["apt-get", "download", self.package]
-        try:
-            self._run(command, work)
-        except FetchError as error:
-            # A fresh container has no lists of packages at all; only root can get them.
-            if "Unable to locate package" not in str(error) or os.geteuid() != 0:
-                raise
-            self._run(["apt-get", "update"], work)
-            self._run(command, work)
-
-    def _run(self, command: list[str], work: str) -> None:
-        """Runs a command; FetchError with the last line of its errors if it fails."""
-        shown = " ".join(command[:2])
-        try:
-            with console.status(f"{shown} ({self.package}) ..."):
-                done = subprocess.run(
-                    command,
-                    cwd=work,
-                    env=os.environ | {"LC_ALL": "C"},
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    text=True,
-                    errors="replace",
-                    timeout=self.time_limit,
-                )
-        except subprocess.TimeoutExpired:
-            raise FetchError(f"{shown} took more than {self.time_limit:g} seconds") from None
-        except OSError as error:
-            raise FetchError(f"{shown} cannot be run: {error}") from None
-        if done.returncode:
-            lines = [line for line in done.stdout.splitlines() if line.strip()] or ["no output"]
-            errors = [line for line in lines if line.startswith(("E:", "dpkg"))] or lines[-1:]
-            raise FetchError(f"{shown} failed with status {done.returncode}: {' '.join(errors)}")
-
-
-@dataclasses.dataclass(frozen=True)
-class Address:
-    """A folder on a web server.
-
-    Attributes:
-        address: Of the folder.
-        idle_limit: Seconds to wait for the server at any time.
-        time_limit: Seconds for each file.
-    """
-
-    address: str
-    idle_limit: float = 30
-    time_limit: float = 1800
-
-    def __str__(self) -> str:
-        return self.address
-
-    def get(self, names: Iterable[str], folder: Path) -> None:
-        """Brings the files ``NAME.gz`` into a folder; FetchError says why it cannot."""
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-        with Progress(*columns, console=console) as progress:
-            for name in names:
-                try:
-                    self._download(f"{name}.gz", folder, progress)
-                except urllib.error.HTTPError as error:
-                    error.close()
-                    raise FetchError(f"{name}.gz: the server says {error.code} {error.reason}") from None
-                except urllib.error.URLError as error:
-                    raise FetchError(f"{name}.gz: {error.reason}") from None
-                except (OSError, http.client.HTTPException, ValueError) as error:
-                    raise FetchError(f"{name}.gz: {error or type(error).__name__}") from None
-
-    def _download(self, name: str, folder: Path, progress: Progress) -> None:
-        end = time.monotonic() + self.time_limit
-        url = f"{self.address.rstrip('/')}/{name}"
-        with urllib.request.urlopen(url, timeout=self.idle_limit) as answer, (folder / name).open("wb") as file:
-            length = answer.headers.get("Content-Length")
-            task = progress.add_task(name, total=int(length) if length else None)
-            # read1 returns what has arrived, so that a slow server cannot hold up the check of the time
-            while chunk := answer.read1(1 << 16):
-                file.write(chunk)
-                progress.update(task, advance=len(chunk))
-                if time.monotonic() > end:
-                    raise FetchError(f"{name} took more than {self.time_limit:g} seconds")
-            if length and file.tell() != int(length):
-                raise FetchError(f"{name}: the server broke off after {file.tell()} of {length} bytes")
+from train.data.text import catalog
+from train.fetching import Address, DebianPackage, FetchError, Source
+from train.help_pages import HelpPages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,12 +24,13 @@ class Download:
     Attributes:
         folder: Where it goes unless asked otherwise.
         sources: Where it comes from; the first that has it.
-        sha256: Of each file, unpacked: packed, the files differ from source to source.
+        sha256: Of each file, unpacked: packed, the files differ from source to source. None where it depends on the
+            version of a package.
     """
 
     folder: Path
     sources: tuple[Source, ...]
-    sha256: Mapping[str, str]
+    sha256: Mapping[str, str | None]
 
 
 DOWNLOADS = {
@@ -183,7 +46,12 @@ DOWNLOADS = {
             "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
             "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
         },
-    )
+    ),
+    "libreoffice-help": Download(
+        folder=catalog.HELP_FOLDER,
+        sources=(HelpPages(),),
+        sha256=dict.fromkeys(("train.en", "train.de", "test.en", "test.de")),
+    ),
 }
 
 if TYPE_CHECKING:
@@ -239,7 +107,7 @@ def fetch(name: str, folder: Path | None = None, address: str | None = None) -> 
     return True
 
 
-def _try_sources(name: str, sources: Iterable[Source], expected: Mapping[str, str], work: Path) -> Path:
+def _try_sources(name: str, sources: Iterable[Source], expected: Mapping[str, str | None], work: Path) -> Path:
     """A new folder with the files of the first source whose files are right."""
     failures = []
     for number, source in enumerate(sources):
@@ -259,7 +127,7 @@ def _try_sources(name: str, sources: Iterable[Source], expected: Mapping[str, st
     )
 
 
-def _wrong_files(folder: Path, expected: Mapping[str, str]) -> list[str]:
+def _wrong_files(folder: Path, expected: Mapping[str, str | None]) -> list[str]:
     """What is wrong with each file of the folder that is not as expected (name: SHA-256 of the unpacked file)."""
     wrong = []
     for name, sha256 in expected.items():
@@ -272,7 +140,7 @@ def _wrong_files(folder: Path, expected: Mapping[str, str]) -> list[str]:
         except ValueError as error:
             wrong.append(f"{path.name}: {str(error).removeprefix(f'{path}: ')}")
             continue
-        if got != sha256:
+        if sha256 is not None and got != sha256:
             wrong.append(f"{path.name}: expected SHA-256 {sha256} unpacked, got {got}")
     return wrong
 

@@ -4,8 +4,11 @@ import os
 from pathlib import Path
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a text file under another name, and renames it when it is whole."""
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Writes a file under another name, and renames it when it is whole."""
     fresh = path.with_name(path.name + ".new")
-    fresh.write_text(text)
+    if isinstance(content, bytes):
+        fresh.write_bytes(content)
+    else:
+        fresh.write_text(content)
     os.replace(fresh, path)

@@ -92,20 +92,24 @@ def mean_loss_and_gradients(
 def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -> jax.Array:
     """Softmax cross-entropy of each example, with smoothed labels.
 
-    Label smoothing is that of Szegedy et al., "Rethinking the Inception Architecture", 2015 (arXiv:1512.00567).
+    Label smoothing is that of Szegedy et al., "Rethinking the Inception Architecture", 2015 (arXiv:1512.00567). It is
+    written as sums over the classes, for which XLA needs no array of probabilities: classes may be many.
 
     Args:
-        logits: Floating [batch, classes].
-        labels: Integers [batch] in [0, classes).
+        logits: Floating [..., classes].
+        labels: Integers [...] in [0, classes).
         smoothing: Share of every label that is spread evenly over all classes, in [0, 1).
 
     Returns:
-        [batch], of the logits' dtype, in nats.
+        [...], of the logits' dtype, in nats.
     """
     if smoothing == 0:
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype), smoothing)
-    return optax.softmax_cross_entropy(logits, targets)
+    classes = logits.shape[-1]
+    is_label = jax.lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1) == labels[..., None]
+    even = smoothing / classes
+    weights = jnp.where(is_label, 1 - smoothing + even, even).astype(logits.dtype)
+    return jax.nn.logsumexp(logits, axis=-1) - jnp.sum(weights * logits, axis=-1)
 
 
 def _split(batch: Any, parts: int) -> Any:

@@ -85,11 +85,30 @@ class Learner:
         Returns:
             (what is to be exchanged, optimizer's state, carry, metrics).
         """
-        made = self.task.gradients(model, carry, batch, self._key(step, worker))
+        key = self._key(step, worker)
+        if self.task.updates_per_step > 1:
+            return self._several(model, optimizer, carry, batch, key, share)
+        made = self.task.gradients(model, carry, batch, key)
         if self.exchanges == "gradients":
             return {"params": made.grads, "stats": made.stats}, optimizer, made.carry, made.metrics
         model, optimizer = self._apply(made.grads, made.stats, model, optimizer, share)
         return model, optimizer, made.carry, made.metrics
+
+    def _several(
+        self, model: Model, optimizer: Any, carry: Any, batch: Any, key: jax.Array, share: jax.Array
+    ) -> tuple[Any, Any, Any, dict[str, Mean]]:
+        """As :meth:`before`, with several updates; leaves of the batch are [updates, ...]."""
+        assert self.exchanges == "models", "gradients are exchanged after every update"
+
+        def update(state: Any, each: Any) -> Any:
+            (model, optimizer, carry), (number, part) = state, each
+            made = self.task.gradients(model, carry, part, jax.random.fold_in(key, number))
+            model, optimizer = self._apply(made.grads, made.stats, model, optimizer, share)
+            return (model, optimizer, made.carry), made.metrics
+
+        numbers = jnp.arange(self.task.updates_per_step)
+        (model, optimizer, carry), metrics = jax.lax.scan(update, (model, optimizer, carry), (numbers, batch))
+        return model, optimizer, carry, jax.tree.map(lambda each: each.sum(0), metrics)
 
     def after(self, model: Model, optimizer: Any, combined: Any, share: jax.Array) -> tuple[Model, Any]:
         """The second half of a step: maps what the exchange returned to (model, optimizer's state)."""

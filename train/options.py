@@ -245,6 +245,13 @@ class RunOptions(AlgorithmOptions):
         """The algorithm as one program runs it; ValueError for settings that it cannot have."""
         return build(self.algorithm, self.settings(**others))
 
+    def averaging_schedule(self) -> Any:
+        """Who averages with whom; ValueError for settings that the algorithm cannot have."""
+        schedule = find(self.algorithm).schedule
+        if schedule is None or self.transport != "mpi":
+            return self.strategy().schedule
+        return schedule(self.settings())
+
     def save(self, out: Path) -> None:
         """Writes the options to a run's folder, for :meth:`load`; without those that are of this start alone."""
         kept = dataclasses.replace(

@@ -166,13 +166,13 @@ def _widened(leaf: Any) -> Any:
     return leaf.astype(accumulation_dtype(leaf.dtype)) if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf
 
 
-def load_consensus(path: Path, like: Model, group: Group) -> Model:
+def load_consensus(path: Path, like: Model, group: Group | None = None) -> Model:
     """The consensus model of a run, of one of its checkpoints, or an exported one; NumPy arrays.
 
     Args:
         path: The run, its checkpoint, or the exported model.
         like: Shapes and dtypes of one worker's model.
-        group: The processes; all call this.
+        group: The processes, all of which call this; None: this one alone.
 
     Raises:
         ValueError: ``path`` is none of these, or holds another model.
@@ -183,7 +183,7 @@ def load_consensus(path: Path, like: Model, group: Group) -> Model:
         saved = checkpoints.look(path)
         return consensus(path, saved, like).model
     found = checkpoints.read_newest(
-        path / CHECKPOINTS, lambda step, saved: consensus(step, saved, like), console.warn, group
+        path / CHECKPOINTS, lambda step, saved: consensus(step, saved, like), console.warn, group or Group()
     )
     if found is not None:
         return found.found.model

@@ -18,6 +18,7 @@ from train.budget import Budget, Length
 from train.checkpoints import Checkpoints, Position
 from train.errors import GaveUpError
 from train.fields import flag
+from train.files import write_whole
 from train.learner import Begin, Learner
 from train.options import RunOptions
 from train.parsing import parse as parse_options
@@ -135,7 +136,7 @@ def prepare(workload: Workload[O], options: O, group: Group | None = None) -> Pr
         made = group.agreed(lambda: folders.new_folder(workload.name, options) if group.is_first else None)
         out = group.from_first(made)
     assert out is not None
-    group.agreed(lambda: options.save(out) if group.is_first else None)
+    group.agreed(lambda: _save(options, task, out) if group.is_first else None)
     position = dataclasses.replace(position, stacked=transport.TOGETHER)
     units = length.units() - position.first_example if length.by_units else None
     budget = Budget(position.total_steps, position.first_step, position.first_share, units)
@@ -143,9 +144,16 @@ def prepare(workload: Workload[O], options: O, group: Group | None = None) -> Pr
     return Prepared(workload, options, task, transport, group, place, learner, position, budget, state, out)
 
 
+def _save(options: RunOptions, task: Task, out: Path) -> None:
+    """Writes what the run needs to go on, and what reads it."""
+    options.save(out)
+    for name, content in task.files().items():
+        write_whole(out / name, content)
+
+
 def _check_alone(workload: Workload[O], options: O) -> Task:
     """What one process can check by itself."""
-    options.strategy()
+    options.averaging_schedule()
     if options.tensorboard:
         results.check_tensorboard()
     if options.resume is None:
@@ -213,7 +221,7 @@ def run(prepared: Prepared) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         loop.Interrupted: On all processes: a signal asked the run to stop; it can be resumed.
     """
     options, task, group, position = prepared.options, prepared.task, prepared.group, prepared.position
-    schedule = options.strategy().schedule
+    schedule = options.averaging_schedule()
     console.say(schedule.describe().splitlines()[0])
     console.say("compiling ...")
     state = prepared.state
@@ -250,7 +258,7 @@ def run(prepared: Prepared) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     if group.is_first:
         assert outcome.model is not None
         description = {**task.export(), "options": options.to_json()}
-        exports.export(prepared.out / resume.CONSENSUS, outcome.model, description)
+        exports.export(prepared.out / resume.CONSENSUS, outcome.model, description, task.files())
         summary = _finish(prepared, outcome, metrics.rows, schedule, devices)
     return group.from_first(summary), metrics.rows
 
@@ -318,7 +326,7 @@ def evaluate(workload: Workload[O], options: O) -> tuple[dict[str, float], Task]
     assert options.evaluate is not None
     options.check()
     task = workload.create(options)
-    model = resume.load_consensus(options.evaluate, as_shapes(task.like), Group())
+    model = resume.load_consensus(options.evaluate, as_shapes(task.like))
     return task.scores([task.evaluate(model, local.LocalPlace())]), task
 
 
@@ -357,7 +365,7 @@ def main(workload: Workload[Any], arguments: Sequence[str] | None = None) -> Non
     launcher = f"wagma launch -n {group.size} -- " if prepared.options.transport == "mpi" else ""
     again = f"go on with: {launcher}{workload.command} --resume {prepared.out}"
     try:
-        with group.ending_together():
+        with group.ending_together(gave_up=lambda error: f"{name}: {error}; then {again}"):
             summary, _ = run(prepared)
     except loop.Interrupted as interrupted:
         console.say(f"{interrupted}{f'; {again}' if interrupted.saved else ', without a checkpoint'}")

@@ -79,6 +79,8 @@ class Place(Protocol):
         workers: The indices of this process's workers.
         part: (index, count): which part of an evaluation is this process's, and how many parts there are.
         devices: This process's devices, for an evaluation.
+        equal_shapes: Whether the batches of all workers at a step must have the same shape, since one program computes
+            with all of them.
     """
 
     @property
@@ -89,6 +91,8 @@ class Place(Protocol):
     def part(self) -> tuple[int, int]: ...  # noqa: D102
     @property
     def devices(self) -> Sequence[Any]: ...  # noqa: D102
+    @property
+    def equal_shapes(self) -> bool: ...  # noqa: D102
 
     def put(self, tree: Any) -> Any:
         """Brings host arrays [len(workers), ...] onto the devices, as ``Batch.arrays``."""
@@ -122,6 +126,7 @@ class Defaults:
     """For a task to inherit: the members of :class:`Task` that many workloads have no use for."""
 
     units_per_epoch: int | None = None
+    updates_per_step: int = 1
 
     def carry(self, key: jax.Array) -> Any:
         """Nothing is carried from step to step."""
@@ -130,6 +135,10 @@ class Defaults:
 
     def export(self) -> dict[str, Any]:
         """Nothing needs to be known about the exported model."""
+        return {}
+
+    def files(self) -> dict[str, bytes]:
+        """The arrays are all there is to the model."""
         return {}
 
     def finish(self, out: Path, notes: Mapping[str, frozenset[int]], parts: Sequence[Any]) -> dict[str, Any]:
@@ -146,6 +155,8 @@ class Task(Protocol):
         unit: What is counted, in the plural: "rows", "tokens".
         units_per_step: Units of one worker's step; a nominal number if they vary.
         units_per_epoch: Units of the training set; None if there are no epochs.
+        updates_per_step: How often a worker calls ``gradients`` and its optimizer between two exchanges. If more than
+            once, leaves of a batch are [updates, ...], and only algorithms that exchange models will do.
         like: Shapes and dtypes of one worker's model.
         batch_shapes: Every shape that one worker's batch may have, as trees of ``jax.ShapeDtypeStruct``. The step is
             compiled for all of them before the run is timed, so there should be few.
@@ -161,6 +172,8 @@ class Task(Protocol):
     def units_per_step(self) -> int: ...  # noqa: D102
     @property
     def units_per_epoch(self) -> int | None: ...  # noqa: D102
+    @property
+    def updates_per_step(self) -> int: ...  # noqa: D102
     @property
     def like(self) -> Model: ...  # noqa: D102
     @property
@@ -202,6 +215,10 @@ class Task(Protocol):
 
     def export(self) -> dict[str, Any]:
         """What a reader of the exported model needs to know to use it; must fit into JSON."""
+        ...
+
+    def files(self) -> Mapping[str, bytes]:
+        """Files without which the model is of no use, by name: kept in the run's folder and in the exported model."""
         ...
 
     def finish(self, out: Path, notes: Mapping[str, frozenset[int]], parts: Sequence[Any]) -> dict[str, Any]:

@@ -11,12 +11,21 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from wagma_jax.algorithms.allreduce import allreduce_sgd
     from wagma_jax.algorithms.dpsgd import dpsgd
+    from wagma_jax.algorithms.eager import eager_sgd
     from wagma_jax.algorithms.local import local_sgd
     from wagma_jax.algorithms.sgp import sgp
     from wagma_jax.averager import GroupAverager, GroupAverageState
     from wagma_jax.averaging import AverageInfo
     from wagma_jax.collectives import consensus, consensus_distance, group_mean
-    from wagma_jax.exchange import ExchangeError, ExchangeInfo, GroupExchange
+    from wagma_jax.exchange import (
+        EagerExchange,
+        ExchangeError,
+        ExchangeInfo,
+        GossipExchange,
+        GroupExchange,
+        PairwiseExchange,
+        PairwiseInfo,
+    )
     from wagma_jax.keys import fold_in
     from wagma_jax.schedule import GroupSchedule
     from wagma_jax.transformations import allreduce_gradients, group_average, wagma
@@ -30,12 +39,21 @@ if sys.modules.get("jax") is not None:  # and, mostly, has no clients yet
 _MODULES = {
     "algorithms.allreduce": ("allreduce_sgd",),
     "algorithms.dpsgd": ("dpsgd",),
+    "algorithms.eager": ("eager_sgd",),
     "algorithms.local": ("local_sgd",),
     "algorithms.sgp": ("sgp",),
     "averager": ("GroupAverageState", "GroupAverager"),
     "averaging": ("AverageInfo",),
     "collectives": ("consensus", "consensus_distance", "group_mean"),
-    "exchange": ("ExchangeError", "ExchangeInfo", "GroupExchange"),
+    "exchange": (
+        "EagerExchange",
+        "ExchangeError",
+        "ExchangeInfo",
+        "GossipExchange",
+        "GroupExchange",
+        "PairwiseExchange",
+        "PairwiseInfo",
+    ),
     "keys": ("fold_in",),
     "schedule": ("GroupSchedule",),
     "transformations": ("allreduce_gradients", "group_average", "wagma"),
@@ -44,17 +62,22 @@ _MODULES = {
 
 __all__ = [
     "AverageInfo",
+    "EagerExchange",
     "ExchangeError",
     "ExchangeInfo",
+    "GossipExchange",
     "GroupAverageState",
     "GroupAverager",
     "GroupExchange",
     "GroupSchedule",
+    "PairwiseExchange",
+    "PairwiseInfo",
     "allreduce_gradients",
     "allreduce_sgd",
     "consensus",
     "consensus_distance",
     "dpsgd",
+    "eager_sgd",
     "fold_in",
     "for_workers",
     "group_average",

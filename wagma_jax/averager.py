@@ -280,16 +280,7 @@ class GroupAverager:
             return None
         if not self.simulate_lateness:
             raise ValueError("late needs simulate_lateness=True: pass that to the constructor, or leave late out")
-        try:
-            shape, dtype = jnp.shape(late), str(jnp.result_type(late))
-        except TypeError:
-            shape, dtype = (), type(late).__name__
-        if shape != () or dtype != "bool":
-            raise ValueError(
-                f"late must be a boolean scalar per worker, got {dtype}{list(shape)}: map an array of "
-                f"[{num_workers}] booleans over the worker axis"
-            )
-        return jnp.asarray(late)
+        return boolean_per_worker(late, num_workers)
 
     def _check_published(self, tree: Any, state: GroupAverageState):
         expected = [
@@ -315,6 +306,20 @@ class _Kinds(NamedTuple):
 
     def tables(self) -> tuple[np.ndarray, tuple[collectives.GroupTables, ...]]:
         return np.array(self.phases, np.int32), tuple(map(collectives.group_tables, self.groupings))
+
+
+def boolean_per_worker(late: Any, num_workers: int) -> jax.Array:
+    """``late`` as an array; ValueError if it is no boolean scalar."""
+    try:
+        shape, dtype = jnp.shape(late), str(jnp.result_type(late))
+    except TypeError:
+        shape, dtype = (), type(late).__name__
+    if shape != () or dtype != "bool":
+        raise ValueError(
+            f"late must be a boolean scalar per worker, got {dtype}{list(shape)}: map an array of "
+            f"[{num_workers}] booleans over the worker axis"
+        )
+    return jnp.asarray(late)
 
 
 def _strong(leaf: Any) -> jax.Array:

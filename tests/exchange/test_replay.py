@@ -33,12 +33,52 @@ def test_replay_gives_the_same_bits(tmp_path, clock, quorum, group_size, sync_pe
     pytest.importorskip("mpi4jax", reason="the extra mpi is not installed", exc_type=ImportError)
     skips = clock == "round" or quorum == 2
     settings = (str(tmp_path), clock, quorum, group_size, sync_period, rounds, skips)
-    (calls, late, nonfinite), *_ = ranks.run("replay_rounds.run", *settings)
+    (calls, late, nonfinite, _), *_ = ranks.run("replay_rounds.run", *settings)
     assert calls > rounds
     assert (nonfinite > 10) == skips
     assert late > 0 or clock == "round" or quorum > 1
     if clock == "step":
         assert_a_part_is_missed(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("clock", "start", "sync_period", "rounds"),
+    [("round", "solo", 4, 10), pytest.param("step", "majority", 7, 16, marks=pytest.mark.long)],
+)
+def test_replay_of_increments_gives_the_same_bits(tmp_path, clock, start, sync_period, rounds):
+    pytest.importorskip("mpi4jax", reason="the extra mpi is not installed", exc_type=ImportError)
+    body = "replay_rounds.run_increments"
+    (calls, late), *_ = ranks.run(body, str(tmp_path), clock, start, sync_period, rounds, num_ranks=2)
+    assert calls > rounds
+    assert late > 0
+    lines = (tmp_path / "ledger-1.jsonl").read_text().splitlines()
+    lost = next(i for i, line in enumerate(lines) if json.loads(line)["kind"] == "call")
+    (tmp_path / "ledger-1.jsonl").write_text("\n".join(lines[:lost] + lines[-2:]) + "\n")
+    with pytest.raises(ValueError, match="go on where others end"):
+        replay(tmp_path, {"w": np.zeros(3, np.float32)}, lambda rank, call, params: params)
+
+
+@pytest.mark.parametrize(("clock", "skips"), [("step", False), ("round", True)])
+def test_replay_of_pairs_gives_the_same_bits(tmp_path, clock, skips):
+    pytest.importorskip("mpi4jax", reason="the extra mpi is not installed", exc_type=ImportError)
+    (calls, _, nonfinite, swaps), *_ = ranks.run("replay_rounds.run_pairs", str(tmp_path), clock, 24, skips)
+    assert calls > 24
+    assert (nonfinite > 10) == skips
+    assert swaps > 8
+    lines = (tmp_path / "ledger-1.jsonl").read_text().splitlines()
+    lost = next(i for i, line in enumerate(lines) if json.loads(line)["kind"] == "swap")
+    (tmp_path / "ledger-1.jsonl").write_text("\n".join(lines[:lost] + lines[lost + 1 :]) + "\n")
+    with pytest.raises(ValueError, match="the ledgers lack swap"):
+        replay(tmp_path, {"w": np.zeros(3, np.float32)}, lambda rank, call, params: params)
+
+
+def test_what_goes_on_from_models_of_each_rank_is_not_executed_again(tmp_path):
+    settings = {"num_workers": 1, "group_size": 1, "method": "pairs", "options": {"graph": "ring", "seed": "0"}}
+    folder = write(tmp_path / "run", [start(0, **settings), END, start(0, first_round=4, **settings), END])
+    params = {"w": np.zeros(3, np.float32)}
+    assert replay(folder, params, lambda rank, call, params: params, segment=0) == [params]
+    with pytest.raises(ValueError, match="goes on from a model of each rank, which no ledger has, got segment=1"):
+        replay(folder, params, lambda rank, call, params: params, segment=1)
 
 
 def assert_a_part_is_missed(folder):

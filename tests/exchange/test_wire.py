@@ -13,6 +13,10 @@ def test_sums_of_one_to_four_members():
     ranks.run("exchange_wire.sums", optimized=True)  # as in earnest: optimizations change how XLA divides
 
 
+def test_sums_in_steps_of_three_and_four_members():
+    ranks.run("exchange_wire.sums_in_steps")
+
+
 @pytest.mark.long
 def test_sums_of_one_to_six_members():
     program = ROOT / "tests" / "programs" / "exchange_wire.py"

@@ -15,9 +15,11 @@ from wagma_jax.ledger.entries import (
     Entry,
     GlobalMean,
     Meet,
+    Mixed,
     Offset,
     Round,
     Start,
+    Swap,
     moments,
     span,
 )
@@ -28,8 +30,11 @@ ENTRIES = [
     START,
     START._replace(sync_period=None, clock="step"),
     Round(30, (0, 1), (30, 28), 6.5, 7.0),
+    Mixed(5, (2, 0), False, 1.0, 1.5),
+    Swap(3, 17, True, 40, 42, 30, 6.5, 7.0),
     GlobalMean(30, 8.0, 8.5),
     CALL,
+    CALL._replace(merge="own", source=None, waits={}, began=39, version=41),
     CALL._replace(merge="own", source=None, waits={}),
     ConsensusCall(7.5, 7.75, 8.5, 8.75, 30),
     Meet(9.0, 9.5),
@@ -50,6 +55,7 @@ def test_lines_have_the_kind_and_the_fields_of_the_entry():
     assert encode(CALL) == {
         "kind": "call", "round": 30, "enter": 6.0, "ready": 6.5, "taken": 7.0, "leave": 7.25, "merge": "late",
         "source": 29, "base": 29, "waits": {"0": 0.25, "3": 0.125}, "nonfinite": True,
+        "began": None, "version": None,
     }  # fmt: skip
     assert encode(Round(3, (0, 2), (3, -1), 1.0, 2.0)) == {
         "kind": "round", "round": 3, "group": [0, 2], "contributed": [3, -1], "begin": 1.0, "end": 2.0
@@ -80,7 +86,11 @@ def test_every_field_is_checked(entry):
     [
         (CALL, {"taken": 5.0}, "enter, ready, taken, leave do not ascend"),
         (CALL, {"taken": float("nan")}, "do not ascend"),
-        (CALL, {"merge": "none"}, "expected 'own' or 'sum' or 'late' or 'mean' in the field 'merge', got 'none'"),
+        (
+            CALL,
+            {"merge": "none"},
+            "expected 'own' or 'sum' or 'late' or 'mean' or 'added' or 'mixed' in the field 'merge', got 'none'",
+        ),
         (CALL, {"round": None}, "expected an integer in the field 'round', got None"),
         (CALL, {"round": True}, "expected an integer"),
         (CALL, {"enter": "6.0"}, "expected a number"),
@@ -96,6 +106,7 @@ def test_every_field_is_checked(entry):
         (Round(3, (0, 1), (3, 3), 1.0, 2.0), {"group": [], "contributed": []}, "group and contributed do not fit"),
         (Round(3, (0, 1), (3, 3), 1.0, 2.0), {"group": [0, 1.0]}, "a list, each item an integer, in the field 'group'"),
         (Round(3, (0, 1), (3, 3), 1.0, 2.0), {"begin": 2.5}, "begin, end do not ascend"),
+        (Swap(3, 17, False, 4, 5, 3, 1.0, 2.0), {"sent": 5}, "version and sent do not fit"),
         (Meet(1.0, 2.0), {"leave": 0.5}, "enter, leave do not ascend"),
     ],
 )
@@ -113,7 +124,7 @@ def test_other_formats_are_refused(version):
 
 def test_moments_are_the_fields_with_points_in_time():
     assert moments(Call) == moments(ConsensusCall) == ("enter", "ready", "taken", "leave")
-    assert moments(Round) == moments(GlobalMean) == ("begin", "end")
+    assert moments(Round) == moments(Swap) == moments(GlobalMean) == ("begin", "end")
     assert moments(Meet) == ("enter", "leave")
     assert moments(Start) == moments(Offset) == ("time",)  # not the offset and its error
     assert moments(End) == ()

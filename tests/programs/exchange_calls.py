@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from exchange_small import FAR_MORE, START, a_run_goes_well, expect, open_small, step, tell, told, train, wait_until
 
-from wagma_jax.exchange import ExchangeError, GroupExchange, groups, models, offsets, startup
+from wagma_jax.exchange import ExchangeError, GroupExchange, groups, history, offsets, startup
 from wagma_jax.exchange.gathering import Gathering
 from wagma_jax.exchange.wire import Wire
 
@@ -120,7 +120,7 @@ def closing(comm, folder):
 
 def far_behind(comm):
     """Rank 1 comes to a round that is so old that what was exchanged in it is forgotten."""
-    with mock.patch.object(models, "REMEMBERED", 3), open_small(comm, group_size=2, sync_period=None) as exchange:
+    with mock.patch.object(history, "REMEMBERED", 3), open_small(comm, group_size=2, sync_period=None) as exchange:
         if comm.rank == 0:
             train(exchange, exchange.params, 6)
             return

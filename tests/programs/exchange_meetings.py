@@ -132,8 +132,8 @@ def states(comm):
         exchange.state()
     first, *others = between["published"]
     cases = [
-        ({}, "state must be what GroupExchange.state() returned, got {}"),
-        (at_sync | {"round": 1}, "state must be what GroupExchange.state() returned"),
+        ({}, "state must be what state() of such an exchange returned, got {}"),
+        (at_sync | {"round": 1}, "state must be what state() of such an exchange returned"),
         (at_sync | {"round": "2"}, "state['round'] must be an integer, got '2' (str)"),
         (between | {"published": others}, "expected 2 arrays, one for each averaged leaf of params, got 1"),
         (between | {"published": [first[:1], *others]}, "['b'] must be float32[2] as in params, got float32[1]"),

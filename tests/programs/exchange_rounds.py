@@ -179,7 +179,7 @@ def stragglers(comm, floats, rounds, clock, quorum=1, seconds=0.003):
                 at_syncs[info.round] = float(result[0])
                 published[info.round] = float(result[0])
             models.append((info, value, float(result[0])))
-        records = dict(exchange._engine.models.exchanged())
+        records = dict(exchange._engine.models.history.rounds())
         final = exchange.consensus(params)
     everyone = comm.allgather(
         (published, at_syncs, float(final["w"][0]), {r: v.contributed for r, v in records.items()})

@@ -52,14 +52,27 @@ def run(comm, folder, clock, quorum, group_size, sync_period, rounds, skips=Fals
     Returns:
         On the first rank, how many calls were replayed, how many were late, and how many brought no finite model.
     """
+    options = {"group_size": group_size, "sync_period": sync_period, "quorum": quorum, "clock": clock}
+    return _compared(
+        comm, folder, lambda **common: wagma.GroupExchange(comm, start(), **common, **options), rounds, skips
+    )
+
+
+def run_pairs(comm, folder, clock, rounds, skips):
+    """The same with averaging in pairs."""
+    return _compared(
+        comm, folder, lambda **common: wagma.PairwiseExchange(comm, start(), clock=clock, **common), rounds, skips
+    )
+
+
+def _compared(comm, folder, opened, rounds, skips):
     global SKIPS
     SKIPS = skips
     folder = Path(folder)
-    rng = np.random.default_rng((comm.rank, quorum))
-    options = {"group_size": group_size, "sync_period": sync_period, "quorum": quorum, "clock": clock}
-    options["on_nonfinite"] = "skip" if skips else "share"
+    rng = np.random.default_rng(comm.rank)
+    common = {"policy": policy, "ledger": folder, "timeout_seconds": 60, "on_nonfinite": "skip" if skips else "share"}
     results = []
-    with wagma.GroupExchange(comm, start(), policy=policy, ledger=folder, timeout_seconds=60, **options) as exchange:
+    with opened(**common) as exchange:
         params = exchange.params
         for end in (rounds // 2 - comm.rank % 2, rounds):
             while exchange.round + 1 < end:
@@ -81,7 +94,77 @@ def run(comm, folder, clock, quorum, group_size, sync_period, rounds, skips=Fals
     )
     for rank, (results, last) in enumerate(everyone):
         same = [a == b for a, b in zip(results, again[rank], strict=True)]
-        assert all(same), f"{clock}, quorum {quorum}: call {same.index(False)} of rank {rank} differs"
-        assert bits(final[rank]) == last, f"{clock}, quorum {quorum}: rank {rank} differs in the end"
+        assert all(same), f"call {same.index(False)} of rank {rank} differs"
+        assert bits(final[rank]) == last, f"rank {rank} differs in the end"
     lines = "".join(path.read_text() for path in folder.glob("ledger-*.jsonl"))
-    return sum(map(len, again)), lines.count('"merge": "late"'), lines.count('"nonfinite": true')
+    return sum(map(len, again)), lines.count('"merge": "late"'), lines.count('"nonfinite": true'), lines.count('"swap"')
+
+
+def run_increments(comm, folder, clock, start_, sync_period, rounds):
+    """The same of increments: a step that remembers a model, as an optimizer does.
+
+    Returns:
+        On the first rank, how many calls were replayed, and how many were late.
+    """
+    folder, late, results = Path(folder), 0, []
+    rng = np.random.default_rng((comm.rank, rounds))
+    options = {"start": start_, "seed": 5, "sync_period": sync_period, "clock": clock}
+    with wagma.EagerExchange(comm, start(), policy=policy, ledger=folder, timeout_seconds=60, **options) as exchange:
+        model = Model(exchange.params)
+        for end in (rounds // 2 - comm.rank % 2, rounds):
+            while exchange.round + 1 < end:
+                if rng.random() < 0.3:
+                    time.sleep(rng.exponential(0.01))
+                result, info = exchange.average(model.gradients(comm.rank, len(results)))
+                model.apply(result)
+                results.append(bits(result))
+                late += info.late
+            exchange.meet()
+            model.replace(exchange.consensus(model.params))
+    everyone = comm.gather((results, bits(model.params), late))
+    if everyone is None:
+        return None
+    again = [[] for _ in everyone]
+    models = [Model(start()) for _ in everyone]
+
+    def again_step(rank, call, result):
+        models[rank].settle(result)
+        return models[rank].gradients(rank, call)
+
+    def observe(rank, call, result):
+        again[rank].append(bits(result))
+        models[rank].apply(result)
+
+    final = replay(
+        folder, start(), again_step, policy=policy, observe=observe, hand_in=lambda rank, call, _: models[rank].rest()
+    )
+    for rank, (results, last, _) in enumerate(everyone):
+        same = [a == b for a, b in zip(results, again[rank], strict=True)]
+        assert all(same), f"{clock}, {start_}: call {same.index(False)} of rank {rank} differs"
+        assert bits(final[rank]) == last, f"{clock}, {start_}: rank {rank} differs in the end"
+    return sum(map(len, again)), sum(late for _, _, late in everyone)
+
+
+class Model:
+    """What an optimizer makes of increments."""
+
+    def __init__(self, params):
+        self.params, self.waits = params, False
+
+    def gradients(self, rank, call):
+        return local_step(rank, call, self.params)
+
+    def apply(self, result):
+        self.params = {name: (self.params[name] + result[name]).astype(self.params[name].dtype) for name in result}
+
+    def replace(self, params):
+        self.params, self.waits = params, False
+
+    def rest(self):
+        """What goes into a consensus, in a replay: the next step gets the result."""
+        self.waits = True
+        return self.params
+
+    def settle(self, result):
+        if self.waits:
+            self.replace(result)

@@ -1,6 +1,7 @@
 """Bodies over MPI: runs of workloads as their command lines begin them, but for signals and the end of the process."""
 
 import contextlib
+import dataclasses
 import importlib.util
 import io
 import os
@@ -8,8 +9,9 @@ import sys
 
 import numpy as np
 
+from models import transformer
 from tests.train import toy
-from train import images, loop, run
+from train import images, loop, run, translation
 from train.results import MetricsFile
 from train.transports import mpi
 from train.transports.group import MpiGroup
@@ -23,6 +25,24 @@ def toys(comm, *commands):
 def image_run(comm, command):
     """A run of the images; what it has printed."""
     return _run(comm, images.WORKLOAD, command)
+
+
+def navigation_run(comm, command):
+    """A run of the navigation; what it has printed."""
+    from train import navigation
+
+    return _run(comm, navigation.WORKLOAD, command)
+
+
+def translation_run(comm, command):
+    """A run of translation with a Transformer of two layers; what it has printed."""
+    tiny = transformer.TRANSFORMERS["tiny"]
+    smaller = {"d_model": 16, "num_heads": 2, "d_ff": 32, "num_encoder_layers": 1, "num_decoder_layers": 1}
+    transformer.TRANSFORMERS["tiny"] = dataclasses.replace(tiny, **smaller)
+    try:
+        return _run(comm, translation.WORKLOAD, command)
+    finally:
+        transformer.TRANSFORMERS["tiny"] = tiny
 
 
 def run_of(comm, path, command):

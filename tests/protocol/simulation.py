@@ -5,6 +5,7 @@ Models are symbols: ("W", worker, round) is a publication, a sum is the set of t
 can be seen in one step; `check_end` checks a state in which nothing can happen any more.
 """
 
+import collections
 import functools
 from typing import NamedTuple
 
@@ -37,6 +38,7 @@ class Trainer(NamedTuple):
     model: tuple = ("W", -1)
     rests: int = 0  # how often it has begun to rest
     closed: bool = False
+    died: bool = False
 
 
 class World(NamedTuple):
@@ -69,19 +71,23 @@ class Cluster:
         abort_at=None,
         dies_resting=None,
         dies_waiting=None,
+        die=(),
         mean=global_mean,
         inbox=Inbox,
         barrier=True,
+        plan=None,
     ):
         self.schedule = schedule
         self.size = schedule.num_workers
-        self.machines = [machine(GroupPlan(schedule, quorum), worker, clock) for worker in range(self.size)]
+        self.plan = GroupPlan(schedule, quorum) if plan is None else plan
+        self.machines = [machine(self.plan, worker, clock) for worker in range(self.size)]
         self._steps = {}  # many interleavings have the same steps
         self.plans = plans
         self.clock, self.quorum = clock, quorum
         self.abort_at = abort_at  # this worker's trainer fails instead of its n-th call: (worker, n)
         self.dies_resting = dies_resting  # this worker's trainer may fail at any time of its n-th rest: (worker, n)
         self.dies_waiting = dies_waiting  # the same of its n-th call, one of "a"
+        self.die = die  # these workers' trainers may fail at any time inside of any call
         self.barrier = barrier  # whether nobody leaves a rest before all have entered
         self.global_mean = mean
         self.inbox = inbox
@@ -91,12 +97,18 @@ class Cluster:
     def start(self):
         return World(
             engines=(State(),) * self.size,
-            outboxes=tuple(Outbox(-1, ("W", worker, -1)) for worker in range(self.size)),
-            inboxes=(self.inbox(),) * self.size,
+            **self.records(),
             trainers=tuple(Trainer(plan) for plan in self.plans),
             running=(None,) * self.size,
             gathered=(None,) * self.size,
         )
+
+    def records(self):
+        """What the workers have published, and what they have not taken, at the start."""
+        return {
+            "outboxes": tuple(Outbox(-1, ("W", worker, -1)) for worker in range(self.size)),
+            "inboxes": (self.inbox(),) * self.size,
+        }
 
     def moves(self, world):
         moves = []
@@ -109,9 +121,14 @@ class Cluster:
                     moves.append(("dies", worker))
             if world.running[worker] is not None and self._all_in(world, worker):
                 moves.append(("completed", worker))
+        ways = collections.defaultdict(list)
         for source, dest, event in world.network:
-            if world.running[dest] is None and not self._overtakes(world, source, dest, event):
-                moves.append(("deliver", source, dest, event))
+            if world.running[dest] is None:
+                ways[source, dest].append(event)
+        for (source, dest), events in ways.items():
+            for event in events:
+                if len(events) == 1 or not self._overtakes(events, event, source == dest):
+                    moves.append(("deliver", source, dest, event))
         return moves
 
     def _is_ready(self, world, worker):
@@ -120,23 +137,28 @@ class Cluster:
             return True
         if trainer.waits == "rest":
             return engine.life.resting == Rest.NONE and not self._pending(world, worker)
-        is_replaced = world.inboxes[worker].is_replaced and not self.schedule.is_sync(trainer.waits)
-        return engine.round > trainer.waits and not is_replaced
+        return engine.round > trainer.waits and self._can_take(world, worker, trainer.waits)
+
+    def _can_take(self, world, worker, t):
+        return self.schedule.is_sync(t) or not world.inboxes[worker].is_replaced
 
     def _may_die(self, trainer, worker):
         """At any time inside of a call, also when what it waits for has come."""
+        if worker in self.die and trainer.waits is not None:
+            return True
         if trainer.waits == "rest":
             return self.dies_resting == (worker, trainer.rests)
         calls = len(self.plans[worker]) - len(trainer.plan)
         return trainer.waits is not None and self.dies_waiting == (worker, calls)
 
-    def _overtakes(self, world, source, dest, event):
+    def _overtakes(self, events, event, is_own):
         """A trainer's events come in order; of messages only an ABORT must not overtake what its sender said before."""
-        if source == dest:
-            return any(entry[:2] == (source, dest) and _place(entry[2]) < _place(event) for entry in world.network)
-        if not isinstance(event, messages.Receive) or event.message.kind != Kind.ABORT:
+        if is_own:
+            return any(_place(other) < _place(event) for other in events)
+        if event.message.kind != Kind.ABORT:
             return False
-        return any(entry[:2] == (source, dest) and entry[2] != event for entry in world.network)
+        before = (other.message for other in events if other != event)
+        return any(message.kind != Kind.ABORT or not message.final for message in before)
 
     def apply(self, world, move):
         if move[0] == "deliver":
@@ -177,16 +199,20 @@ class Cluster:
         if self.clock == "round":
             sync = next((k for k in range(engine.round, target) if self.schedule.is_sync(k)), None)
             require(sync is None, "a jump passes the open sync round {}", sync)
-        model = ("W", worker, target)
-        outbox = world.outboxes[worker]
-        require(target > outbox.version, "versions never decrease, and are told apart")
-        world = self._set(world, "outboxes", worker, outbox.publish(target, model))
+        world, model = self._publish(world, worker, target)
         trainer = trainer._replace(plan=trainer.plan[1:], counter=target, waits=target, model=model)
         world = self._set(world, "trainers", worker, trainer)
         return self._post(world, worker, messages.Arrive(target, self._tally(worker, target + 1)))
 
+    def _publish(self, world, worker, target):
+        """The world after a model was published, and the trainer's model."""
+        model = ("W", worker, target)
+        outbox = world.outboxes[worker]
+        require(target > outbox.version, "versions never decrease, and are told apart")
+        return self._set(world, "outboxes", worker, outbox.publish(target, model)), model
+
     def _dies(self, world, worker):
-        world = self._set(world, "trainers", worker, world.trainers[worker]._replace(closed=True))
+        world = self._set(world, "trainers", worker, world.trainers[worker]._replace(closed=True, died=True))
         return self._post(world._replace(died=True), worker, messages.Abort("failed"))
 
     def _tally(self, worker, number):
@@ -198,8 +224,7 @@ class Cluster:
         require(padded == tuple(numbers), "the sums {} instead of {}", padded, tuple(numbers))
 
     def _wake(self, world, worker):
-        trainer, engine, outbox = world.trainers[worker], world.engines[worker], world.outboxes[worker]
-        newest = self._summed(worker, engine.round - 1)
+        trainer, engine = world.trainers[worker], world.engines[worker]
         if trainer.waits == "rest":
             require(all(t.rests >= trainer.rests for t in world.trainers), "a trainer leaves before all have come")
             newest, is_mean = world.gathered[worker]
@@ -208,6 +233,12 @@ class Cluster:
             world = self._set(world, "gathered", worker, None)
             return self._set(world, "trainers", worker, trainer._replace(waits=None, counter=newest, base=base))
         counter = trainer.counter if self.clock == "step" else max(trainer.counter, engine.round - 1)
+        return self._take(world, worker, counter)
+
+    def _take(self, world, worker, counter):
+        """The trainer takes what its round has brought, and goes on with this counter."""
+        trainer, engine, outbox = world.trainers[worker], world.engines[worker], world.outboxes[worker]
+        newest = self._summed(worker, engine.round - 1)
         if self.schedule.is_sync(trainer.waits):
             k = trainer.waits
             require(
@@ -275,7 +306,7 @@ class Cluster:
     def _gather(self, world, worker, action):
         rest = Rest.CONSENSUS if isinstance(action, messages.GlobalMean) else Rest.MEET
         engine = world.engines[worker]
-        left = [kind for kind, r, _ in engine.facts if r >= engine.round and kind in (Kind.ARRIVED, Kind.FORCE)]
+        left = [kind for r, kind, _ in engine.facts.entries if r >= engine.round and kind in (Kind.ARRIVED, Kind.FORCE)]
         require(not left, "worker {} is woken while a round is activated", worker)
         require(all(engine.life.resting in (rest, Rest.NONE) for engine in world.engines), "all rest alike")
         rests = world.trainers[worker].rests
@@ -294,7 +325,7 @@ class Cluster:
         )
         require(sync or len(group) > 1, "worker {} exchanges with itself", worker)
         version = world.outboxes[worker].version
-        require(version <= r, "nobody contributes a model of the future")
+        require(version <= r, "nobody contributes anything of the future")
         require(
             version == r or not self.synchronous, "worker {} is late at round {} although all are waited for", worker, r
         )
@@ -303,8 +334,6 @@ class Cluster:
             self._check_tally(tally, [r + 1 if other.arrived == r else 0 for other in world.engines])
             rests = engine.life.resting != Rest.NONE
             require(version == r or rests, "worker {} takes part in sync round {} with {}", worker, r, version)
-        elif self.schedule.sync_period is not None:
-            require(r - version <= self.schedule.sync_period - 1, "staleness {} at round {}", r - version, r)
         for peer in group:
             at = world.engines[peer]
             require(
@@ -326,9 +355,17 @@ class Cluster:
             if sync and not after_failure:
                 served = at.round > r or self.machines[peer]._served(at, r)
                 require(served, "worker {} would wait inside sync round {} for {}", worker, r, peer)
+        world, contribution = self._contribute(world, worker, r)
+        return self._begin(world, worker, r, group, contribution)
+
+    def _contribute(self, world, worker, r):
+        """The world when the worker enters round r, and what it contributes: a version."""
+        version, sync = world.outboxes[worker].version, self.schedule.is_sync(r)
+        if not sync and self.schedule.sync_period is not None:
+            require(r - version <= self.schedule.sync_period - 1, "staleness {} at round {}", r - version, r)
         if not sync and version != r:  # the result is a sum, for which that of an untaken one may be overwritten
             world = self._set(world, "inboxes", worker, world.inboxes[worker].reuse()[0])
-        return self._begin(world, worker, r, group, version)
+        return world, version
 
     def _begin(self, world, worker, r, group, version):
         require(world.running[worker] is None, "one exchange at a time")
@@ -347,25 +384,31 @@ class Cluster:
     def _completed(self, world, worker):
         r, group, version = world.running[worker]
         made_of = frozenset((w, v) for of, w, v in world.contributions if of == (r, group))
-        outbox, inbox = world.outboxes[worker], world.inboxes[worker]
         if isinstance(r, tuple):
             require(len({round_ for _, round_ in made_of}) == 1, "not all stand at the same round: {}", made_of)
             newest, is_mean = world.engines[worker].round - 1, r[0] == Rest.CONSENSUS
             if is_mean:
-                outbox, inbox = self.global_mean(outbox, inbox, newest, ("mean", r))
+                world = self._put_mean(world, worker, newest, ("mean", r))
             world = self._set(world, "gathered", worker, (newest, is_mean))
-        elif self.schedule.is_sync(r):
-            outbox, inbox = self.global_mean(outbox, inbox, r, ("mean", r))
         else:
-            is_mean = version == r
-            inbox = inbox.put(GroupSum(r, version, len(group), made_of, is_mean))
-        world = self._set(world, "outboxes", worker, outbox)
-        world = self._set(world, "inboxes", worker, inbox)
+            world = self._put(world, worker, r, group, version, made_of)
         world = self._set(world, "running", worker, None)
         if all(world.running[peer] is None or world.running[peer][:2] != (r, group) for peer in group):
             remaining = frozenset(c for c in world.contributions if c[0] != (r, group))
             world = world._replace(contributions=remaining)
         return self._step(self._forget(world, worker, r), worker, messages.Completed())
+
+    def _put(self, world, worker, r, group, version, made_of):
+        """The world after a round has brought its result."""
+        if self.schedule.is_sync(r):
+            return self._put_mean(world, worker, r, ("mean", r))
+        is_mean = version == r
+        inbox = world.inboxes[worker].put(GroupSum(r, version, len(group), made_of, is_mean))
+        return self._set(world, "inboxes", worker, inbox)
+
+    def _put_mean(self, world, worker, version, mean):
+        outbox, inbox = self.global_mean(world.outboxes[worker], world.inboxes[worker], version, mean)
+        return self._set(self._set(world, "outboxes", worker, outbox), "inboxes", worker, inbox)
 
     def _forget(self, world, worker, r):
         about = {
@@ -402,13 +445,17 @@ class Cluster:
     # the end
 
     def check_end(self, world):
-        failed = world.died and self.size > 1
         require(all(engine.life.over for engine in world.engines), "not all are at their end: {}", self._stuck(world))
-        # all may have closed before the engine hears that its trainer has failed inside of close()
-        unseen = failed and self.dies_resting is not None and not world.trainers[self.dies_resting[0]].plan
-        require(world.failed == failed or unseen, "a failure is seen, and only where there is one")
+        # all may have closed, or failed as well, before an engine hears of a trainer that has failed inside of close()
+        failures = [trainer for trainer in world.trainers if trainer.died]
+        unheard = (
+            all(trainer.waits == "rest" and not trainer.plan for trainer in failures) or len(failures) == self.size
+        )
+        require(
+            world.failed == world.died or (world.died and unheard), "a failure is seen, and only where there is one"
+        )
         require(not any(world.running), "an exchange is never over: {}", world.running)
-        if not failed:
+        if not world.died:
             require(all(trainer.closed for trainer in world.trainers), "all trainers are done")
             require(not world.contributions, "every exchange is over")
 

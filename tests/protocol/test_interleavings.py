@@ -1,5 +1,6 @@
 """The protocol's invariants: all interleavings of small cases, random ones of larger, and what each rule is for."""
 
+import functools
 import random
 
 import pytest
@@ -93,9 +94,28 @@ def test_every_interleaving_of_a_failure_inside_a_call_ends_everywhere(sync_peri
     assert explore(Cluster(schedule, plans, 1, clock, dies_waiting=dies_waiting)) > 20
 
 
+LONG = pytest.mark.long
+
+
+@pytest.mark.parametrize(
+    ("group_size", "sync_period", "plan", "fails"),
+    [
+        (2, None, "m", {"abort_at": (2, 0)}),
+        (2, None, "", {"dies_resting": (2, 1)}),
+        pytest.param(1, None, "m", {"dies_resting": (0, 1)}, marks=LONG),
+        pytest.param(2, None, "m", {"dies_resting": (2, 1)}, marks=LONG),
+        pytest.param(2, None, "m", {"dies_resting": (3, 1)}, marks=LONG),
+        pytest.param(1, 1, "a", {"abort_at": (2, 0)}, marks=LONG),
+    ],
+)
+def test_every_interleaving_of_a_failure_inside_the_tree_ends_everywhere(group_size, sync_period, plan, fails):
+    schedule = GroupSchedule(4, group_size, sync_period)
+    assert explore(Cluster(schedule, (plan,) * 4, **fails), limit=10_000_000) > 10_000
+
+
 @st.composite
-def clusters(draw):
-    num_workers = draw(st.integers(1, 9))
+def clusters(draw, most=9):
+    num_workers = draw(st.integers(1, most))
     schedule = GroupSchedule(
         num_workers, draw(st.integers(1, num_workers)), draw(st.sampled_from([None, 1, 2, 3, 5])), draw(st.booleans())
     )
@@ -122,6 +142,15 @@ def test_a_failure_ends_every_run(case, seed, data):
         return
     abort_at = (worker, data.draw(st.integers(0, calls - 1)))
     walk(Cluster(schedule, plans, quorum, clock, abort_at=abort_at), choose(seed, schedule.num_workers))
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(clusters(17), st.integers(0, 2**32), st.data())
+def test_several_failures_at_any_time_end_every_run(case, seed, data):
+    schedule, plans, quorum, clock = case
+    workers = st.integers(0, schedule.num_workers - 1)
+    die = data.draw(st.sets(workers, min_size=1, max_size=3))
+    walk(Cluster(schedule, plans, quorum, clock, die=die), choose(seed, schedule.num_workers))
 
 
 def choose(seed, num_workers):
@@ -198,7 +227,7 @@ class RestsWithATally(Rounds):
 
     def _sync_round(self, state, actions):
         if self._served(state, state.round) and state.arrived < state.round:
-            state = self._add_tally(state, state.round, self.worker, (9,))
+            state = self._add_tally(state, state.round, (9,))
         return super()._sync_round(state, actions)
 
 
@@ -207,7 +236,7 @@ class KeepsTallies(Rounds):
 
     def _arrived(self, state, event):
         k = next(k for k in range(event.round, event.round + 9) if self.plan.is_sync(k))
-        return super()._arrived(self._add_tally(state, k, self.worker, event.tally), event)
+        return super()._arrived(self._add_tally(state, k, event.tally), event)
 
 
 class TakenAgain(Inbox):
@@ -266,3 +295,60 @@ def test_without_a_rule_an_invariant_breaks(rule):
         explore(Cluster(GroupSchedule(*shape), plans, quorum, clock, **mutation))
     intact = Cluster(GroupSchedule(*shape), plans, quorum, clock, abort_at=mutation.get("abort_at"))
     walk(intact, choose(0, shape[0]))
+
+
+class KeepsFinalToItself(Lifecycle):
+    """Who learns that nobody will be woken does not pass it on."""
+
+    def _give_up(self, life, text, actions):
+        return life._replace(final=True)
+
+
+class HopesOn(Lifecycle):
+    """Who fails before it has promised anything does not say that there will be no waking."""
+
+    def abort(self, life, text, actions):
+        told = []
+        life = super().abort(life, text, told)
+        actions.extend(send._replace(message=send.message._replace(final=False)) for send in told)
+        return life
+
+
+class Speechless(Lifecycle):
+    """Who is woken, or told to go, does not tell those below."""
+
+    def _woken(self, life, woken, actions):
+        return life._replace(woken=woken)
+
+
+class NoPeers(Lifecycle):
+    def __init__(self, worker, num_workers, peers):
+        super().__init__(worker, num_workers, ())
+
+
+def with_lifecycle(kind):
+    class Machine(Rounds):
+        @functools.cached_property
+        def lifecycle(self):
+            return kind(self.worker, self.num_workers, self.plan.peers(self.worker))
+
+    return Machine
+
+
+@pytest.mark.parametrize(
+    ("shape", "plans", "lifecycle", "fails"),
+    [
+        ((6, 1, None), ("m", "m", "m", "aaam", "m", "m"), KeepsFinalToItself, {"dies_resting": (5, 1)}),
+        ((6, 1, None), ("m", "m", "m", "am", "m", "m"), HopesOn, {"abort_at": (3, 1)}),
+        ((4, 1, None), ("m", "m", "m", "m"), Speechless, {}),
+        ((4, 4, None), ("a", "a", "a", "a"), NoPeers, {"abort_at": (0, 0)}),
+    ],
+)
+def test_without_a_rule_of_the_tree_somebody_waits_for_ever(shape, plans, lifecycle, fails):
+    def walks(machine):
+        for seed in range(40):
+            walk(Cluster(GroupSchedule(*shape), plans, machine=machine, **fails), choose(seed, shape[0]))
+
+    walks(Rounds)
+    with pytest.raises(Violation, match="not all are at their end"):
+        walks(with_lifecycle(lifecycle))

@@ -1,6 +1,7 @@
 """Single rules of the machine of rounds, by hand."""
 
 from wagma_jax.protocol import messages
+from wagma_jax.protocol.facts import Facts
 from wagma_jax.protocol.messages import Kind, Message, Rest
 from wagma_jax.protocol.plan import GroupPlan
 from wagma_jax.protocol.rounds import Rounds, State
@@ -26,7 +27,7 @@ def test_an_arrival_tells_the_group_and_the_first_answer_starts_the_exchange():
     state, actions = m.step(state, messages.Receive(1, Message(Kind.READY, 0)))
     assert actions == [messages.Exchange(0, (0, 1))]
     state, actions = m.step(state, messages.Completed())
-    assert (state.round, state.facts, actions) == (1, frozenset(), [])
+    assert (state.round, state.facts, actions) == (1, Facts(), [])
 
 
 def test_a_peers_arrival_is_answered_without_the_trainer():
@@ -79,12 +80,15 @@ def test_a_later_round_forces_the_current_one():
     assert actions == [messages.Exchange(0, (0, 1))]
 
 
-def test_a_sync_round_goes_by_worker_0():
-    m = machine(worker=3)
+def test_a_sync_round_goes_up_the_tree_and_down_again():
+    m = machine(worker=2)  # its child is 3, its parent 0
     state, actions = m.step(State(round=2), messages.Arrive(2))
-    assert sends(actions) == [(2, "SYNC", 2), (1, "SYNC", 2), (0, "READY", 2)]
+    assert sends(actions) == [(3, "SYNC", 2), (0, "SYNC", 2)]
+    state, actions = m.step(state, messages.Receive(3, Message(Kind.READY, 2)))
+    assert sends(actions) == [(0, "READY", 2)]
     state, actions = m.step(state, messages.Receive(0, Message(Kind.GO, 2)))
-    assert actions == [messages.Exchange(2, (0, 1, 2, 3))]
+    assert sends(actions[:-1]) == [(3, "GO", 2)]
+    assert actions[-1] == messages.Exchange(2, (0, 1, 2, 3))
 
 
 def test_targets_of_the_two_clocks():
@@ -101,38 +105,45 @@ def test_who_is_waited_for():
     m = machine()
     assert m.waits_for(m.step(State(), messages.Arrive(0))[0]) == (1,)
     ready = m.step(State(round=2), messages.Receive(2, Message(Kind.READY, 2)))[0]
-    assert m.waits_for(ready) == (0,)
-    assert m.waits_for(m.step(ready, messages.Arrive(2))[0]) == (1, 3)
-    assert machine(worker=1).waits_for(machine(worker=1).step(State(round=2), messages.Arrive(2))[0]) == (0,)
+    assert m.waits_for(ready) == (0, 1)
+    assert m.waits_for(m.step(ready, messages.Arrive(2))[0]) == (1,)
+    inner = machine(worker=2)
+    arrived = inner.step(State(round=2), messages.Arrive(2))[0]
+    assert inner.waits_for(arrived) == (3, 0)
+    assert inner.waits_for(inner.step(arrived, messages.Receive(3, Message(Kind.READY, 2)))[0]) == (0,)
     resting = m.step(State(), messages.Retire(Rest.MEET))[0]
-    assert m.waits_for(resting) == (1, 2, 3)
+    assert m.waits_for(resting) == (2, 1)
 
 
-def test_tallies_go_to_worker_0_and_their_sums_back():
-    m, first = machine(worker=3), machine()
-    state, actions = m.step(State(round=2), messages.Arrive(2, (1, 5)))
-    assert actions[-1] == messages.Send(0, Message(Kind.READY, 2, tally=(1, 5)))
-    (exchange,) = m.step(state, messages.Receive(0, Message(Kind.GO, 2, tally=(7, 5))))[1]
-    assert exchange == messages.Exchange(2, (0, 1, 2, 3), (7, 5))
+def test_tallies_are_added_up_on_the_way_and_the_sums_come_back():
+    m, first = machine(worker=2), machine()
+    state, _ = m.step(State(round=2), messages.Receive(3, Message(Kind.READY, 2, tally=(1, 5))))
+    state, actions = m.step(state, messages.Arrive(2, (2,)))
+    assert actions[-1] == messages.Send(0, Message(Kind.READY, 2, tally=(3, 5)))
+    _, actions = m.step(state, messages.Receive(0, Message(Kind.GO, 2, tally=(7, 5))))
+    assert actions == [
+        messages.Send(3, Message(Kind.GO, 2, tally=(7, 5))),
+        messages.Exchange(2, (0, 1, 2, 3), (7, 5)),
+    ]
 
     state, _ = first.step(State(round=2), messages.Arrive(2, (4,)))
-    for source, tally in ((1, ()), (2, (2,)), (3, (1, 5))):
+    for source, tally in ((1, ()), (2, (3, 5))):
         state, actions = first.step(state, messages.Receive(source, Message(Kind.READY, 2, tally=tally)))
-    assert actions[:-1] == [messages.Send(dest, Message(Kind.GO, 2, tally=(7, 5))) for dest in (1, 2, 3)]
+    assert actions[:-1] == [messages.Send(dest, Message(Kind.GO, 2, tally=(7, 5))) for dest in (2, 1)]
     assert actions[-1] == messages.Exchange(2, (0, 1, 2, 3), (7, 5))
     state, _ = first.step(state, messages.Completed())
-    assert state.tallies == frozenset()
+    assert state.tallies == ()
 
 
 def test_tallies_of_ordinary_rounds_are_dropped():
-    assert machine().step(State(), messages.Arrive(0, (1,)))[0].tallies == frozenset()
+    assert machine().step(State(), messages.Arrive(0, (1,)))[0].tallies == ()
 
 
 def test_whoever_is_woken_first_executes_what_others_have_arrived_at():
     m = machine(worker=3, sync_period=None)
     state, actions = m.step(State(), messages.Retire(Rest.MEET, (2,)))
-    assert actions == [messages.Send(0, Message(Kind.REST, -1, Rest.MEET, (2,)))]
-    state, actions = m.step(state, messages.Receive(0, Message(Kind.WAKE, 0, Rest.MEET, (9,))))
+    assert actions == [messages.Send(2, Message(Kind.REST, -1, Rest.MEET, (2,)))]
+    state, actions = m.step(state, messages.Receive(2, Message(Kind.WAKE, 0, Rest.MEET, (9,))))
     assert sends(actions) == [(2, "ARRIVED", 0)]
     state, actions = m.step(state, messages.Receive(2, Message(Kind.ARRIVED, 0)))
     assert actions == [messages.Exchange(0, (2, 3))]

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from train import fetch
+from train import fetch, help_pages
 from train.data.images.arrays import fashion_mnist
+from train.data.text import catalog
 
 NAME = "fashion-mnist"
 FILES = {"train": b"images to train on", "test": b"images to test with" * 10_000}
@@ -203,3 +204,22 @@ def test_debian_has_fashion_mnist(tmp_path, monkeypatch):
     assert np.bincount(data.test.load(np.arange(10_000), None)["label"]).tolist() == [1_000] * 10
     np.testing.assert_allclose(data.mean / 255, [0.2860], atol=1e-4)
     np.testing.assert_allclose(data.std / 255, [0.3530], atol=1e-4)
+
+
+def test_the_help_pages_become_files(tmp_path, monkeypatch):
+    """From folders as the packages unpack to; that Debian has packages is tested above."""
+    roots = {}
+    for package, folder, texts in zip(
+        help_pages.PACKAGES, help_pages.FOLDERS, (["one word", "two words"], ["ein Wort", "zwei Wörter"]), strict=True
+    ):
+        roots[package] = tmp_path / package
+        (roots[package] / folder).mkdir(parents=True)
+        for number, text in enumerate(texts * 15):
+            page = roots[package] / folder / f"{number}.html"
+            page.write_text(f'<p id="a">{text} {"x" * number}a</p>', "utf-8")
+    monkeypatch.setattr(help_pages, "unpack", lambda package, work: roots[package])
+    assert fetch.fetch("libreoffice-help", tmp_path / "data")
+    corpus = catalog.load(f"libreoffice-help:{tmp_path / 'data'}")
+    assert len(corpus.train.source) > 20
+    assert all(len(set(text.split()) & {"ein", "zwei"}) == 1 for text in corpus.train.target)
+    assert not fetch.fetch("libreoffice-help", tmp_path / "data")

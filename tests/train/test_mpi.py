@@ -24,8 +24,12 @@ VARIANTS = {
     "wagma": ["--algorithm", "wagma"],
     "allreduce": ["--algorithm", "allreduce"],
     "local": ["--algorithm", "local"],
+    "eager": ["--algorithm", "eager"],
     "no-sync": ["--sync-period", "None"],
+    "dpsgd": ["--algorithm", "dpsgd"],
+    "sgp": ["--algorithm", "sgp", "--sgp.overlap", "1"],
 }
+WITHOUT_SYNC = ["no-sync", "dpsgd", "sgp"]
 
 
 def launched(num_ranks, *commands):
@@ -37,7 +41,7 @@ def run_several(folder):
     """Runs over two processes, one for each variant."""
     commands = [
         [*OPTIONS, *words, "--quorum", "2", "--out", str(folder / name)]
-        + (["--meet-every", "4"] if name == "no-sync" else [])
+        + (["--meet-every", "4"] if name in WITHOUT_SYNC else [])
         for name, words in VARIANTS.items()
     ]
     launched(2, *commands)
@@ -73,7 +77,7 @@ def compare(name, several, alone):
 
 def check_that_what_is_equal_is_saved_once(several):
     assert steps(several / "wagma" / "checkpoints") == [14, 8]
-    for name, models in (("wagma", 1), ("allreduce", 1), ("no-sync", 2)):
+    for name, models in (("wagma", 1), ("allreduce", 1), *((name, 2) for name in WITHOUT_SYNC)):
         parts = look(several / name / "checkpoints" / "8").parts
         assert sorted(parts) == ["worker-0", "worker-1"]
         assert sum("model" in pieces for pieces in parts.values()) == models
@@ -81,13 +85,13 @@ def check_that_what_is_equal_is_saved_once(several):
 
 
 def check_that_killed_runs_go_on_to_the_same_bits(several, broken):
-    names = ["wagma", "no-sync"]
+    names = ["wagma", *WITHOUT_SYNC]
     for name in names:
         shutil.copytree(several / name, broken / name)
         shutil.rmtree(broken / name / "checkpoints" / "14")
         (broken / name / "summary.json").unlink()
     output = launched(2, *(["--resume", str(broken / name)] for name in names))
-    assert output.count("going on from step 8") == 2
+    assert output.count("going on from step 8") == len(names)
     for name in names:
         assert runs.numbers(broken / name) == runs.numbers(several / name)
         np.testing.assert_array_equal(
@@ -133,7 +137,7 @@ def test_two_processes_give_the_numbers_of_one_program_and_go_on_exactly(tmp_pat
     check_that_what_is_equal_is_saved_once(several)
     check_that_killed_runs_go_on_to_the_same_bits(several, tmp_path / "broken")
     check_that_runs_go_on_longer_and_end_once(several, tmp_path / "further")
-    for name in ("wagma", "no-sync"):
+    for name in ("wagma", "no-sync", "dpsgd"):
         check_that_another_transport_goes_on_from_the_consensus(several / name)
 
 
@@ -180,7 +184,55 @@ def test_stopped_by_a_signal_while_workers_are_late_it_goes_on(sync, number, tmp
         assert all(rounds[member][t] == rounds[rank][t] for rank in range(3) for member in rounds[rank][t][0])
 
 
+def test_late_gradients_are_applied_later(tmp_path):
+    out = tmp_path / "run"
+    options = [
+        "--algorithm", "eager", "--eager.start", "majority", "--clock", "round", "--straggler", "rotating:0.01",
+        "--sync-period", "5", "--optimizer", "sgd", "--momentum", "0.5", "--learning-rate", "0.05", "--steps", "30",
+        "--eval-every", "5", "--log-every", "10", "--checkpoint-every", "10", "--out", str(out),
+    ]  # fmt: skip
+    launched(2, options)
+    errors = [row["eval"]["error"] for row in runs.numbers(out) if "eval" in row]
+    assert len(errors) == 6
+    assert errors[-1] < 0.2 * errors[0]
+    summary = runs.summary(out)
+    assert 0 < summary["late_fraction"] < 0.8
+    for step in steps(out / "checkpoints"):  # after sync rounds the models are equal
+        parts = look(out / "checkpoints" / str(step)).parts
+        assert sum("model" in pieces for pieces in parts.values()) == 1
+    shutil.rmtree(out / "checkpoints" / "30")
+    (out / "summary.json").unlink()
+    output = launched(2, ["--resume", str(out)])
+    assert output.count("going on from step 20") == 1
+    assert runs.numbers(out)[-1]["eval"]["error"] < 0.2 * errors[0]
+
+
 def test_adam_counts_its_own_updates_where_rounds_are_skipped(tmp_path):
     taken = ranks.run("train_bodies.adam_rounds", tmp_path / "run", 60, num_ranks=2)
     assert taken[0] <= 60
     assert taken[1] < 50  # it skipped some
+
+
+@pytest.mark.parametrize("clock", [pytest.param("step", marks=pytest.mark.long), "round"])
+def test_pairs_train_with_a_straggler_and_go_on_from_a_meeting(clock, tmp_path):
+    out = tmp_path / "run"
+    options = [
+        "--algorithm", "adpsgd", "--adpsgd.seed", "4", "--clock", clock, "--straggler", "rotating:0.005",
+        "--steps", "40", "--batch-size", "8", "--learning-rate", "0.1", "--meet-every", "10", "--log-every", "10",
+        "--eval-every", "20", "--checkpoint-every", "20", "--out", str(out),
+    ]  # fmt: skip
+    output = launched(3, options, ["--resume", str(out), "--steps", "60"])
+    assert "3 workers in pairs" in output
+    assert "going on from step 40" in output
+    assert [row["step"] for row in runs.numbers(out) if "eval" in row] == [20, 40, 60]
+    summary = runs.summary(out)
+    assert (summary["algorithm"], summary["steps"], summary["sync_period"]) == ("adpsgd", 60, None)
+    assert (summary["late_fraction"], summary["max_staleness"]) == (0, 0)
+    assert summary["eval"]["error"] < 0.5
+    np.testing.assert_allclose(runs.consensus(out), np.arange(1, 6), atol=0.5)
+    ledgers = ledger.read(out)
+    swaps = [[swap for part in one.segments for swap in part.swaps] for one in ledgers]
+    assert [len(one.segments) for one in ledgers] == [2, 2, 2]
+    assert len(swaps[1]) == len(swaps[0]) + len(swaps[2]) > 10, "an odd rank answers the even ones"
+    numbers = [swap.number for swap in swaps[0]]
+    assert numbers == list(range(len(numbers))), "the count goes on where it was"

@@ -139,7 +139,6 @@ def test_command_line(tmp_path):
         ({"batch_size": -1}, "--batch-size"),
         ({"meet_every": 0, "transport": "mpi"}, "--meet-every must be at least 1"),
         ({"late_probability": 1.0}, "--late-probability must be in"),
-        ({"algorithm": "dpsgd", "transport": "mpi"}, "--algorithm dpsgd runs in one program only, got --transport mpi"),
         (
             {"sgp": SgpOptions(overlap=1)},
             r"--sgp.\* is for --algorithm sgp, got .*overlap=1. with --algorithm w",

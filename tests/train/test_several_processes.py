@@ -12,6 +12,7 @@ import pytest
 from processes import ROOT, free_port, run_all
 
 from tests.train import runs
+from train.errors import GaveUpError
 from train.transports import joining, launchers, meeting
 from train.transports.group import Group
 
@@ -243,3 +244,29 @@ def test_one_process_needs_nobody():
     with pytest.raises(ValueError, match=r"^wrong$"):
         group.agreed(lambda: int("wrong") if False else (_ for _ in ()).throw(ValueError("wrong")))
     group.check_same({"a": 1})
+
+
+@pytest.mark.parametrize(
+    ("problem", "shown", "hidden"),
+    [
+        (GaveUpError("a simulator hangs"), "toy: a simulator hangs; then go on", "Traceback"),
+        (ZeroDivisionError("by nothing"), "ZeroDivisionError: by nothing", "toy:"),
+    ],
+)
+def test_a_process_that_fails_says_why_before_it_ends_all(problem, shown, hidden):
+    """In a process that takes itself for one of two; its end is that of the interpreter."""
+    code = f"""
+from train.errors import GaveUpError
+from train.transports.group import Group
+
+group = Group()
+group.size = 2
+group.abort = lambda: print("aborted", flush=True)
+with group.ending_together(gave_up=lambda error: f"toy: {{error}}; then go on"):
+    raise {problem!r}
+"""
+    ((status, output),) = run_all([[sys.executable, "-c", code]], timeout=60)
+    assert status == 1
+    assert "aborted" in output
+    assert shown in output
+    assert hidden not in output

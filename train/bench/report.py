@@ -125,7 +125,7 @@ def _difference(value: Found | None, score: Score) -> str:
 
 
 def rates_line(found: Found, workload: str) -> str:
-    """The learning rates, one sentence; empty where there are none."""
+    """The learning rates in words; empty where there are none."""
     rates: dict[str, set[float]] = {}
     for row in found["rows"]:
         if row["workload"] == workload:

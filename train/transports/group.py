@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from train.errors import GaveUpError
 from train.pytrees import on_host
 from wagma_jax.averaging import accumulation_dtype
 
@@ -94,20 +95,26 @@ class Group:
                 )
 
     @contextlib.contextmanager
-    def ending_together(self, *expected: type[Exception]) -> Iterator[None]:
+    def ending_together(
+        self, *expected: type[Exception], gave_up: Callable[[GaveUpError], str] = str
+    ) -> Iterator[None]:
         """Ends all processes when an unexpected exception occurs on one of several.
 
         Otherwise the others would wait in a collective for this process, which would wait for them to shut down.
 
         Args:
             expected: Kinds of exceptions that all processes raise at the same time.
+            gave_up: Maps a ``GaveUpError`` to what is printed instead of a traceback.
         """
         try:
             yield
         except Exception as problem:
             if self.size == 1 or isinstance(problem, (KeepsTogether, *expected)):
                 raise
-            traceback.print_exc()
+            if isinstance(problem, GaveUpError):
+                print(gave_up(problem), file=sys.stderr)
+            else:
+                traceback.print_exc()
             sys.stdout.flush()
             sys.stderr.flush()
             self.abort()

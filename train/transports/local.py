@@ -12,6 +12,7 @@ class LocalPlace:
     num_workers = 1
     workers = range(1)
     part = (0, 1)
+    equal_shapes = True
 
     @property
     def devices(self) -> Sequence[Any]:

@@ -59,6 +59,7 @@ class MpiPlace:
 
     num_workers: int
     rank: int
+    equal_shapes = False
 
     @property
     def workers(self) -> range:
@@ -141,6 +142,8 @@ class MpiWorkers:
         self._reports = Reports(group, position.step)
         self._compile()
         algorithm = algorithms.find(options.algorithm)
+        self._drifts = algorithm.exchanges == "models" or algorithm.drifts  # whether models differ between meetings
+        self._settles = algorithm.drifts
         settings = options.settings(
             ledger=out,
             **({"first_round": position.step} if self._exchange_state is None else {"state": self._exchange_state}),
@@ -182,23 +185,28 @@ class MpiWorkers:
         self.steps += 1
         combined, info = self.exchange.average(sent, tally=tally)
         model, optimizer = self._after_exchange(model, optimizer, combined, np.float32(share))
-        self._state = State(model, optimizer, carry, ())
-        self._pending.append(metrics)
-        distance = None
+        total, by_units = self._position.total_steps, self._options.ends_by_units
+        # a sync round past a meeting or past the end is no meeting: workers that are there join it while they rest
+        at_sync = info.is_sync and info.round < self._next_meeting and (by_units or info.round < total)
+        distance, waited = None, info.waited_seconds
         if info.is_sync:
             distance = Distance(info.round, float(self._distance(sent, combined)), 1)
+        if at_sync and self._settles:
+            begun, apart = time.perf_counter(), model
+            model = self.exchange.consensus(apart)
+            waited += time.perf_counter() - begun
+            distance = Distance(info.round, float(self._distance_of_models(apart, model)), 1)
+        self._state = State(model, optimizer, carry, ())
+        self._pending.append(metrics)
         self._counts += Counts(
             steps=1,
             units=int(batch.units.sum()),
             late=int(info.late),
             staleness=info.staleness,
-            waited=info.waited_seconds,
+            waited=waited,
             worked=worked,
             distance=distance,
         )
-        total, by_units = self._position.total_steps, self._options.ends_by_units
-        # a sync round past a meeting or past the end is no meeting: workers that are there join it while they rest
-        at_sync = info.is_sync and info.round < self._next_meeting and (by_units or info.round < total)
         done = info.round + 1 if at_sync else self.round
         done = done if by_units else min(done, total)
         self._equal = at_sync
@@ -242,8 +250,8 @@ class MpiWorkers:
         model = self._state.model
         if self._equal:
             return Consensus(on_host(model), 0.0)
-        # with gradients, parameters are equal, and so are the statistics that travel with them
-        mean = self.group.mean(model) if self._learner.exchanges == "models" else model
+        # else parameters are equal, and so are the statistics that travel with gradients
+        mean = self.group.mean(self.exchange.share(model)) if self._drifts else model
         squares = float(self._distance_of_models(model, mean))
         return Consensus(on_host(mean), squares)
 

@@ -44,6 +44,7 @@ class ProgramPlace:
     num_workers: int
     mesh: Mesh | None
     part: tuple[int, int]
+    equal_shapes = True
 
     @property
     def workers(self) -> range:

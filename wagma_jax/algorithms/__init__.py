@@ -10,12 +10,12 @@ the gradients before it, as ``exchanges`` says:
 Across processes an algorithm is an exchange of the same trees, with the methods of ``GroupExchange``.
 """
 
-from wagma_jax.algorithms import allreduce, dpsgd, local, sgp, wagma
+from wagma_jax.algorithms import adpsgd, allreduce, dpsgd, eager, local, sgp, wagma
 from wagma_jax.algorithms.base import Algorithm, Settings, Strategy, default_group_size
 
 __all__ = ["ALGORITHMS", "DEFAULT", "Algorithm", "Settings", "Strategy", "build", "default_group_size", "find"]
 
-_MODULES = (allreduce, local, wagma, dpsgd, sgp)
+_MODULES = (allreduce, local, wagma, dpsgd, sgp, eager, adpsgd)
 
 ALGORITHMS: dict[str, Algorithm] = {module.ALGORITHM.name: module.ALGORITHM for module in _MODULES}
 

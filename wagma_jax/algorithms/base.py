@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from wagma_jax.averager import GroupAverager
-from wagma_jax.averaging import AverageInfo
+from wagma_jax.averaging import AverageInfo, PolicyFunction
 from wagma_jax.collectives import AxisName
 from wagma_jax.gossip import GossipSchedule
 from wagma_jax.schedule import GroupSchedule
 
 if TYPE_CHECKING:
-    from wagma_jax.exchange import Exchange, GroupExchange
+    from wagma_jax.exchange import Exchange, GossipExchange, GroupExchange
     from wagma_jax.exchange.finite import OnNonfinite
+    from wagma_jax.protocol.mixing import Mixing
     from wagma_jax.protocol.rounds import Clock
 
 
@@ -85,6 +86,27 @@ class Settings:
             **self.of_every_exchange(),
         )
 
+    def gossip(self, comm: Any, tree: Any, schedule: GossipSchedule, mixing: "Mixing") -> "GossipExchange":
+        """An exchange that mixes models with neighbours; see ``GossipExchange`` for what it raises.
+
+        Args:
+            comm: The communicator.
+            tree: A tree like those that are exchanged.
+            schedule: Who sends to whom.
+            mixing: What is sent and how it is mixed.
+
+        Raises:
+            ValueError: With ``clock="round"``.
+        """
+        from wagma_jax.exchange import GossipExchange
+
+        if self.clock != "step":
+            raise ValueError(
+                f"clock={self.clock!r} lets slow workers take fewer steps, got it with an algorithm whose workers all "
+                "take part in every round: leave it out"
+            )
+        return GossipExchange(comm, tree, schedule, mixing, on_nonfinite=self.on_nonfinite, **self.of_every_exchange())
+
     def of_every_exchange(self) -> dict[str, Any]:
         """The arguments that the exchanges of all algorithms have."""
         begin = {"first_round": self.first_round} if self.state is None else {"state": self.state}
@@ -126,6 +148,10 @@ class Algorithm:
         mpi: Builds the exchange over a communicator, one process per worker, from (settings, communicator, a tree like
             those that are exchanged); None for an algorithm that runs in one program only.
         options: The dataclass of the options that this algorithm alone has, or None.
+        drifts: Across processes, whether parameters drift apart although gradients are exchanged. After the step of a
+            sync round, a training loop then goes on with ``exchange.consensus(model)``.
+        schedule: Builds what the algorithm amounts to across processes, who averages with whom; None: the schedule of
+            its strategy.
     """
 
     name: str
@@ -134,16 +160,23 @@ class Algorithm:
     xla: Callable[[Settings], Strategy]
     mpi: "Callable[[Settings, Any, Any], Exchange] | None" = None
     options: type | None = None
+    drifts: bool = False
+    schedule: Callable[[Settings], Any] | None = None
 
 
-def averaging(schedule: GroupSchedule, settings: Settings, simulate_lateness: bool = False) -> Strategy:
+def averaging(
+    schedule: GroupSchedule,
+    settings: Settings,
+    simulate_lateness: bool = False,
+    policy: PolicyFunction | None = None,
+) -> Strategy:
     """The strategy of averaging by a schedule; without ``simulate_lateness`` nobody is late, whatever ``late`` says."""
     if settings.on_nonfinite != "share":
         raise ValueError(
             f"on_nonfinite={settings.on_nonfinite!r} needs a process for each worker, got one program, whose workers "
             "keep no earlier publications: wrap the optimizer in optax.apply_if_finite"
         )
-    averager = GroupAverager(schedule, settings.axis_name, simulate_lateness=simulate_lateness)
+    averager = GroupAverager(schedule, settings.axis_name, policy, simulate_lateness=simulate_lateness)
 
     def combine(tree, before, state, late):
         del before

@@ -11,6 +11,7 @@ from wagma_jax.algorithms.mixing import averaged, check, everyone_waits, transfo
 from wagma_jax.averaging import divided
 from wagma_jax.collectives import AxisName, received_sums
 from wagma_jax.gossip import ring
+from wagma_jax.protocol.mixing import Dpsgd
 
 
 class DpsgdState(NamedTuple):
@@ -46,6 +47,11 @@ def xla(settings: Settings) -> Strategy:
     return Strategy(schedule, lambda tree: DpsgdState(jnp.full((), settings.first_round, jnp.int32)), combine)
 
 
+def mpi(settings: Settings, comm, tree):
+    """Each worker's model is sent as soon as it is known, and travels while the gradient is computed."""
+    return settings.gossip(comm, tree, ring(comm.size), Dpsgd())
+
+
 def dpsgd(
     inner: optax.GradientTransformation, num_workers: int, axis_name: AxisName = "data"
 ) -> optax.GradientTransformationExtraArgs:
@@ -67,4 +73,4 @@ def dpsgd(
     return transformation(inner, xla(Settings(num_workers, axis_name=axis_name)))
 
 
-ALGORITHM = Algorithm("dpsgd", "D-PSGD: models mixed with those of ring neighbours at every step", "models", xla)
+ALGORITHM = Algorithm("dpsgd", "D-PSGD: models mixed with those of ring neighbours at every step", "models", xla, mpi)

@@ -8,7 +8,7 @@ import optax
 
 from wagma_jax import collectives
 from wagma_jax.algorithms.base import Strategy
-from wagma_jax.averaging import AverageInfo, leaf_policies
+from wagma_jax.averaging import AverageInfo, PolicyFunction, leaf_policies
 from wagma_jax.collectives import AxisName
 from wagma_jax.gossip import GossipSchedule
 from wagma_jax.transformations import raise_no_params, updates_to_average
@@ -37,10 +37,10 @@ def check(tree: Any, before: Any, schedule: GossipSchedule, axis_name: AxisName)
         )
 
 
-def averaged(tree: Any) -> list[jax.Array]:
-    """The leaves that have a mean: floating and complex ones."""
-    pairs = zip(jax.tree.leaves(tree), leaf_policies(tree), strict=True)
-    return [jnp.asarray(leaf) for leaf, policy in pairs if policy == "mean"]
+def averaged(tree: Any, policy: PolicyFunction | None = None) -> list[jax.Array]:
+    """The leaves that are averaged in every round: floating and complex ones, unless ``policy`` chooses others."""
+    pairs = zip(jax.tree.leaves(tree), leaf_policies(tree, policy), strict=True)
+    return [jnp.asarray(leaf) for leaf, kind in pairs if kind == "mean"]
 
 
 def wide(leaves: list[jax.Array]) -> list[jax.Array]:
@@ -48,14 +48,14 @@ def wide(leaves: list[jax.Array]) -> list[jax.Array]:
     return [collectives.widen(leaf) for leaf in leaves]
 
 
-def with_averaged(tree: Any, new: list[jax.Array]) -> Any:
+def with_averaged(tree: Any, new: list[jax.Array], policy: PolicyFunction | None = None) -> Any:
     """The tree with new values, cast to its dtypes, for the leaves that :func:`averaged` returned."""
     leaves, treedef = jax.tree.flatten(tree)
     values = iter(new)
     return treedef.unflatten(
         [
-            next(values).astype(jnp.result_type(leaf)) if policy == "mean" else leaf
-            for leaf, policy in zip(leaves, leaf_policies(tree), strict=True)
+            next(values).astype(jnp.result_type(leaf)) if kind == "mean" else leaf
+            for leaf, kind in zip(leaves, leaf_policies(tree, policy), strict=True)
         ]
     )
 

@@ -12,6 +12,7 @@ from wagma_jax.algorithms.mixing import averaged, check, everyone_waits, transfo
 from wagma_jax.averaging import divided
 from wagma_jax.collectives import AxisName, received_sums
 from wagma_jax.gossip import exponential
+from wagma_jax.protocol.mixing import PushSum
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +90,12 @@ def xla(settings: Settings) -> Strategy:
     return Strategy(schedule, init, combine, share)
 
 
+def mpi(settings: Settings, comm, tree):
+    """Shares are sent after the step; with overlap they travel while the next gradient is computed."""
+    options = settings.options or SgpOptions()
+    return settings.gossip(comm, tree, exponential(comm.size), PushSum(options.overlap))
+
+
 def sgp(
     inner: optax.GradientTransformation, num_workers: int, axis_name: AxisName = "data", overlap: int = 0
 ) -> optax.GradientTransformationExtraArgs:
@@ -112,4 +119,4 @@ def sgp(
     return transformation(inner, xla(Settings(num_workers, axis_name=axis_name, options=SgpOptions(overlap))))
 
 
-ALGORITHM = Algorithm("sgp", "SGP: push-sum along a directed exponential graph", "models", xla, options=SgpOptions)
+ALGORITHM = Algorithm("sgp", "SGP: push-sum along a directed exponential graph", "models", xla, mpi, SgpOptions)

@@ -15,8 +15,21 @@ except ImportError as error:
     ) from error
 
 from wagma_jax.exchange.base import Exchange
+from wagma_jax.exchange.eager import EagerExchange
 from wagma_jax.exchange.errors import ExchangeError
 from wagma_jax.exchange.exchange import GroupExchange
+from wagma_jax.exchange.gossip_exchange import GossipExchange
 from wagma_jax.exchange.info import ExchangeInfo
+from wagma_jax.exchange.pairwise import PairwiseExchange, PairwiseInfo
 
-__all__ = ["MPI", "Exchange", "ExchangeError", "ExchangeInfo", "GroupExchange"]
+__all__ = [
+    "MPI",
+    "EagerExchange",
+    "Exchange",
+    "ExchangeError",
+    "ExchangeInfo",
+    "GossipExchange",
+    "GroupExchange",
+    "PairwiseExchange",
+    "PairwiseInfo",
+]

@@ -3,7 +3,7 @@
 import functools
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -49,6 +49,7 @@ class Exchange:
         first_round: int,
         state: Mapping[str, Any] | None,
         ledger: Path | str | None,
+        kept: Collection[str] = (),
     ) -> None:
         """The constructor's work.
 
@@ -62,6 +63,7 @@ class Exchange:
             first_round: The round to begin with.
             state: What ``state()`` returned on this rank, or None.
             ledger: The folder of the ledgers, or None.
+            kept: What ``state`` may hold of the algorithm alone, by name.
 
         Raises:
             ValueError, TypeError, TimeoutError, ExchangeError, RuntimeError: See the subclass.
@@ -81,6 +83,7 @@ class Exchange:
                 first_round=first_round,
                 state=state,
                 ledger=ledger,
+                kept=kept,
             )
             self._open(gathering, startup.agree(gathering, checked))
 
@@ -193,6 +196,16 @@ class Exchange:
             if self._recorder is not None:
                 self._recorder.add(entries.Meet(entered, time.perf_counter()))
             return sums
+
+    def share(self, tree: Any) -> Any:
+        """This worker's part of the consensus, which is the mean of all parts; while all stand still.
+
+        It is ``tree`` itself, unless something of this worker's model is elsewhere, such as on its way.
+
+        Args:
+            tree: This worker's model, as the last call of ``average`` returned it.
+        """
+        return tree
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint needs, beside ``params``, so that a new exchange goes on exactly: see its ``state``.

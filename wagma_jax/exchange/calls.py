@@ -110,6 +110,6 @@ class Calls:
         if self._engine is not None:
             self._engine.abort(text)
         if self._engine is None or self._engine.state.life.over:  # others may be in one of the steps of start and end
-            self._gathering.fail(text)
+            self._gathering.fail(text, final=self._engine is None)
         if self._recorder is not None:
             self._recorder.close()

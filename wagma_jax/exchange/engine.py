@@ -8,17 +8,18 @@ in its rounds is added by a subclass, such as ``rounds.RoundsEngine``.
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from mpi4py import MPI
 
 from wagma_jax.exchange.errors import ExchangeError, described
 from wagma_jax.exchange.events import Events
+from wagma_jax.exchange.farewell import Count, Farewell, Verdict
 from wagma_jax.exchange.isolation import isolated
 from wagma_jax.exchange.mailbox import Mailbox
 from wagma_jax.exchange.recorder import Recorder
 from wagma_jax.exchange.storage import Buffers
-from wagma_jax.exchange.waiting import Ask, Inquiry, Inside, Status, Waits
+from wagma_jax.exchange.waiting import Ask, Inquiry, Inside, Status, Waits, status
 from wagma_jax.exchange.wire import Wire
 from wagma_jax.ledger import entries
 from wagma_jax.protocol import messages
@@ -28,10 +29,6 @@ from wagma_jax.protocol.messages import Action, Kind, Message, Rest, Tally
 EAGER_SECONDS = 5e-3  # most waits of a trainer are shorter
 WIND_UP_SECONDS = 5.0  # after a failure: how long what was promised to others is waited for
 ANSWER_SECONDS = 1.0
-
-
-class _Bye(NamedTuple):
-    """The last message of an engine."""
 
 
 class Engine:
@@ -75,7 +72,7 @@ class Engine:
         self._waiting = False  # whether the trainer is inside a call
         self._left = self._progress = time.perf_counter()  # when the trainer was last in a call, anything happened here
         self._inquiry = Inquiry(self.mailbox, machine.worker)
-        self._byes: set[int] = set()
+        self._farewell = Farewell(self.mailbox, machine.worker, machine.num_workers)
         self._thread = threading.Thread(
             target=isolated(self._run), name=f"wagma exchange {machine.worker}", daemon=True
         )
@@ -119,7 +116,7 @@ class Engine:
             deadline = self._progress + timeout
         self._thread.join(max(0.0, deadline - time.perf_counter()))
         if self._thread.is_alive():
-            missing = sorted({*self.mailbox.others} - self._byes)
+            missing = self._farewell.missing()
             raise TimeoutError(f"close() has waited for {timeout:.1f} s for the last messages of the ranks {missing}")
         self._release()
         self.wire.release()
@@ -195,7 +192,8 @@ class Engine:
             text = f"rank {self.machine.worker}'s exchange failed: {described(error)}"
             with self._changed:
                 self._failure = self._failure or (text, error)
-            self.mailbox.send_all(Message(Kind.ABORT, 0, text=text))
+            # final, since this engine cannot keep what it has promised
+            self.mailbox.send_to(self.machine.lifecycle.listeners, Message(Kind.ABORT, 0, text=text, final=True))
             self.mailbox.flush(WIND_UP_SECONDS)
         finally:
             with self._changed:
@@ -208,7 +206,8 @@ class Engine:
 
     def _handle(self, event: Any) -> None:
         if isinstance(event, Ask):
-            return self._inquiry.ask(self.machine.waits_for(self.state))
+            rests = self.state.life.resting != Rest.NONE
+            return self._inquiry.begin(self.machine.waits_for(self.state), rests)
         if isinstance(event, messages.Receive) and not isinstance(event.message, Message):
             return self._answer(event.source, event.message)
         self._progress = time.perf_counter()
@@ -249,8 +248,8 @@ class Engine:
     def _global_mean(self) -> list[Action]:
         """Exchanges what the trainers have handed to ``consensus``."""
         with self._changed:
-            model = self._handed
-            assert model is not None
+            assert self._handed is not None
+            model = self._contribution(self._handed)
             memory = self._memory_of_mean(model)
             begin = time.perf_counter()
             self._inside = Inside("the global mean", self._everyone, begin)
@@ -286,19 +285,21 @@ class Engine:
         """Handles what another engine says outside of the protocol."""
         if isinstance(message, Ask):
             busy = 0.0 if self._waiting else time.perf_counter() - self._left
-            self.mailbox.send(source, Status(self.state.round, self.machine.waits_for(self.state), busy))
+            self.mailbox.send(source, status(self.machine, self.state, message, busy))
         elif isinstance(message, Status):
             self._inquiry.answered(source, message)
-        elif isinstance(message, _Bye):
-            self._byes.add(source)
+        elif isinstance(message, Count | Verdict):
+            self._farewell.receive(source, message)
 
     def _finish(self) -> None:
-        """Sends the last message, and receives everybody's: nothing is left on the way."""
-        if not self.state.life.aborted:
-            self.mailbox.send_all(_Bye())
-            while not self._byes.issuperset(self.mailbox.others):
+        """Receives what was sent to this engine, if all have closed: nothing is left on the way."""
+        woken = self.state.life.woken
+        if woken is not None and woken.rest == Rest.CLOSE:
+            self._farewell.begin()
+            while not self._farewell.over:
                 event = self._events.next()
-                if isinstance(event, messages.Receive):
+                # no more is asked of others, but they may ask
+                if isinstance(event, messages.Receive) and not isinstance(event.message, Status):
                     self._answer(event.source, event.message)
         self.mailbox.flush(WIND_UP_SECONDS)
 
@@ -314,6 +315,10 @@ class Engine:
     def _poll(self) -> Any:
         """The next event of what is on its way beside the control messages, None if there is none. Never waits."""
         return None
+
+    def _contribution(self, handed: Buffers) -> Buffers:
+        """What this worker brings to a global mean, from what its trainer has handed in. Called with the lock."""
+        return handed
 
     def _memory_of_mean(self, model: Buffers) -> Buffers | None:
         """Memory for a global mean of such buffers, if there is some. Called with the lock."""

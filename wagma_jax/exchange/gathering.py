@@ -19,6 +19,8 @@ from wagma_jax.exchange import tags
 from wagma_jax.exchange.errors import ExchangeError
 from wagma_jax.exchange.isolation import isolated
 from wagma_jax.exchange.mailbox import Mailbox
+from wagma_jax.exchange.survey import MOST_ASKED, Come, Survey
+from wagma_jax.protocol import tree
 from wagma_jax.protocol.messages import Kind, Message
 
 LEAST_SECONDS = 120.0  # how long those who have come wait for each other at least: some compile longer than others
@@ -34,19 +36,16 @@ _Result = TypeVar("_Result")
 
 
 class _Failed(NamedTuple):
-    """The sender has failed."""
+    """A rank has failed.
+
+    Attributes:
+        text: Why.
+        origin: Which one, on the user's communicator. There each rank is told once, along a tree from this rank on:
+            what is left over would be heard at the next start.
+    """
 
     text: str
-
-
-class _Ask(NamedTuple):
-    """Asks a rank for the step at which it is."""
-
-
-class _Here(NamedTuple):
-    """The sender waits at a step."""
-
-    step: int
+    origin: int | None = None
 
 
 class Gathering:
@@ -66,12 +65,13 @@ class Gathering:
         self.rank = comm.rank
         self._seconds = seconds
         self._what = "GroupExchange()"
+        self._neighbours = tree.neighbours(comm.rank, comm.size)
         self._mailbox = Mailbox(comm, tags.START)
+        self._survey = Survey(self._mailbox, comm.rank, comm.size)
         self._first: Mailbox | None = None  # that of the user's communicator, once there is another
         self._entered = False
         self._step = 0
         self._told = False  # whether all ranks know that this is over
-        self._here: dict[int, int] = {}
         self._deadline: float | None = None
 
     def enter(self) -> None:
@@ -86,6 +86,7 @@ class Gathering:
         self._seconds = max(self._seconds, LEAST_SECONDS)
         self.comm, self._entered = self.duplicate(), True
         self._first, self._mailbox = self._mailbox, Mailbox(self.comm, tags.START)
+        self._survey = Survey(self._mailbox, self.rank, self.comm.size)
 
     def end(self, seconds: float) -> None:
         """From here on ranks wait for each other at their ends, and no longer than ``seconds`` for all of it."""
@@ -103,11 +104,12 @@ class Gathering:
         """Waits until all ranks have called it."""
         self._complete(self.comm.Ibarrier())
 
-    def allgather(self, values: np.ndarray) -> np.ndarray:
-        """The values of all ranks, [P, ...]; they have the same shape and dtype."""
-        everyone = np.empty((self.comm.size, *values.shape), values.dtype)
-        self._complete(self.comm.Iallgather(np.ascontiguousarray(values), everyone))
-        return everyone
+    def first(self, applies: bool) -> int | None:
+        """The first rank for which something applies; None if it does for none."""
+        first = np.empty(1, np.int64)
+        own = np.array([self.rank if applies else self.comm.size], np.int64)
+        self._complete(self.comm.Iallreduce(own, first, MPI.MIN))
+        return int(first[0]) if first[0] < self.comm.size else None
 
     def broadcast(self, values: np.ndarray, root: int) -> None:
         """Replaces ``values`` by those of the rank ``root``; they have the same shape and dtype."""
@@ -155,16 +157,30 @@ class Gathering:
         """All ranks raise: nobody need be told."""
         self._told = True
 
-    def fail(self, text: str) -> None:
-        """Tells all other ranks that this one has failed, once."""
+    def fail(self, text: str, final: bool) -> None:
+        """Tells the other ranks that this one has failed, once.
+
+        Args:
+            text: Why.
+            final: Whether this rank has promised nothing by an engine of its own.
+        """
         if not self._told and not MPI.Is_finalized():
-            self._told = True
-            self._mailbox.send_all(_Failed(text))
+            self._tell(_Failed(text, None if self._entered else self.rank), final)
+
+    def _tell(self, failed: _Failed, final: bool) -> None:
+        """Tells those who pass it on."""
+        self._told = True
+        if failed.origin is not None:
+            ways = tree.children((self.rank - failed.origin) % self.comm.size, self.comm.size)
+            mailbox = self._first or self._mailbox
+            mailbox.send_to([(way + failed.origin) % self.comm.size for way in ways], failed)
+            mailbox.flush(FLUSH_SECONDS)
+        if self._entered:
+            self._mailbox.send_to(self._neighbours, _Failed(failed.text))
             self._mailbox.flush(FLUSH_SECONDS)
-            if self._entered:  # those that have gone on have engines by now
-                engines = Mailbox(self.comm)
-                engines.send_all(Message(Kind.ABORT, 0, text=text))
-                engines.flush(FLUSH_SECONDS)
+            engines = Mailbox(self.comm)  # those that have gone on have engines by now
+            engines.send_to(self._neighbours, Message(Kind.ABORT, 0, text=failed.text, final=final))
+            engines.flush(FLUSH_SECONDS)
 
     def _complete(self, request: MPI.Request) -> None:
         try:
@@ -200,34 +216,38 @@ class Gathering:
     def _listen(self) -> None:
         while (received := self._mailbox.receive() or self._from_the_first()) is not None:
             source, content = received
-            if isinstance(content, _Ask):
-                self._mailbox.send(source, _Here(self._step))
-            elif isinstance(content, _Here):
-                self._here[source] = content.step
+            if isinstance(content, Come):
+                self._survey.receive(source, content, self._step)
             else:
-                self._told = True
+                if not self._told:
+                    self._tell(content, final=self._deadline is None)
                 raise ExchangeError(content.text)
+        self._survey.tell(self._step)
 
     def _from_the_first(self) -> tuple[int, Any] | None:
         """A message of a rank that failed before it had our communicator."""
         return None if self._first is None else self._first.receive()
 
     def _completes(self, done: Callable[[], bool]) -> bool:
-        """Asks all others where they are; whether the step is over before they have answered."""
-        self._here = {}
-        self._mailbox.send_all(_Ask())
-        end = time.perf_counter() + ANSWER_SECONDS
-        while len(self._here) < len(self._mailbox.others) and time.perf_counter() < end:
+        """Finds out who has come; whether the step is over before that is known."""
+        self._survey.begin(self._step)
+        begin, asked = time.perf_counter(), False
+        while self._survey.missing(self._step) and (waited := time.perf_counter() - begin) < ANSWER_SECONDS:
+            if waited > ANSWER_SECONDS / 2 and not asked:
+                self._survey.ask(self._step)
+                asked = True
             self._listen()
             time.sleep(_LONGEST_SLEEP)
         return done()
 
     def _diagnosis(self) -> str:
-        missing = [rank for rank in self._mailbox.others if self._here.get(rank, 0) < self._step]
+        missing = self._survey.missing(self._step)
         if not missing:
             return f"all {self.comm.size} ranks have come, but the network is stuck"
+        named = ", ".join(map(str, missing[:MOST_ASKED]))
+        more = f" and {len(missing) - MOST_ASKED} more" if len(missing) > MOST_ASKED else ""
         return (
-            f"of {self.comm.size} ranks these have not come as far: {', '.join(map(str, missing))}; they are gone, "
+            f"of {self.comm.size} ranks these have not come as far: {named}{more}; they are gone, "
             "stuck, or have not called it"
         )
 

@@ -11,7 +11,7 @@ from wagma_jax.exchange.models import Models
 from wagma_jax.exchange.preparation import Prepared
 from wagma_jax.exchange.rounds import RoundsEngine
 from wagma_jax.exchange.staging import Staging
-from wagma_jax.exchange.startup import Arguments, between
+from wagma_jax.exchange.startup import Arguments, between, check_clock
 from wagma_jax.exchange.storage import Buffers
 from wagma_jax.exchange.wire import Wire
 from wagma_jax.protocol.plan import GroupPlan
@@ -65,8 +65,7 @@ class Check:
         """The settings; ValueError or TypeError if one is wrong."""
         schedule = schedules.build(num_workers, self.schedule, self.group_size, self.sync_period, self.rotate)
         quorum = between("quorum", self.quorum, 1, schedule.group_size)
-        if self.clock not in ("step", "round"):
-            raise ValueError(f"clock must be 'step' or 'round', got {self.clock!r}")
+        check_clock(self.clock)
         finite.check_choice(self.on_nonfinite)
         return GroupSettings(schedule, quorum, self.clock, self.on_nonfinite)
 

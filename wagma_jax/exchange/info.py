@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from wagma_jax.exchange.increments import Added
 from wagma_jax.exchange.models import Taken
 from wagma_jax.ledger.entries import MergeName
 from wagma_jax.protocol.messages import Tally
@@ -48,7 +49,7 @@ def describe(
     schedule: GroupSchedule,
     rank: int,
     t: int,
-    taken: Taken,
+    taken: Taken | Added,
     published: int,
     waited_seconds: float,
     base: int,

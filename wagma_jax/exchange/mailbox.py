@@ -1,6 +1,7 @@
 """Messages between ranks: small Python objects over MPI. Nothing here waits."""
 
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from mpi4py import MPI
@@ -20,6 +21,7 @@ class Mailbox:
 
     Attributes:
         sent: How many messages were sent.
+        received: How many were received.
     """
 
     def __init__(self, comm: MPI.Intracomm, tag: int = tags.MAIL):
@@ -27,12 +29,7 @@ class Mailbox:
         self._tag = tag
         self._status = MPI.Status()
         self._requests: list[MPI.Request] = []
-        self.sent = 0
-
-    @property
-    def others(self) -> list[int]:
-        """All ranks but this one."""
-        return [rank for rank in range(self._comm.size) if rank != self._comm.rank]
+        self.sent = self.received = 0
 
     def receive(self) -> tuple[int, Any] | None:
         """The source and the content of the next message, None if there is none. Also moves sends forward."""
@@ -40,6 +37,7 @@ class Mailbox:
         for _ in range(LOOKS):
             message = self._comm.improbe(MPI.ANY_SOURCE, self._tag, self._status)
             if message is not None:
+                self.received += 1
                 return self._status.Get_source(), message.recv()
         self._test()
         return None
@@ -51,10 +49,10 @@ class Mailbox:
             self._requests.append(request)
         self.sent += 1
 
-    def send_all(self, content: Any) -> None:
-        """Sends a message to all others."""
-        for rank in self.others:
-            self.send(rank, content)
+    def send_to(self, dests: Iterable[int], content: Any) -> None:
+        """Sends a message to several ranks."""
+        for dest in dests:
+            self.send(dest, content)
 
     def flush(self, seconds: float) -> None:
         """Waits until what was sent is on its way, but no longer than ``seconds``."""

@@ -1,24 +1,14 @@
 """The models of one worker: what it has published, what its group has averaged, and whose memory is free."""
 
-import collections
 from typing import NamedTuple
 
+from wagma_jax.exchange.history import Exchanged, History
 from wagma_jax.exchange.pool import Pool
 from wagma_jax.exchange.staging import Staging
 from wagma_jax.exchange.storage import Buffers
 from wagma_jax.protocol.messages import Tally
 from wagma_jax.protocol.rules import GroupSum, Inbox, Merge, Outbox, global_mean
 from wagma_jax.schedule import GroupSchedule
-
-REMEMBERED = 4096  # rounds
-
-
-class Exchanged(NamedTuple):
-    """What was exchanged in a round: its group, and the version of each member's contribution."""
-
-    round: int
-    group: tuple[int, ...]
-    contributed: tuple[int, ...]
 
 
 class Contribution(NamedTuple):
@@ -66,6 +56,7 @@ class Models:
     Attributes:
         outbox: What it has published.
         inbox: What its group has averaged.
+        history: What was exchanged.
     """
 
     def __init__(self, schedule: GroupSchedule, staging: Staging, published: Outbox):
@@ -76,7 +67,7 @@ class Models:
         self._staging = staging
         self._spent: Buffers | None = None  # a sum of which a mean was made, in the engine's thread
         self._pool = Pool(staging.ordinary, reuse=not staging.widens)
-        self._exchanged: collections.OrderedDict[int, Exchanged] = collections.OrderedDict()
+        self.history = History()
         self._tally: Tally = ()  # the sums of the newest sync round
 
     def part(self, model: Buffers, t: int) -> Buffers:
@@ -124,7 +115,7 @@ class Models:
     def put(self, exchanged: Exchanged, contribution: Contribution, result: Buffers, tally: Tally) -> None:
         """The result of a round."""
         t, group, _ = exchanged
-        self.note(exchanged)
+        self.history.note(exchanged)
         if self._is_sync(t):
             self.put_mean(t, result)
             self._tally = tally
@@ -133,15 +124,13 @@ class Models:
                 GroupSum(t, contribution.version, len(group), result, is_mean=contribution.is_mean)
             )
 
-    def note(self, exchanged: Exchanged) -> None:
-        """Remembers what was exchanged in a round."""
-        self._exchanged[exchanged.round] = exchanged
-        if len(self._exchanged) > REMEMBERED:
-            self._exchanged.popitem(last=False)
-
     def put_mean(self, version: int, mean: Buffers) -> None:
         """A global mean."""
         self.outbox, self.inbox = global_mean(self.outbox, self.inbox, version, mean)
+
+    def finish(self, t: int, result: Buffers, like: Buffers) -> Buffers:
+        """What is kept of the result of round t: of a mean, that in the dtypes of ``like``. As ``narrow``."""
+        return self.narrow(result, like) if self._is_sync(t) else result
 
     def narrow(self, totals: Buffers, like: Buffers) -> Buffers:
         """A mean in the dtypes of ``like``. For the engine's thread, inside of an exchange, without the lock."""
@@ -162,7 +151,7 @@ class Models:
 
     def collect(self, t: int) -> Taken:
         """What the trainer takes after its round t, once it is ready."""
-        exchanged = self._exchanged.get(t)
+        exchanged = self.history.get(t)
         if self._is_sync(t):
             return Taken(exchanged, None, None, self.outbox.model, self._tally)
         self.inbox, merge, result = self.inbox.collect(self.outbox.version)
@@ -171,10 +160,6 @@ class Models:
     def recycle(self, total: Buffers) -> None:
         """Takes back the memory of a sum that ``collect`` has handed out."""
         self._pool.put(total)
-
-    def exchanged(self) -> dict[int, Exchanged]:
-        """What was exchanged, by the round, as far back as it is remembered."""
-        return dict(self._exchanged)
 
     def clear(self) -> None:
         """Frees everything."""

@@ -1,12 +1,15 @@
-"""The engine of rounds: publications are added up in groups, and the trainer merges the newest sum."""
+"""The engine of rounds: publications, or increments, are added up in groups, and the trainer takes what came of it."""
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 from mpi4py import MPI
 
 from wagma_jax.exchange.engine import Engine
-from wagma_jax.exchange.models import Exchanged, Models, Taken
+from wagma_jax.exchange.history import Exchanged
+from wagma_jax.exchange.increments import Added, Increments
+from wagma_jax.exchange.models import Models, Taken
 from wagma_jax.exchange.recorder import Recorder
 from wagma_jax.exchange.storage import Buffers
 from wagma_jax.exchange.waiting import Inside
@@ -24,7 +27,7 @@ class RoundsEngine(Engine):
         machine: The protocol of this worker.
         wire: Exchanges buffers.
         control: A communicator for control messages, used by nobody else.
-        models: What this worker has published.
+        models: What this worker has published; or the increments that it has handed in.
         first_round: The round to begin with.
         recorder: Gets an entry for every round, or None.
 
@@ -37,12 +40,12 @@ class RoundsEngine(Engine):
         machine: Rounds,
         wire: Wire,
         control: MPI.Intracomm,
-        models: Models,
+        models: Models | Increments,
         first_round: int = 0,
         recorder: Recorder | None = None,
     ):
         super().__init__(machine, State(round=first_round, arrived=first_round - 1), wire, control, recorder)
-        self.models = models
+        self.models: Any = models
 
     # the trainer's side
 
@@ -81,7 +84,7 @@ class RoundsEngine(Engine):
                 t = self.machine.target(self.state, counter)
                 lacks = model is not None and self.machine.plan.is_sync(t) and not self.models.is_whole(model)
                 if not lacks:
-                    buffers = self.models.part(self.models.outbox.model if model is None else model, t)
+                    buffers = () if model is None else self.models.part(model, t)
                     begun = self._inside is not None and self._inside.round == t
                     enough = model is None or begun or self.state.round > t or self.models.has_memory(len(buffers))
                     if enough or memory is not None:
@@ -126,13 +129,13 @@ class RoundsEngine(Engine):
         with self._changed:
             self.models.publish(version, model, None)
 
-    def take(self, t: int, timeout: float) -> tuple[int, Taken, dict[int, float]]:
+    def take(self, t: int, timeout: float) -> tuple[int, Taken | Added, dict[int, float]]:
         """Waits until round t is complete, and takes the newest sum, or the mean.
 
         Returns:
             The newest complete round; what was taken; and the seconds that this worker has waited for others to get
-            ready, by rank (several share them evenly; at a sync round workers only know that they wait for the GO of
-            rank 0; empty without a ledger).
+            ready, by rank (several share them evenly; at a sync round workers only know their neighbours in the tree
+            of all, for whom or behind whom they wait; empty without a ledger).
 
         Raises:
             ExchangeError: The run is over.
@@ -156,7 +159,7 @@ class RoundsEngine(Engine):
     def _note_alone(self, r: int) -> None:
         """Notes the rounds of one that were passed since round ``r``, which no exchange has completed."""
         for t in filter(self.machine.is_alone, range(r, self.state.round)):
-            self.models.note(Exchanged(t, (self.machine.worker,), (t,)))
+            self.models.history.note(Exchanged(t, (self.machine.worker,), (t,)))
             if self._recorder is not None:
                 now = time.perf_counter()
                 self._recorder.add(entries.Round(t, (self.machine.worker,), (t,), now, now))
@@ -172,8 +175,7 @@ class RoundsEngine(Engine):
         memory = self.wire.memory(own.buffers) if own.memory is None else own.memory
         divisor = len(group) if own.is_mean else 1
         contributed, result = self.wire.exchange(group, divisor, (r, own.version), own.buffers, memory)
-        if self.machine.plan.is_sync(r):
-            result = self.models.narrow(result, own.buffers)
+        result = self.models.finish(r, result, own.buffers)
         with self._changed:
             self.models.put(Exchanged(r, group, contributed), own, result, tally)
             if self._recorder is not None:

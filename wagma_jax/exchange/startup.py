@@ -3,7 +3,7 @@
 import hashlib
 import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -94,6 +94,7 @@ def check_arguments(
     first_round: int,
     state: Mapping[str, Any] | None,
     ledger: Path | str | None,
+    kept: Collection[str] = (),
 ) -> Arguments:
     """The arguments of an exchange; see ``base.Exchange``.
 
@@ -107,7 +108,7 @@ def check_arguments(
     children.keep([staging.device.client, jax.local_devices()[0].client])
     leaves = staging.check(params)
     before = between("first_round", first_round, 0, MOST_ROUNDS) - 1
-    standing = Standing(before, before, before) if state is None else restore(state)
+    standing = Standing(before, before, before) if state is None else restore(state, kept)
     begin = standing.round + 1
     if first_round not in (0, begin):
         raise ValueError(f"first_round is {first_round}, but state goes on with round {begin}: leave first_round out")
@@ -151,24 +152,23 @@ def agree(gathering: Gathering, check: Callable[[], Arguments]) -> Arguments:
     except Exception as caught:
         text, error = described(caught), caught
     description = None if arguments is None else _description(arguments)
-    digest = hashlib.sha256(repr(description).encode()).digest()
-    everyone = gathering.allgather(np.frombuffer(bytes([error is not None]) + digest, np.uint8))
-    wrong = np.flatnonzero(everyone[:, 0])
-    if wrong.size:
-        rank = int(wrong[0])
+    rank = gathering.first(error is not None)
+    if rank is not None:
         text = gathering.broadcast_object(text, rank)
         gathering.agreed_to_fail()
         if error is not None:
             raise error
         raise ValueError(f"rank {rank} could not build its exchange: {text}")
     assert arguments
-    _, firsts = np.unique(everyone, axis=0, return_index=True)
-    for rank in sorted(set(firsts.tolist()) - {0}):
+    digest = hashlib.sha256(repr(description).encode()).digest()  # of one size, however large the tree is
+    known = {gathering.broadcast_object(digest, 0)}
+    while (rank := gathering.first(digest not in known)) is not None:
         first, other = gathering.broadcast_object(description, 0), gathering.broadcast_object(description, rank)
         difference = _difference(first, other)
         if difference:
             gathering.agreed_to_fail()
             raise ValueError(f"rank {rank} and rank 0 differ: {difference}; pass the same on all ranks")
+        known.add(gathering.broadcast_object(digest, rank))
     return arguments
 
 
@@ -222,6 +222,12 @@ def _aligned_empty(nbytes: int) -> np.ndarray:
     memory = np.empty(nbytes + ALIGNMENT, np.uint8)
     offset = -memory.ctypes.data % ALIGNMENT
     return memory[offset : offset + nbytes]
+
+
+def check_clock(clock: str) -> None:
+    """Raises ValueError for anything that is no clock."""
+    if clock not in ("step", "round"):
+        raise ValueError(f"clock must be 'step' or 'round', got {clock!r}")
 
 
 def between(name: str, value: Any, low: int, high: int) -> int:

@@ -3,6 +3,8 @@
 # of the models' communicator
 SWAP = 7
 AHEAD = 8
+PAIR = 9
+PUSH = 10
 # of the communicator for control messages
 MAIL = 11
 CLOCK = 13

@@ -1,4 +1,4 @@
-"""An exchange as the last link of an optax chain, inside of a jitted step.
+"""An exchange as a link of an optax chain, inside of a jitted step: the last one for models, the first for gradients.
 
 Only the averaged leaves travel between the step and the exchange. Kept ones, random keys among them, never leave the
 step. Everything that tracing shows about a tree is checked while tracing: an error inside of the callback would come
@@ -69,28 +69,7 @@ def as_transformation(
     every = integer("every", every, "1 averages on every update")
     if every < 1:
         raise ValueError(f"every must be at least 1, got {every}: 1 averages on every update")
-    chosen = [i for i, policy in enumerate(staging.policies) if policy != "keep"]
-    stand_ins = [
-        None if policy != "keep" else _stand_in(shape, dtype)
-        for policy, shape, dtype in zip(staging.policies, staging.shapes, staging.dtypes, strict=True)
-    ]
-    repeats = _Repeats()
-
-    def averaged_arrays(count: Any, *own: Any) -> list[np.ndarray]:
-        repeats.check(int(count))
-        leaves = list(stand_ins)
-        for i, leaf in zip(chosen, own, strict=True):
-            leaves[i] = leaf
-        _here.in_step = True
-        try:
-            new = jax.tree.leaves(average(staging.treedef.unflatten(leaves)))
-        finally:
-            _here.in_step = False
-        return [np.asarray(new[i]) for i in chosen]
-
-    def call(count: Any, own: list[Any]) -> list[Any]:
-        like = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in own]
-        return callbacks.call_in_order(averaged_arrays, like, count, *own)
+    chosen, call = _calls(average, staging)
 
     def update(updates, state, params=None, **extra_args):
         del extra_args
@@ -119,6 +98,61 @@ def as_transformation(
         return treedef.unflatten(new), state
 
     return optax.GradientTransformationExtraArgs(_init, update)
+
+
+def as_first_link(average: Callable[[Any], Any], staging: Staging) -> optax.GradientTransformationExtraArgs:
+    """A transformation whose updates are the average of those that come.
+
+    Args:
+        average: Maps gradients to their average; called by the step while it runs. Kept leaves are stand-ins in both.
+        staging: Knows the tree.
+
+    Raises:
+        RuntimeError, ValueError: As :func:`as_transformation`.
+    """
+    callbacks.check_threads()
+    callbacks.make_token()
+    chosen, call = _calls(average, staging)
+
+    def update(updates, state, params=None, **extra_args):
+        del params, extra_args
+        _check_callers()
+        leaves, treedef = _leaves(staging, updates)
+        own = [jnp.asarray(leaves[i]) for i in chosen]
+        count, state = _counted(state, 1, own)
+        for i, leaf in zip(chosen, call(count, own), strict=True):
+            leaves[i] = leaf
+        return treedef.unflatten(leaves), state
+
+    return optax.GradientTransformationExtraArgs(_init, update)
+
+
+def _calls(average: Callable[[Any], Any], staging: Staging) -> tuple[list[int], Callable[[Any, list[Any]], list[Any]]]:
+    """The leaves that are averaged, and a traced function of (count, those leaves) that calls ``average``."""
+    chosen = [i for i, policy in enumerate(staging.policies) if policy != "keep"]
+    stand_ins = [
+        None if policy != "keep" else _stand_in(shape, dtype)
+        for policy, shape, dtype in zip(staging.policies, staging.shapes, staging.dtypes, strict=True)
+    ]
+    repeats = _Repeats()
+
+    def averaged_arrays(count: Any, *own: Any) -> list[np.ndarray]:
+        repeats.check(int(count))
+        leaves = list(stand_ins)
+        for i, leaf in zip(chosen, own, strict=True):
+            leaves[i] = leaf
+        _here.in_step = True
+        try:
+            new = jax.tree.leaves(average(staging.treedef.unflatten(leaves)))
+        finally:
+            _here.in_step = False
+        return [np.asarray(new[i]) for i in chosen]
+
+    def call(count: Any, own: list[Any]) -> list[Any]:
+        like = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in own]
+        return callbacks.call_in_order(averaged_arrays, like, count, *own)
+
+    return chosen, call
 
 
 def _init(params: Any) -> ExchangeState:

@@ -2,9 +2,10 @@
 
 import time
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from wagma_jax.exchange.mailbox import Mailbox
+from wagma_jax.protocol.machine import Machine
 
 
 class Waits:
@@ -57,7 +58,21 @@ class Inside(NamedTuple):
 
 
 class Ask(NamedTuple):
-    """Asks another engine for its Status."""
+    """Asks another engine for its Status.
+
+    Attributes:
+        rests: Whether it is about who does not rest, rather than about a round.
+    """
+
+    rests: bool = False
+
+
+def status(machine: Machine, state: Any, ask: Ask, busy: float) -> Status:
+    """What an engine answers, whose trainer was last inside of a call ``busy`` seconds ago."""
+    waits_for = machine.waits_for(state)
+    if ask.rests:
+        waits_for += machine.lifecycle.missing(state.life)
+    return Status(state.round, waits_for, busy)
 
 
 class Inquiry:
@@ -72,13 +87,19 @@ class Inquiry:
         self._mailbox = mailbox
         self._rank = rank
         self._answers: dict[int, Status | None] = {}  # of those who were asked
+        self._ask = Ask()
+
+    def begin(self, ranks: Iterable[int], rests: bool) -> None:
+        """Asks those whom this worker waits for, because its trainer rests or in a round."""
+        self._ask = Ask(rests)
+        self.ask(ranks)
 
     def ask(self, ranks: Iterable[int]) -> None:
         """Asks each rank once."""
         for rank in ranks:
             if rank not in self._answers and rank != self._rank:
                 self._answers[rank] = None
-                self._mailbox.send(rank, Ask())
+                self._mailbox.send(rank, self._ask)
 
     def answered(self, rank: int, status: Status) -> None:
         """A rank has answered."""

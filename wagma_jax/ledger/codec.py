@@ -9,7 +9,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
-from wagma_jax.ledger.entries import KINDS, VERSION, Entry, Round, Start, moments
+from wagma_jax.ledger.entries import KINDS, VERSION, Entry, Round, Start, Swap, moments
 
 _DIGITS = 7  # of seconds, after the point
 
@@ -57,7 +57,7 @@ def decode(line: Mapping[str, Any]) -> Entry:
     names = moments(kind)
     if not all(values[a] <= values[b] for a, b in itertools.pairwise(names)):
         raise ValueError(f"{', '.join(names)} do not ascend")
-    if isinstance(entry, Start | Round):
+    if isinstance(entry, Start | Round | Swap):
         entry.check()
     return entry
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from wagma_jax.schedule import GroupSchedule
 
-VERSION = 4
+VERSION = 5
 """Of the format. Whoever adds, removes or changes a kind or a field increases it: readers refuse what they do not know,
 since an unknown entry may change what the others mean."""
 
@@ -18,8 +18,9 @@ _MOMENT = "moment"
 Moment = Annotated[float, _MOMENT]
 """A point in time, in seconds: of the rank's own ``time.perf_counter``; after ``align``, since the start of the run."""
 
-MergeName = Literal["own", "sum", "late", "mean"]
-"""What the result of a call was made from: W' alone, the sum, the sum and W', or the mean of a sync round."""
+MergeName = Literal["own", "sum", "late", "mean", "added", "mixed"]
+"""What the result of a call was made from: W' alone, the sum, the sum and W', or the mean of a sync round; of
+increments, the results that were new, added up; of gossip, models mixed with the step."""
 
 
 class Start(NamedTuple):
@@ -40,7 +41,8 @@ class Start(NamedTuple):
         time: When the offset was measured.
         offset: What is added to this rank's time to get rank 0's, seconds.
         error: The bound on the offset's error, seconds.
-        method: What is exchanged: "groups" are averaged.
+        method: What is exchanged: models that "groups" average, "increments" of all, models that "gossip" mixes with
+            those of neighbours (groups of those), or models of "pairs" (groups of two, without common rounds).
         options: The settings that the method alone has, as text.
         version: Of the format.
     """
@@ -58,7 +60,7 @@ class Start(NamedTuple):
     time: Moment
     offset: float
     error: float
-    method: Literal["groups"] = "groups"
+    method: Literal["groups", "increments", "gossip", "pairs"] = "groups"
     options: dict[str, str] = {}  # noqa: RUF012 never changed
     version: int = VERSION
 
@@ -102,6 +104,57 @@ class Round(NamedTuple):
         return self.round - self.contributed[self.group.index(rank)]
 
 
+class Mixed(NamedTuple):
+    """A round of gossip that the engine has completed.
+
+    Attributes:
+        round: The round.
+        sources: The ranks from which what was mixed has come, in the order in which it is added up.
+        stepped: Whether the trainer's step is in it; else the trainer rests.
+        begin: When all was there.
+        end: When the engine had the result.
+    """
+
+    round: int
+    sources: tuple[int, ...]
+    stepped: bool
+    begin: Moment
+    end: Moment
+
+    kind = "mixed"
+
+
+class Swap(NamedTuple):
+    """A swap of live models with a partner, where workers average in pairs.
+
+    Attributes:
+        partner: With whom.
+        number: By the count of the active worker, who has asked.
+        asked: Whether that is this rank.
+        sent: The version of this rank's live model that was sent.
+        version: That of the average.
+        round: The newest round that this rank's trainer had arrived at when it was averaged.
+        begin: When the engine began it.
+        end: When it was over here: averaged, and what was sent has arrived.
+    """
+
+    partner: int
+    number: int
+    asked: bool
+    sent: int
+    version: int
+    round: int
+    begin: Moment
+    end: Moment
+
+    kind = "swap"
+
+    def check(self) -> None:
+        """Raises ValueError if the fields contradict each other."""
+        if self.version <= self.sent:
+            raise ValueError("version and sent do not fit")
+
+
 class GlobalMean(NamedTuple):
     """The engine's exchange for a call of ``consensus``.
 
@@ -132,6 +185,8 @@ class Call(NamedTuple):
         base: The newest round that the result contains.
         waits: Seconds waited between ready and taken, by the rank that was waited for.
         nonfinite: Whether the model was not finite, so that what was published before stayed, and took its place.
+        began: Where workers average in pairs: the version of the live model at which the step began.
+        version: The same of what it returned.
     """
 
     round: int
@@ -144,6 +199,8 @@ class Call(NamedTuple):
     base: int
     waits: dict[int, float]
     nonfinite: bool = False
+    began: int | None = None
+    version: int | None = None
 
     kind = "call"
 
@@ -195,7 +252,7 @@ class Offset(NamedTuple):
     Attributes:
         time: When it was measured.
         offset: What is added to this rank's time to get rank 0's, seconds.
-        error: The bound on the offset's error, seconds: half the shortest round trip.
+        error: The bound on the offset's error, seconds: half the shortest round trip, added up on the way to rank 0.
     """
 
     time: Moment
@@ -211,7 +268,7 @@ class End(NamedTuple):
     kind = "end"
 
 
-EngineEntry = Round | GlobalMean
+EngineEntry = Round | Mixed | Swap | GlobalMean
 TrainerEntry = Call | ConsensusCall | Meet
 Entry = Start | EngineEntry | TrainerEntry | Offset | End
 KINDS: dict[str, type[Entry]] = {entry.kind: entry for entry in typing.get_args(Entry)}

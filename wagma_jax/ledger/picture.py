@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wagma_jax.ledger.alignment import align
+from wagma_jax.ledger.entries import Swap
 from wagma_jax.ledger.plain_text import alignment_text, title
 from wagma_jax.ledger.segments import RankLedger
 from wagma_jax.ledger.summary import Summary, age_bins, summarize
@@ -54,6 +55,8 @@ def draw(ledgers: Sequence[RankLedger], aligned: Sequence[RankLedger]) -> "Figur
         raise ModuleNotFoundError(MATPLOTLIB, name="matplotlib") from None
 
     summary = summarize(ledgers, aligned)
+    if summary.start.method == "pairs":
+        return _draw_pairs(Figure(figsize=(15, 9), layout="constrained"), aligned, summary)
     num_workers = len(summary.ranks)
     figure = Figure(figsize=(15, 11.5), layout="constrained")
     grid = figure.add_gridspec(3, 1, height_ratios=(1, 1, 1.05))
@@ -87,6 +90,54 @@ def draw(ledgers: Sequence[RankLedger], aligned: Sequence[RankLedger]) -> "Figur
     return figure
 
 
+def _draw_pairs(figure: "Figure", aligned: Sequence[RankLedger], summary: Summary) -> "Figure":
+    """The picture of a run without rounds, whose workers average in pairs."""
+    from matplotlib import colormaps
+    from matplotlib.ticker import MaxNLocator
+
+    grid = figure.add_gridspec(2, 1)
+    upper = grid[0].subgridspec(1, 2, width_ratios=(5, 0.07), wspace=0.02)
+    lower = grid[1].subgridspec(1, 3, width_ratios=(1.1, 1, 1.1), wspace=0.06)
+    counts, first = _swaps_by_round(aligned, summary)
+    counts, size = _binned(counts, np.sum, 0)
+    axis = figure.add_subplot(upper[0])
+    image = _image(axis, counts, size, first, cmap=colormaps["Greens"], vmin=0)
+    together = f" ({size} rounds together)" if size > 1 else ""
+    figure.colorbar(image, cax=figure.add_subplot(upper[1]), label=f"swaps{together}")
+    axis.set(xlabel="the rank's own round", ylabel="rank", title="swaps: how often the rank's model was averaged")
+    axis.yaxis.set_major_locator(MaxNLocator(MOST_TICKS, integer=True))
+    _plot_matrix(
+        figure,
+        figure.add_subplot(lower[0]),
+        summary.swaps,
+        "swaps",
+        "this rank asked ...",
+        "... this one",
+        "who asked whom",
+    )
+    times = figure.add_subplot(lower[1])
+    times.hist(1000 * summary.swap_seconds, bins=40, color="tab:green")
+    times.set(xlabel="from the question to the average (ms)", ylabel="swaps", title="how long swaps took")
+    _plot_computation(figure.add_subplot(lower[2]), summary)
+    figure.suptitle(f"{title(summary)}\n{alignment_text(summary.alignment)}", fontsize="medium")
+    return figure
+
+
+def _swaps_by_round(aligned: Sequence[RankLedger], summary: Summary) -> tuple[np.ndarray, int]:
+    """How often each rank's model was averaged, [num_workers, rounds], by its own rounds; and the first of these."""
+    found = [
+        (ledger.rank, entry.round, isinstance(entry, Swap))
+        for ledger in aligned
+        for part in ledger.segments
+        for entry in (*part.swaps, *part.calls)
+    ]
+    first = min((r for _, r, _ in found), default=summary.first_round)
+    counts = np.zeros((len(aligned), max((r for _, r, _ in found), default=first) - first + 1))
+    for rank, r, is_swap in found:
+        counts[rank, r - first] += is_swap
+    return counts, first
+
+
 def _by_round(aligned: Sequence[RankLedger], summary: Summary) -> tuple[np.ndarray, np.ndarray, list[int]]:
     """Staleness and waits, [num_workers, rounds], NaN where there was nothing; and the sync rounds."""
     first = summary.first_round
@@ -95,6 +146,8 @@ def _by_round(aligned: Sequence[RankLedger], summary: Summary) -> tuple[np.ndarr
     ages, waits, syncs = np.full(shape, np.nan), np.full(shape, np.nan), set()
     for ledger in aligned:
         for segment in ledger.segments:
+            for entry in segment.mixed:
+                ages[ledger.rank, entry.round - first] = 0
             for entry in segment.rounds:
                 is_sync = segment.schedule.is_sync(entry.round)
                 ages[ledger.rank, entry.round - first] = 0 if is_sync else entry.staleness(ledger.rank)
@@ -163,12 +216,20 @@ def _plot_waits(axis: Any, bar: Any, waits: np.ndarray, first: int) -> None:
     axis.set_title(f"waits: how long the rank waited for others (grey: hardly or not{missing})")
 
 
-def _plot_matrix(figure: Any, axis: Any, waits: np.ndarray) -> None:
+def _plot_matrix(
+    figure: Any,
+    axis: Any,
+    waits: np.ndarray,
+    unit: str = "seconds",
+    rows: str = "this rank waited ...",
+    columns: str = "... for this rank",
+    name: str = "who waited for whom",
+) -> None:
     from matplotlib import colormaps
 
     highest = waits.max() or 1.0
     image = axis.imshow(waits, cmap=colormaps["BuPu"], vmin=0, vmax=highest, aspect="auto")
-    figure.colorbar(image, ax=axis, label="seconds")
+    figure.colorbar(image, ax=axis, label=unit)
     if len(waits) <= 8:
         axis.set(xticks=range(len(waits)), yticks=range(len(waits)))
         for (i, j), value in np.ndenumerate(waits):
@@ -176,7 +237,7 @@ def _plot_matrix(figure: Any, axis: Any, waits: np.ndarray) -> None:
                 color = "white" if value > 0.6 * highest else "black"
                 number = f"{value:.2g}" if value < 10 else f"{value:,.0f}"
                 axis.text(j, i, number, ha="center", va="center", color=color, fontsize="small")
-    axis.set(xlabel="... for this rank", ylabel="this rank waited ...", title="who waited for whom")
+    axis.set(xlabel=columns, ylabel=rows, title=name)
 
 
 def _plot_histogram(axis: Any, counts: np.ndarray) -> None:

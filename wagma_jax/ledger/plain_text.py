@@ -16,7 +16,7 @@ def text(summary: Summary) -> str:
     parts = [
         _headline(summary),
         _waits_text(summary),
-        _staleness_text(summary),
+        _swaps_text(summary) if summary.start.method == "pairs" else _staleness_text(summary),
         _ranks_text(summary),
         _slow_text(summary),
     ]
@@ -51,9 +51,15 @@ def _headline(summary: Summary) -> str:
 def title(summary: Summary) -> str:
     """A line that says what was run."""
     start = summary.start
+    if start.method == "pairs":
+        return (
+            f"{_count(start.num_workers, 'rank')} in pairs ({start.options['graph']} graph): "
+            f"{_count(int(summary.swaps.sum()), 'swap')} in {summary.seconds:,.1f} s"
+        )
     sync = "no sync rounds" if start.sync_period is None else f"a sync every {start.sync_period} rounds"
+    groups = f"gossip among {start.group_size}" if start.method == "gossip" else f"groups of {start.group_size}"
     return (
-        f"{_count(start.num_workers, 'rank')}, groups of {start.group_size}, {sync}: {_count(summary.rounds, 'round')} "
+        f"{_count(start.num_workers, 'rank')}, {groups}, {sync}: {_count(summary.rounds, 'round')} "
         f"({_count(summary.syncs, 'sync')}) in {summary.seconds:,.1f} s"
     )
 
@@ -105,6 +111,25 @@ def _waits_text(summary: Summary) -> str:
         ["", *(f"for {j}" for j in range(num_workers)), "waited"],
         rows,
     )
+
+
+def _swaps_text(summary: Summary) -> str:
+    """Who averaged with whom, and how long a swap took."""
+    counts = summary.swaps
+    if not counts.any():
+        return "Who asked whom to average: nobody."
+    median, longest = (_milliseconds(float(f(summary.swap_seconds))) for f in (np.median, np.max))
+    heading = f"Who asked whom to average, how often: a swap took {median} (median), {longest} at most"
+    calls = [own.calls for own in summary.ranks]
+    if len(calls) > _MOST_ROWS:
+        order = np.argsort(counts, axis=None)[::-1][:_MOST_ROWS]
+        pairs = [divmod(int(i), len(calls)) for i in order]
+        return _table(heading, ["", "swaps"], [[f"rank {a} asked rank {b}", f"{counts[a, b]:,}"] for a, b in pairs])
+    rows = []
+    for i, row in enumerate(counts):
+        share = f"{row.sum() / calls[i]:.0%}" if row.any() and calls[i] else "-"
+        rows.append([f"rank {i}", *(f"{n:,}" if n else "-" for n in row), share])
+    return _table(heading, ["", *(f"rank {j}" for j in range(len(calls))), "of its steps"], rows)
 
 
 def _staleness_text(summary: Summary) -> str:

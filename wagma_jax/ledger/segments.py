@@ -5,7 +5,18 @@ import functools
 import math
 from collections.abc import Iterator
 
-from wagma_jax.ledger.entries import Call, ConsensusCall, EngineEntry, Offset, Round, Start, TrainerEntry
+from wagma_jax.ledger.entries import (
+    Call,
+    ConsensusCall,
+    EngineEntry,
+    GlobalMean,
+    Mixed,
+    Offset,
+    Round,
+    Start,
+    Swap,
+    TrainerEntry,
+)
 from wagma_jax.schedule import GroupSchedule
 
 
@@ -34,6 +45,16 @@ class Segment:
     def rounds(self) -> tuple[Round, ...]:
         """The exchanges of rounds."""
         return tuple(entry for entry in self.entries if isinstance(entry, Round))
+
+    @functools.cached_property
+    def mixed(self) -> tuple[Mixed, ...]:
+        """The rounds of gossip."""
+        return tuple(entry for entry in self.entries if isinstance(entry, Mixed))
+
+    @functools.cached_property
+    def swaps(self) -> tuple[Swap, ...]:
+        """The swaps with partners."""
+        return tuple(entry for entry in self.entries if isinstance(entry, Swap))
 
     @functools.cached_property
     def calls(self) -> tuple[Call, ...]:
@@ -66,7 +87,7 @@ class Segment:
                 newest = max(newest, entry.version)
                 yield entry.version
             elif isinstance(entry, EngineEntry):
-                yield entry.round if isinstance(entry, Round) else entry.version
+                yield entry.version if isinstance(entry, GlobalMean) else entry.round
             else:
                 yield newest
 

@@ -57,6 +57,9 @@ class Summary:
         first_round: The first round that the ledgers know.
         rounds: The number of different rounds that were done.
         syncs: How many of them were sync rounds.
+        swaps: [num_workers, num_workers] How often the rank of a row asked that of a column to average with it, where
+            workers average in pairs.
+        swap_seconds: How long each of these swaps took, from the question until the rank had averaged.
         lost: Entries of rounds that a rank should have and has not.
         seconds: From the start to the last entry, without interruptions.
         waits: [num_workers, num_workers] Seconds; rows waited for columns.
@@ -74,6 +77,8 @@ class Summary:
     first_round: int
     rounds: int
     syncs: int
+    swaps: np.ndarray
+    swap_seconds: np.ndarray
     lost: int
     seconds: float
     waits: np.ndarray
@@ -106,9 +111,11 @@ def summarize(ledgers: Sequence[RankLedger], aligned: Sequence[RankLedger] | Non
             ages[ledger.rank].update(
                 entry.staleness(ledger.rank) for entry in segment.rounds if not segment.schedule.is_sync(entry.round)
             )
+            ages[ledger.rank][0] += len(segment.mixed)  # all wait for all they mix with
+    swaps, seconds = _swaps(aligned)
     highest = max((age for counts in ages for age in counts), default=0)
     ranks = tuple(_rank_summary(ledger, ages[ledger.rank], waits) for ledger in aligned)
-    known = [{entry.round for part in ledger.segments for entry in part.rounds} for ledger in aligned]
+    known = [{entry.round for part in ledger.segments for entry in (*part.rounds, *part.mixed)} for ledger in aligned]
     rounds = set[int]().union(*known)
     is_sync = aligned[0].segments[-1].schedule.is_sync
     ends = [span(entry)[1] for ledger in aligned for part in ledger.segments for entry in part.entries]
@@ -117,6 +124,8 @@ def summarize(ledgers: Sequence[RankLedger], aligned: Sequence[RankLedger] | Non
         first_round=min(part.start.first_round for part in ledgers[0].segments),
         rounds=len(rounds),
         syncs=sum(map(is_sync, rounds)),
+        swaps=swaps,
+        swap_seconds=np.array(seconds),
         lost=sum(len([t for t in rounds - own if t < max(own, default=-1)]) for own in known),
         seconds=max(ends, default=0.0),
         waits=waits,
@@ -129,6 +138,16 @@ def summarize(ledgers: Sequence[RankLedger], aligned: Sequence[RankLedger] | Non
         incomplete=tuple(ledger.rank for ledger in ledgers if not ledger.segments[-1].ended),
         nonfinite=tuple((ledger.rank, count) for ledger in ledgers if (count := _nonfinite(ledger))),
     )
+
+
+def _swaps(aligned: Sequence[RankLedger]) -> tuple[np.ndarray, list[float]]:
+    """How often each rank asked each other one, and how long it took."""
+    counts, seconds = np.zeros((len(aligned), len(aligned)), int), []
+    for ledger in aligned:
+        for swap in (swap for segment in ledger.segments for swap in segment.swaps if swap.asked):
+            counts[ledger.rank, swap.partner] += 1
+            seconds.append(swap.end - swap.begin)
+    return counts, seconds
 
 
 def _nonfinite(ledger: RankLedger) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from wagma_jax.ledger.alignment import align, quality
-from wagma_jax.ledger.entries import Call, ConsensusCall, Round
+from wagma_jax.ledger.entries import Call, ConsensusCall, GlobalMean, Mixed, Swap
 from wagma_jax.ledger.plain_text import alignment_text
 from wagma_jax.ledger.segments import RankLedger, Segment
 
@@ -90,8 +90,13 @@ def _wait_name(call: Call) -> str:
 
 def _engine_spans(segment: Segment, rank: int) -> Iterator[_Event]:
     for entry in segment.engine:
-        if not isinstance(entry, Round):
+        if isinstance(entry, Mixed):
+            yield "mixing", entry.begin, entry.end, {"round": entry.round}
+        elif isinstance(entry, GlobalMean):
             yield "mean for consensus", entry.begin, entry.end, {"newest round": entry.version}
+        elif isinstance(entry, Swap):
+            name = f"asking rank {entry.partner}" if entry.asked else f"answering rank {entry.partner}"
+            yield name, entry.begin, entry.end, {"round": entry.round, "swap": entry.number, "version": entry.version}
         elif segment.schedule.is_sync(entry.round):
             yield "sync", entry.begin, entry.end, {"round": entry.round}
         else:

@@ -1,7 +1,7 @@
 """Who waited for whom at sync rounds: from all ranks' arrivals on one timeline.
 
-At an ordinary round an engine knows for whom it waits, and the ledger says so. At a sync round all wait for the go of
-rank 0, and only rank 0 knows who is missing.
+At an ordinary round an engine knows for whom it waits, and the ledger says so. At a sync round it knows only its
+neighbours in a tree of all ranks, and that somebody is missing behind them.
 """
 
 import dataclasses

@@ -37,10 +37,18 @@ class Machine(Protocol):
         """P."""
         ...
 
+    @property
+    def lifecycle(self) -> Any:
+        """The rules of its rest, failure and end: a ``Lifecycle``."""
+        ...
+
     def step(self, state: Any, event: Any) -> tuple[Any, list[Any]]:
         """The state after an event, and what to do, in order."""
         ...
 
     def waits_for(self, state: Any) -> tuple[int, ...]:
-        """The workers without which this engine does not go on; itself, if it is its own trainer that has to come."""
+        """The workers without which this engine does not go on; itself, if it is its own trainer that has to come.
+
+        They may be asked in turn: an engine need not know more than its part.
+        """
         ...

@@ -14,12 +14,15 @@ class Kind(enum.IntEnum):
 
     ARRIVED = 0  # the sender stands at the round, and its trainer has arrived there
     FORCE = 1  # the sender stands at the round, which is to be executed whoever has arrived
-    READY = 2  # the sender stands at the round; to its group, or to worker 0 at a sync round
+    READY = 2  # the sender stands at the round; at a sync round to its parent: so do all below it in the tree
     SYNC = 3  # some trainer has arrived at the sync round
-    GO = 4  # from worker 0: all are ready for the sync round
-    REST = 5  # to worker 0: the sender's trainer rests, and has last arrived at the round
-    WAKE = 6  # from worker 0: all trainers rest alike, and the newest arrival of any was at the round
+    GO = 4  # from the parent: all are ready for the sync round
+    REST = 5  # to the parent: the sender's trainer rests and so do all below it; the newest round that any arrived at
+    WAKE = 6  # from the parent: all trainers rest alike, and the newest arrival of any was at the round
     ABORT = 7  # the sender has failed, or knows of one that has; it promises nothing any more
+    ASK = (
+        8  # to a passive worker: the sender's model of its swap of this number (in the place of a round) is on its way
+    )
 
 
 class Rest(enum.IntEnum):
@@ -36,10 +39,12 @@ class Message(NamedTuple):
 
     Attributes:
         kind: What it says.
-        round: Of which round.
+        round: Of which round; with ASK, of which swap.
         rest: With REST and WAKE: why the trainer rests, or all trainers do.
-        tally: With READY (at a sync round) and REST the sender's, with GO and WAKE the sums.
+        tally: With READY (at a sync round) and REST the sums over the sender and all below it, with GO and WAKE those
+            over all workers.
         text: With ABORT: why.
+        final: With ABORT: the sender knows that nobody will be woken, and that no sync round will be executed.
     """
 
     kind: Kind
@@ -47,6 +52,7 @@ class Message(NamedTuple):
     rest: Rest = Rest.NONE
     tally: Tally = ()
     text: str = ""
+    final: bool = False
 
 
 def added(tallies: Iterable[Tally]) -> Tally:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 from typing import NamedTuple, Protocol
 
 from wagma_jax.schedule import GroupSchedule
@@ -40,6 +41,16 @@ class Plan(Protocol):
         """Whether all workers have to arrive at round r."""
         ...
 
+    def peers(self, worker: int) -> tuple[int, ...]:
+        """All others with whom a worker is ever in a round that is no sync round."""
+        ...
+
+
+@functools.lru_cache(maxsize=16)
+def everyone(num_workers: int) -> tuple[int, ...]:
+    """All workers, made once: there may be many."""
+    return tuple(range(num_workers))
+
 
 @dataclasses.dataclass(frozen=True)
 class GroupPlan:
@@ -66,10 +77,56 @@ class GroupPlan:
         """Whether all workers take the global mean at round r."""
         return self.schedule.is_sync(r)
 
+    def peers(self, worker: int) -> tuple[int, ...]:
+        """All others with whom a worker is ever in a group."""
+        groups = (self.schedule.group_of(worker, t) for t in range(self.schedule.period))
+        return tuple(sorted(set().union(*groups) - {worker}))
+
+
+@dataclasses.dataclass(frozen=True)
+class PartialPlan:
+    """Sums over all workers, which wait for none but the one that starts the round; for all at sync rounds.
+
+    Partial allreduces, solo and majority: Li et al., PPoPP 2020, section 4.
+
+    Attributes:
+        num_workers: P.
+        sync_period: Rounds between those at which all have to arrive; None: never.
+        quorum: How many arrivals start a round.
+        seed: Of the worker that starts a round by its arrival alone, drawn for it; None: ``quorum`` of any.
+    """
+
+    num_workers: int
+    sync_period: int | None
+    quorum: int = 1
+    seed: int | None = None
+
+    def step(self, worker: int, r: int) -> Step:
+        """Round r, the same for all workers."""
+        del worker
+        return _partial_step(self, r)
+
+    def is_sync(self, r: int) -> bool:
+        """Whether all workers have to arrive at round r."""
+        return self.sync_period is not None and (r + 1) % self.sync_period == 0
+
+    def peers(self, worker: int) -> tuple[int, ...]:
+        """All others."""
+        return tuple(other for other in everyone(self.num_workers) if other != worker)
+
+
+@functools.lru_cache(maxsize=256)
+def _partial_step(plan: PartialPlan, r: int) -> Step:
+    members = everyone(plan.num_workers)
+    if plan.is_sync(r) or plan.seed is None:
+        return Step(members, is_sync=plan.is_sync(r), quorum=plan.quorum)
+    drawn = hashlib.sha256(f"{plan.seed} {r}".encode()).digest()  # the same in every version of everything
+    return Step(members, initiator=int.from_bytes(drawn[:8], "big") % plan.num_workers)
+
 
 @functools.lru_cache(maxsize=256)
 def _step(plan: GroupPlan, worker: int, r: int) -> Step:
     if plan.is_sync(r):
-        return Step(tuple(range(plan.num_workers)), is_sync=True)
+        return Step(everyone(plan.num_workers), is_sync=True)
     members = plan.schedule.group_of(worker, r)
     return Step(members, quorum=min(plan.quorum, len(members)))

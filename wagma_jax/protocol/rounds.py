@@ -11,12 +11,14 @@ The rules, and the failure that each prevents:
   READY does for the others. So nobody ever waits inside of an exchange, where a wait has no time limit.
 - *Rounds of one.* Where a worker is alone in its group nothing is exchanged, and no message is sent: the engine passes
   the round once its trainer has arrived at it, or where it would otherwise send FORCE.
-- *Sync rounds.* All trainers must arrive: READY goes to worker 0, whose GO starts the exchange. SYNC(k), from whoever
-  arrives first, spreads over the hypercube of workers. READY carries the trainer's tally, and GO the sums.
+- *Sync rounds.* All trainers must arrive. READY goes up the ``tree`` of workers, from each once all below it are ready,
+  and worker 0 answers by GO, which is passed down and starts the exchange. READY carries the tallies of all below, and
+  GO the sums. SYNC(k), from whoever arrives first, spreads over the hypercube of workers.
 - *Resting.* A trainer that rests (see ``lifecycle``) counts as arrived at every round up to the newest that its engine
   has heard of, and when all are woken, up to the newest of all. It adds nothing to the sums of a sync round.
 - *Failing.* Who has failed makes no new promises. What was promised before (by ARRIVED, FORCE, READY) is kept if all
-  members have promised, since one of them may be inside of the exchange already.
+  members have promised, since one of them may be inside of the exchange already. READY for a sync round waits for GO,
+  or for a final ABORT (see ``lifecycle``).
 - *Clocks.* With ``clock="step"`` a trainer arrives at one round after the other. With ``clock="round"`` it jumps to the
   newest complete round, or to the sync round after it; SYNC(k) completes all rounds before k and calls trainers to k.
 
@@ -28,6 +30,8 @@ import functools
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
+from wagma_jax.protocol import tree
+from wagma_jax.protocol.facts import Facts, mask_of, workers_of
 from wagma_jax.protocol.lifecycle import Life, Lifecycle
 from wagma_jax.protocol.messages import (
     Abort,
@@ -60,8 +64,9 @@ class State(NamedTuple):
         heard: The newest round that any other trainer is known to have arrived at, or that was forced.
         called: The newest sync round that any trainer is known to have arrived at.
         exchanging: Whether an exchange, global mean or barrier is in progress.
-        facts: (kind, round, sender) of messages about rounds that are not complete, the own ones among them.
-        tallies: (round, sender, tally) of sync rounds that are not complete; worker 0 sends the sums.
+        facts: Who has said what about rounds that are not complete, this worker among them.
+        tallies: The sums of tallies by sync round: over this worker and all below it in the tree, as far as they are
+            ready; over all workers once GO is here.
         life: Rest, failure and the end.
     """
 
@@ -70,8 +75,8 @@ class State(NamedTuple):
     heard: int = -1
     called: int = -1
     exchanging: bool = False
-    facts: frozenset[tuple[Kind, int, int]] = frozenset()
-    tallies: frozenset[tuple[int, int, Tally]] = frozenset()
+    facts: Facts = Facts()
+    tallies: tuple[tuple[int, Tally], ...] = ()
     life: Life = Life()
 
 
@@ -133,43 +138,47 @@ class Rounds:
 
     def is_alone(self, r: int) -> bool:
         """Whether nothing is exchanged in round r, in which this worker is alone."""
-        return len(self._planned(r).members) == 1 and not self.plan.is_sync(r)
+        return not self.plan.is_sync(r) and len(self._planned(r).members) == 1
 
     def waits_for(self, state: State) -> tuple[int, ...]:
-        """The workers without which this engine does not go on; whoever waits for worker 0 alone may ask it."""
+        """The workers without which this engine does not go on, as far as it knows; they may be asked in turn."""
         r = state.round
         if state.exchanging:
             return ()
-        if state.life.resting != Rest.NONE and not self._served(state, r):
+        served = self._served(state, r)
+        if state.life.resting != Rest.NONE and not served:
             return self.lifecycle.missing(state.life)
         if self.plan.is_sync(r):
-            if not self._served(state, r):
-                return (self.worker,)
-            if self.worker != 0:
-                return (0,)
-            ready = self._known(state, (Kind.READY,), r)
-            return tuple(worker for worker in self._everyone if worker not in ready)
+            if state.life.pledged:
+                return self.lifecycle.and_first((tree.parent(self.worker),))
+            own = () if served else (self.worker,)
+            missing = (*own, *workers_of(self._children & ~state.facts.who(r, Kind.READY)))
+            return self.lifecycle.and_first(missing)
         initiator = self._planned(r).initiator
         if initiator is not None and not self._activated(state, r):
             return (initiator,)
-        standing = self._standing(state, r) if self._activated(state, r) else self._known(state, (Kind.ARRIVED,), r)
-        return tuple(worker for worker in self._group(r) if worker not in standing)
+        standing = self._standing(state, r) if self._activated(state, r) else state.facts.who(r, Kind.ARRIVED)
+        return tuple(workers_of(self._mask(r) & ~standing))
 
     @functools.cached_property
     def lifecycle(self) -> Lifecycle:
         """The rules of rest, failure and the end."""
-        return Lifecycle(self.worker, self.num_workers)
+        return Lifecycle(self.worker, self.num_workers, self.plan.peers(self.worker))
 
     # what happened
 
     def _arrived(self, state: State, event: Arrive) -> State:
         state = state._replace(arrived=max(state.arrived, event.round))
-        return self._add_tally(state, event.round, self.worker, event.tally)
+        return self._add_tally(state, event.round, event.tally)
 
-    def _add_tally(self, state: State, r: int, sender: int, tally: Tally) -> State:
+    def _add_tally(self, state: State, r: int, tally: Tally) -> State:
         if not tally or r < state.round or not self.plan.is_sync(r):
             return state
-        return state._replace(tallies=state.tallies | {(r, sender, tally)})
+        return self._with_tally(state, r, added([_tally_of(state, r), tally]))
+
+    def _with_tally(self, state: State, r: int, tally: Tally) -> State:
+        others = (entry for entry in state.tallies if entry[0] != r)
+        return state._replace(tallies=(*others, (r, tally)))
 
     def _received(self, state: State, source: int, message: Message, actions: list[Action]) -> State:
         kind, r = message.kind, message.round
@@ -178,8 +187,10 @@ class Rounds:
         state = state._replace(heard=max(state.heard, r))
         if kind == Kind.SYNC:
             return self._call(state, r, source, actions)
-        state = self._add_tally(state, r, source, message.tally)
-        return state._replace(facts=state.facts | {(kind, r, source)})
+        state = state._replace(facts=state.facts.add(kind, r, source))
+        if kind == Kind.GO:
+            return self._go(state, message.tally, actions)
+        return self._add_tally(state, r, message.tally)
 
     def _completed(self, state: State) -> State:
         assert state.exchanging
@@ -191,8 +202,8 @@ class Rounds:
         """The state at a later round; what is known of those before it is forgotten."""
         return state._replace(
             round=r,
-            facts=frozenset(fact for fact in state.facts if fact[1] >= r),
-            tallies=frozenset(entry for entry in state.tallies if entry[0] >= r),
+            facts=state.facts.since(r),
+            tallies=tuple(entry for entry in state.tallies if entry[0] >= r),
         )
 
     # what follows from what is known
@@ -234,17 +245,16 @@ class Rounds:
         """
         r = state.round
         if self.plan.is_sync(r):
-            promised, given = (Kind.READY, r, self.worker) in state.facts, bool(self._known(state, (Kind.GO,), r))
-            waits = promised and not given and 0 not in state.life.aborted
-            if promised and given:
+            if state.facts.who(r, Kind.GO):
                 return self._enter(state, self._sync_exchange(state), actions)
+            waits = state.life.pledged and not state.life.final
         else:
             standing = self._standing(state, r)
-            promised = self.worker in standing
+            promised = bool(standing >> self.worker & 1)
             if promised and self._all_ready(state, r):
                 return self._enter(state, Exchange(r, self._group(r)), actions)
-            missing = set(self._peers(r)) - standing
-            waits = promised and not missing & state.life.aborted
+            missing = self._mask(r) & ~standing
+            waits = promised and not missing & mask_of(state.life.aborted)
         if waits or self.lifecycle.waits_to_wake(state.life):
             return state
         return state._replace(life=self.lifecycle.end(state.life, actions))
@@ -261,7 +271,7 @@ class Rounds:
             state = self._say(state, Kind.FORCE, r, self._peers(r), actions)
         if not self._activated(state, r):
             return state
-        if self.worker not in self._standing(state, r):
+        if not self._standing(state, r) >> self.worker & 1:
             state = self._say(state, Kind.READY, r, self._peers(r), actions)
         if not self._all_ready(state, r):
             return state
@@ -272,21 +282,30 @@ class Rounds:
         if not self._served(state, k):
             return state
         state = self._call(state, k, self.worker, actions)
-        own = added(tally for r, sender, tally in state.tallies if (r, sender) == (k, self.worker))
-        state = self._say(state, Kind.READY, k, () if self.worker == 0 else (0,), actions, own)
+        is_waiting = state.life.pledged or state.facts.who(k, Kind.GO)
+        if not is_waiting and not self._children & ~state.facts.who(k, Kind.READY):
+            state = self._ready_below(state, actions)
+        return self._enter(state, self._sync_exchange(state), actions) if state.facts.who(k, Kind.GO) else state
+
+    def _ready_below(self, state: State, actions: list[Action]) -> State:
+        """All here and below are ready for the current round: tells the parent; at worker 0 the round begins."""
+        k = state.round
+        tally = _tally_of(state, k)
         if self.worker == 0:
-            if not self._known(state, (Kind.READY,), k).issuperset(self._everyone):
-                return state
-            state = self._say(state, Kind.GO, k, self._everyone[1:], actions, self._sync_exchange(state).tally)
-        elif not self._known(state, (Kind.GO,), k):
-            return state
-        return self._enter(state, self._sync_exchange(state), actions)
+            return self._go(state._replace(facts=state.facts.add(Kind.GO, k, 0)), tally, actions)
+        state = self._say(state, Kind.READY, k, (tree.parent(self.worker),), actions, tally)
+        return state._replace(life=state.life._replace(pledged=True))
+
+    def _go(self, state: State, tally: Tally, actions: list[Action]) -> State:
+        """The current round begins, with the sums over all workers: passes GO on."""
+        children = tree.children(self.worker, self.num_workers)
+        actions.extend(Send(child, Message(Kind.GO, state.round, tally=tally)) for child in children)
+        state = state._replace(life=state.life._replace(pledged=False))
+        return self._with_tally(state, state.round, tally)
 
     def _sync_exchange(self, state: State) -> Exchange:
-        """The exchange of the current round; worker 0 adds up the tallies, and the others have its sums."""
-        k, is_first = state.round, self.worker == 0
-        tallies = [tally for r, sender, tally in state.tallies if r == k and (is_first or sender == 0)]
-        return Exchange(k, self._everyone, added(tallies))
+        """The exchange of the current round, with the sums that came with GO."""
+        return Exchange(state.round, self._group(state.round), _tally_of(state, state.round))
 
     def _served(self, state: State, r: int) -> bool:
         """Whether the trainer counts as arrived at round r."""
@@ -295,21 +314,22 @@ class Rounds:
         return state.arrived >= r or (life.resting != Rest.NONE and heard >= r)
 
     def _activated(self, state: State, r: int) -> bool:
-        planned, arrivals = self._planned(r), self._known(state, (Kind.ARRIVED,), r)
-        called = len(arrivals) >= planned.quorum if planned.initiator is None else planned.initiator in arrivals
-        return called or bool(self._known(state, (Kind.FORCE,), r))
+        planned, arrivals = self._planned(r), state.facts.who(r, Kind.ARRIVED)
+        initiator = planned.initiator
+        called = arrivals.bit_count() >= planned.quorum if initiator is None else arrivals >> initiator & 1
+        return bool(called or state.facts.who(r, Kind.FORCE))
 
     def _later_activated(self, state: State) -> bool:
         if self.clock == "round" and state.called > state.round:
             return True
-        later = {r for kind, r, _ in state.facts if r > state.round and not self.plan.is_sync(r)}
+        later = (r for r in state.facts.rounds() if r > state.round and not self.plan.is_sync(r))
         return any(self._activated(state, r) for r in later)
 
     def _all_ready(self, state: State, r: int) -> bool:
-        return self._standing(state, r).issuperset(self._peers(r))
+        return not self._mask(r) & ~self._standing(state, r) & ~(1 << self.worker)
 
-    def _standing(self, state: State, r: int) -> set[int]:
-        return self._known(state, (Kind.ARRIVED, Kind.FORCE, Kind.READY), r)
+    def _standing(self, state: State, r: int) -> int:
+        return state.facts.who(r, Kind.ARRIVED, Kind.FORCE, Kind.READY)
 
     # messages
 
@@ -317,8 +337,7 @@ class Rounds:
         """Passes SYNC(k) on, once, to the neighbours in the hypercube but the one it came from."""
         if k <= state.called:
             return state
-        neighbours = (self.worker ^ (1 << i) for i in range(self.num_workers.bit_length()))
-        told = [worker for worker in neighbours if worker < self.num_workers and worker != source]
+        told = [worker for worker in tree.neighbours(self.worker, self.num_workers) if worker != source]
         actions.extend(Send(worker, Message(Kind.SYNC, k)) for worker in told)
         return state._replace(called=k)
 
@@ -326,14 +345,10 @@ class Rounds:
         self, state: State, kind: Kind, r: int, dests: Iterable[int], actions: list[Action], tally: Tally = ()
     ) -> State:
         """Sends a message, once, and knows it as well."""
-        fact = (kind, r, self.worker)
-        if fact in state.facts:
+        if state.facts.who(r, kind) >> self.worker & 1:
             return state
         actions.extend(Send(dest, Message(kind, r, tally=tally)) for dest in dests)
-        return state._replace(facts=state.facts | {fact})
-
-    def _known(self, state: State, kinds: tuple[Kind, ...], r: int) -> set[int]:
-        return {worker for kind, of, worker in state.facts if of == r and kind in kinds}
+        return state._replace(facts=state.facts.add(kind, r, self.worker))
 
     def _planned(self, r: int) -> Step:
         return self.plan.step(self.worker, r)
@@ -344,6 +359,19 @@ class Rounds:
     def _peers(self, r: int) -> tuple[int, ...]:
         return tuple(worker for worker in self._group(r) if worker != self.worker)
 
-    @property
-    def _everyone(self) -> tuple[int, ...]:
-        return tuple(range(self.num_workers))
+    def _mask(self, r: int) -> int:
+        return _mask_of_group(self.plan, self.worker, r)
+
+    @functools.cached_property
+    def _children(self) -> int:
+        """The set of the children in the tree."""
+        return mask_of(tree.children(self.worker, self.num_workers))
+
+
+def _tally_of(state: State, r: int) -> Tally:
+    return next((tally for of, tally in state.tallies if of == r), ())
+
+
+@functools.lru_cache(maxsize=256)
+def _mask_of_group(plan: Plan, worker: int, r: int) -> int:
+    return mask_of(plan.step(worker, r).members)

@@ -12,6 +12,7 @@ from mpi4py import MPI
 from wagma_jax.averaging import divided
 from wagma_jax.exchange.barrier import barrier
 from wagma_jax.exchange.storage import Buffers, sum_dtype
+from wagma_jax.exchange.wire.halving import sum_by_halving
 from wagma_jax.exchange.wire.large import gather, sum_block
 from wagma_jax.exchange.wire.members import Members, may_be_large
 from wagma_jax.exchange.wire.small import sum_small
@@ -77,7 +78,7 @@ class Wire:
         into = tuple(itertools.compress(memory, is_large))
         sent: list[MPI.Request] = []
         self._in_flight = buffers, sent
-        for own in itertools.compress(buffers, is_large):
+        for own in itertools.compress(buffers, is_large if members.is_direct else ()):
             sent += members.send_blocks(own)
         shares = self._memory_of_shares(members, buffers)
         arguments = np.asarray((*header, divisor), np.int32)
@@ -115,8 +116,11 @@ class Wire:
         self._shares = ()
 
     def _memory_of_shares(self, members: Members, buffers: Buffers) -> Buffers:
-        """Memory for this member's blocks of large buffers, that of the last ones if it fits; none in groups of two."""
-        large = tuple(filter(members.is_large, buffers)) if members.size > 2 else ()
+        """Memory for this member's blocks of large buffers, that of the last ones if it fits.
+
+        None in groups of two, nor in those that sum in log2 steps.
+        """
+        large = tuple(filter(members.is_large, buffers)) if members.is_direct and members.size > 2 else ()
         shapes = tuple((members.blocks(own.size)[members.position][1], sum_dtype(own.dtype)) for own in large)
         if shapes != tuple((share.size, share.dtype) for share in self._shares):
             self._shares = ()  # released before more is allocated
@@ -133,7 +137,7 @@ class Wire:
         return self._allocate[shapes]()
 
     def _compiled(self, group: tuple[int, ...]) -> tuple[Any, Any]:
-        """The functions of a group: one sums, the other gathers the blocks (in groups of more than two)."""
+        """The functions of a group: one sums, the other gathers the blocks (in groups of 3 to 16)."""
         if group not in self._exchanges:
             members = Members(self.comm, group)  # the closure must not hold the object that holds it
             here = self._here
@@ -151,8 +155,8 @@ class Wire:
 def _sum_up(members: Members, arguments: jax.Array, buffers: Buffers, into: Buffers):
     """All members' headers, [n, 2]; the small buffers' totals, divided; this member's blocks of the large ones' totals.
 
-    Blocks are divided here if nothing is left to gather. If the first buffer is small and float32, headers travel
-    with it.
+    Blocks are divided here if nothing is left to gather; in groups that sum in log2 steps they are the whole totals.
+    If the first buffer is small and float32, headers travel with it.
     """
     slots = jnp.zeros((members.size, 2), arguments.dtype).at[members.position].set(arguments[:2])
     divisor = arguments[2]
@@ -169,6 +173,9 @@ def _sum_up(members: Members, arguments: jax.Array, buffers: Buffers, into: Buff
         headers = sum_small(members, slots.ravel(), arguments.dtype).reshape(slots.shape)
     totals += [divided(sum_small(members, own, sum_dtype(own.dtype)), divisor) for own in small]
     large = filter(members.is_large, buffers)
+    if not members.is_direct:
+        whole = (sum_by_halving(members, own, out, divisor) for own, out in zip(large, into, strict=True))
+        return headers, tuple(totals), tuple(whole)
     finish = (lambda total: divided(total, divisor)) if members.size <= 2 else lambda total: total
     blocks = tuple(sum_block(members, own, out, finish) for own, out in zip(large, into, strict=True))
     return headers, tuple(totals), blocks

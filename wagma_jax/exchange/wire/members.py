@@ -11,11 +11,14 @@ from jax import lax
 from mpi4py import MPI
 
 from wagma_jax.exchange import tags
+from wagma_jax.exchange.wire.sums import largest_power
 
 LARGE_BYTES = 1 << 21  # above which buffers are sent ahead
 LARGE_BYTES_OF_TWO = 1 << 18  # the same in groups of two, which need only one phase
+MOST_DIRECT = 16  # members who send to each other directly; more of them need log2 steps
 MESSAGE_BYTES = 1 << 20  # of large buffers: received at a time from all members together ...
 LEAST_MESSAGE_BYTES = 1 << 16  # ... but from each member at least this
+CHUNK_BYTES = 1 << 17  # are summed at a time
 
 
 def may_be_large(buffer: jax.Array) -> bool:
@@ -43,6 +46,28 @@ class Members(NamedTuple):
     def position(self) -> int:
         """The position of this process."""
         return self.group.index(self.comm.rank)
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether all members send to each other, rather than in log2 steps."""
+        return self.size <= MOST_DIRECT
+
+    @property
+    def core(self) -> "Members":
+        """The first members, as many as the largest power of two; the steps of both doublings are among them."""
+        return Members(self.comm, self.group[: largest_power(self.size)])
+
+    @property
+    def is_in_core(self) -> bool:
+        """Whether this process belongs to the core."""
+        return self.position < self.core.size
+
+    @property
+    def beyond(self) -> int | None:
+        """The member with whom this one folds: one has its sums made by the other. None: nobody."""
+        core = self.core.size
+        partner = self.position + core if self.is_in_core else self.position - core
+        return partner if partner < self.size else None
 
     def others(self, direction: int) -> list[int]:
         """All other members, the next (1) or the previous one (-1) first: not all turn to the same one at a time."""
@@ -90,9 +115,17 @@ class Members(NamedTuple):
 
     def receive_ahead(self, source: int, size: int, dtype: Any) -> jax.Array:
         """Receives the next message of what another member has sent ahead."""
-        like = jnp.zeros(size, _mpi_dtype(dtype))  # only its shape is used
-        received = mpi4jax.recv(like, source=self.group[source], tag=tags.AHEAD, comm=self.comm)
-        return lax.bitcast_convert_type(received, dtype)
+        return self._receive(source, size, dtype, tags.AHEAD)
+
+    def send(self, block: jax.Array, dest: int) -> None:
+        """Sends ``block`` to a member that calls ``receive``."""
+        sent = lax.bitcast_convert_type(block, _mpi_dtype(block.dtype))
+        mpi4jax.send(sent, dest=self.group[dest], tag=tags.SWAP, comm=self.comm)
+
+    def receive(self, source: int | None, size: int, dtype: Any) -> jax.Array:
+        """Receives ``size`` elements of ``dtype`` from a member that calls ``send``."""
+        assert source is not None
+        return self._receive(source, size, dtype, tags.SWAP)
 
     def swap(self, block: jax.Array, dest: int, source: int, size: int, dtype: Any) -> jax.Array:
         """Sends ``block`` to one member and receives ``size`` elements of ``dtype`` from another."""
@@ -101,6 +134,11 @@ class Members(NamedTuple):
     def uninitialized(self, size: int, dtype: Any) -> jax.Array:
         """Memory that nobody has written to: a receive from MPI_PROC_NULL leaves its buffer as it is."""
         return self._sendrecv(jnp.zeros(1, jnp.uint8), MPI.PROC_NULL, MPI.PROC_NULL, size, dtype)
+
+    def _receive(self, source: int, size: int, dtype: Any, tag: int) -> jax.Array:
+        like = jnp.zeros(size, _mpi_dtype(dtype))  # only its shape is used
+        received = mpi4jax.recv(like, source=self.group[source], tag=tag, comm=self.comm)
+        return lax.bitcast_convert_type(received, dtype)
 
     def _sendrecv(self, block: jax.Array, dest: int, source: int, size: int, dtype: Any) -> jax.Array:
         like = jnp.zeros(size, _mpi_dtype(dtype))  # only its shape is used
@@ -129,3 +167,13 @@ def in_pieces(size: int, itemsize: int, piece_bytes: int, body: Callable[[Any, i
     if count == 1:
         return body(0, piece, value)
     return lax.fori_loop(0, count, lambda i, value: body(jnp.minimum(i * piece, size - piece), piece, value), value)
+
+
+def slice_block(buffer: jax.Array, start: Any, size: int) -> jax.Array:
+    """``buffer[start : start + size]``."""
+    return lax.dynamic_slice(buffer, (start,), (size,))
+
+
+def put_block(buffer: jax.Array, block: jax.Array, start: Any) -> jax.Array:
+    """``buffer`` with ``block`` from ``start`` on."""
+    return lax.dynamic_update_slice(buffer, block, (start,))

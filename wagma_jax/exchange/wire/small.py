@@ -14,9 +14,13 @@ SMALL_BYTES = 1 << 16  # up to which recursive doubling is used
 
 def sum_small(members: Members, own: jax.Array, wide: Any) -> jax.Array:
     """The sum of a small buffer over the members, in dtype ``wide``."""
+    if members.core.size == members.size:
+        return _doubling(members, own, wide)
+    return _pairwise(members, own, wide) if members.is_direct else _folded(members, own, wide)
+
+
+def _doubling(members: Members, own: jax.Array, wide: Any) -> jax.Array:
     n = members.size
-    if n & (n - 1):
-        return _pairwise(members, own, wide)
     if n <= 2 or own.size * own.dtype.itemsize <= SMALL_BYTES:
         return _recursive_doubling(members, own, wide)
     return _halving_doubling(members, own, wide)
@@ -70,3 +74,19 @@ def _pairwise(members: Members, own: jax.Array, wide: Any) -> jax.Array:
     for dest, source in zip(members.others(1), members.others(-1), strict=True):
         totals[source] = members.swap(total, dest, source, nths[source].size, wide)
     return jnp.concatenate(totals)
+
+
+def _folded(members: Members, own: jax.Array, wide: Any) -> jax.Array:
+    """Members beyond the core have one of the others sum for them."""
+    partner = members.beyond
+    if not members.is_in_core:
+        assert partner is not None
+        members.send(own, partner)
+        return members.receive(partner, own.size, wide)
+    block = widened(own, wide)
+    if partner is not None:
+        block = block + widened(members.receive(partner, own.size, own.dtype), wide)
+    total = _doubling(members.core, block, wide)
+    if partner is not None:
+        members.send(total, partner)
+    return total

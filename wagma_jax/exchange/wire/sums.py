@@ -1,21 +1,23 @@
 """The order in which the contributions of a group are summed."""
 
-import functools
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 
 
 def sum_in_order(contributions: Sequence[jax.Array]) -> jax.Array:
     """The sum over a group's members, in the order of their ranks, with the bits that an exchange gives it.
 
-    For 2^k members halves are added until one is left, in the order of both doublings; else one after the other.
+    Of n members those from 2^k on, the largest power of two below n, are added to the first n - 2^k. So it goes on
+    until one is left: both doublings add in that order.
     """
-    n = len(contributions)
-    if n & (n - 1):
-        return functools.reduce(jnp.add, contributions)
-    while n > 1:
-        n //= 2
-        contributions = [contributions[i] + contributions[i + n] for i in range(n)]
-    return contributions[0]
+    summands = list(contributions)
+    while (n := len(summands)) > 1:
+        half = largest_power(n - 1)
+        summands = [summands[i] + summands[i + half] if i + half < n else summands[i] for i in range(half)]
+    return summands[0]
+
+
+def largest_power(n: int) -> int:
+    """The largest power of two that is at most ``n``."""
+    return 1 << (n.bit_length() - 1)

@@ -1,85 +1,28 @@
-"""Executes a recorded run again, in one process: asynchrony that can be debugged.
-
-A worker's result depends only on its own steps and on the contributions in the sums that it took. The ledger says which
-these were. With the same steps the same parameters come out, bit for bit: sums are taken in the order of the wire
-(``wire.sum_in_order``), and models are packed, merged and unpacked by the compiled functions of the exchange. Where a
-model was not finite and was skipped, what its rank had published before takes its place again. Meetings change no
-values, so they are not replayed.
-"""
+"""Executes a recorded run of group averages again: each result is made of the contributions that the ledger names."""
 
 import collections
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import jax.numpy as jnp
-
-from wagma_jax.averaging import PolicyFunction
-from wagma_jax.exchange import origins
 from wagma_jax.exchange.isolation import isolated, own_settings
-from wagma_jax.exchange.origins import Consensus, Handed, Key, Model, Total
+from wagma_jax.exchange.replay import origins
+from wagma_jax.exchange.replay.origins import Consensus, Handed, Key, Model, Total
+from wagma_jax.exchange.replay.steps import Steps
 from wagma_jax.exchange.staging import Staging
-from wagma_jax.exchange.storage import Buffers, sum_dtype, widened
-from wagma_jax.exchange.wire import sum_in_order
-from wagma_jax.ledger import RankLedger, Segment, read
+from wagma_jax.exchange.storage import Buffers
+from wagma_jax.exchange.summing import summed
+from wagma_jax.ledger import Segment
 from wagma_jax.ledger.entries import Call, ConsensusCall, GlobalMean, Round
 
-LocalStep = Callable[[int, int, Any], Any]
 
-
-def replay(
-    folder: Path | str,
-    params: Any,
-    local_step: LocalStep,
-    *,
-    policy: PolicyFunction | None = None,
-    segment: int | None = None,
-    observe: Callable[[int, int, Any], None] = lambda rank, call, params: None,
-) -> list[Any]:
-    """Re-executes a recorded run from its ledgers.
-
-    Args:
-        folder: With the ledgers of all ranks, ``GroupExchange(..., ledger=folder)``.
-        params: The parameters that all workers started from.
-        local_step: Maps (rank, number of the call of ``average`` on that rank, from 0, params) to W', what that rank
-            passed to this call. Called in order for each rank; the order between ranks is not that of the run. Whatever
-            else a step has (an optimizer's state, say) it keeps for each rank by itself.
-        policy: The per-leaf policy of the run.
-        segment: Which part of a run that was resumed, from 0, with ``params`` as they were at its beginning; None:
-            there is only one.
-        observe: Called with (rank, number of the call, params) after each call of ``average``.
-
-    Returns:
-        The parameters of every rank in the end. What the trainer passed to ``consensus`` is taken to be what the last
-        call of ``average`` (or ``consensus``) returned.
-
-    Raises:
-        ValueError: The ledgers cannot be read, lack a part of the run, or do not fit to ``params``.
-    """
-    parts = _segments(read(folder), segment)
-    run = _Run(parts, Staging(params, policy), params, local_step, observe)
-    return run.execute()
-
-
-def _segments(ledgers: Sequence[RankLedger], segment: int | None) -> list[Segment]:
-    counts = {len(one.segments) for one in ledgers}
-    if len(counts) != 1:
-        raise ValueError(f"the ranks have recorded {sorted(counts)} parts of the run: pass the ledgers of a whole run")
-    (count,) = counts
-    if segment is None and count != 1:
-        raise ValueError(f"the run was resumed, and has {count} parts: pass segment=0 to {count - 1}")
-    if segment is not None and not 0 <= segment < count:
-        raise ValueError(f"segment must be 0 to {count - 1}, got {segment}")
-    return [one.segments[segment or 0] for one in ledgers]
-
-
-class _Run:
+class GroupsRun:
     """The state of a replay: what is known, and still needed."""
 
-    def __init__(self, parts, staging: Staging, params, local_step: LocalStep, observe):
+    FIRST_ALONE = False
+
+    def __init__(self, parts: Sequence[Segment], staging: Staging, params: Any, steps: Steps):
         self._staging = staging
-        self._local_step = local_step
-        self._observe = observe
+        self._steps = steps
         self._is_sync = parts[0].schedule.is_sync
         self._programs = [
             collections.deque(entry for entry in part.trainer if isinstance(entry, Call | ConsensusCall))
@@ -178,13 +121,13 @@ class _Run:
         if pending[rank] is None:
             tree = self._params[rank]
             if isinstance(entry, Call):
-                tree = self._local_step(rank, self._calls[rank], tree)
+                tree = self._steps.local(rank, self._calls[rank], tree)
         if not self._exchanged(rank, entry, pending, tree):
             return False
         if isinstance(entry, ConsensusCall):
             self._consensuses[rank] += 1
         else:
-            self._observe(rank, self._calls[rank], self._params[rank])
+            self._steps.observe(rank, self._calls[rank], self._params[rank])
             self._calls[rank] += 1
         return True
 
@@ -240,7 +183,7 @@ class _Run:
                 return None
             parts.append(part)
         is_mean = isinstance(key, Consensus) or self._is_sync(key.round)
-        total = _sum(parts if is_mean else [self._staging.ordinary(part) for part in parts])
+        total = summed(parts if is_mean else [self._staging.ordinary(part) for part in parts])
         self._store[key] = self._staging.narrow(total, parts[0], len(parts)) if is_mean else total
         for source in self._sources[key]:
             self._release(source)
@@ -254,12 +197,3 @@ class _Run:
         self._uses[key] -= 1
         if not self._uses[key]:
             del self._store[key]
-
-
-def _sum(contributions: Sequence[Buffers]) -> Buffers:
-    if len(contributions) == 1:  # a copy, since sums are donated
-        contributions = [tuple(jnp.copy(buffer) for buffer in contributions[0])]
-    return tuple(
-        sum_in_order([widened(buffer, sum_dtype(buffer.dtype)) for buffer in buffers])
-        for buffers in zip(*contributions, strict=True)
-    )
