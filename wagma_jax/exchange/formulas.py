@@ -60,6 +60,13 @@ class Formulas:
         )
         return jax.block_until_ready(function(*weights, *models, *separate))
 
+    def release_spare(self) -> None:
+        """Their holder releases what is spare, unless it was spent."""
+        for buffers in self.spare:
+            if self._pool.holds(buffers):
+                self._pool.release(buffers)
+        self.spare = []
+
     def _is_spare(self, model: Buffers, wanted: Signature) -> bool:
         spare = any(model is other for other in self.spare)
         return spare and self._pool.holds(model) == 1 and signature(model) == wanted

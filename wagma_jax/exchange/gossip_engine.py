@@ -72,10 +72,11 @@ class GossipEngine(Engine):
         super().__init__(machine, state, wire, control, recorder)
         self._mixing, self._staging = mixing, staging
         self._polled = Polled(wire.comm, tags.PUSH)
-        kinds = model_signature(staging.layouts), sum_signature(staging.layouts)
-        self._pool = Pool(machine.schedule.group_size, *kinds)  # of the engine's thread alone, once it runs
-        self._compute = Formulas(staging.layouts, staging.device, self._pool)
-        self._apart = Formulas(staging.layouts, staging.device, Pool(0))  # of the trainer's thread
+        layouts = staging.layouts
+        # of the engine's thread alone, once it runs
+        self._pool = Pool(machine.schedule.group_size, model_signature(layouts), sum_signature(layouts))
+        self._compute = Formulas(layouts, staging.device, self._pool)
+        self._apart = Formulas(layouts, staging.device, Pool(0))  # of the trainer's thread
         self._pushed = self._compute.share if mixing.wide else self._compute.model
         for came in holding.came:
             self._pool.hold(came.model)
@@ -100,10 +101,8 @@ class GossipEngine(Engine):
             stepped = None if rests else models[1]
             held, _ = self._mixing.push(Held(models[0], models[0], np.float32(1)), stepped, sources + 1, self._compute)
             self._mixing.mix(held, stepped, shares, came + 1, self._compute)
-            for buffers in (*models, *self._compute.spare):
-                if self._pool.holds(buffers):
-                    self._pool.release(buffers)
-        self._compute.spare = []
+            self._compute.release_spare()
+            self._pool.release(models[0])
 
     # the trainer's side
 
@@ -205,10 +204,7 @@ class GossipEngine(Engine):
                 sources, stepped_too = action.sources, action.stepped
                 self._recorder.add(entries.Mixed(action.round, sources, stepped_too, begin, time.perf_counter()))
             self._changed.notify_all()
-        for buffers in self._compute.spare:
-            if self._pool.holds(buffers):
-                self._pool.release(buffers)
-        self._compute.spare = []
+        self._compute.release_spare()
 
     def _take_up(self) -> Buffers:
         """W', which is held until its round is mixed."""
