@@ -105,15 +105,16 @@ ALLOWED = {
         "wagma_jax.averaging", "wagma_jax.exchange.barrier", "wagma_jax.exchange.storage", "wagma_jax.exchange.wire",
         "wagma_jax.jax_internals",
     },
-    "wagma_jax/exchange/pool.py": {"wagma_jax.exchange.storage"},
+    "wagma_jax/exchange/pool.py": {"wagma_jax.exchange.layouts", "wagma_jax.exchange.storage"},
     "wagma_jax/exchange/models.py": {
         "wagma_jax.exchange.history", "wagma_jax.exchange.pool", "wagma_jax.exchange.staging",
         "wagma_jax.exchange.storage", "wagma_jax.protocol", "wagma_jax.schedule",
     },
     "wagma_jax/exchange/history.py": set(),
     "wagma_jax/exchange/increments.py": {
-        "wagma_jax.exchange.history", "wagma_jax.exchange.models", "wagma_jax.exchange.staging",
-        "wagma_jax.exchange.standing", "wagma_jax.exchange.storage", "wagma_jax.protocol",
+        "wagma_jax.exchange.history", "wagma_jax.exchange.models", "wagma_jax.exchange.pool",
+        "wagma_jax.exchange.staging", "wagma_jax.exchange.standing", "wagma_jax.exchange.storage",
+        "wagma_jax.protocol",
     },
     "wagma_jax/exchange/partial.py": {
         "wagma_jax.exchange.gathering", "wagma_jax.exchange.increments", "wagma_jax.exchange.preparation",
@@ -173,13 +174,12 @@ ALLOWED = {
         "wagma_jax.exchange.rounds", "wagma_jax.exchange.staging", "wagma_jax.exchange.storage",
     },
     "wagma_jax/exchange/deferred.py": {"wagma_jax.exchange.rounds", "wagma_jax.exchange.staging"},
-    "wagma_jax/exchange/holds.py": {"wagma_jax.exchange.storage"},
     "wagma_jax/exchange/formulas.py": {
-        "wagma_jax.exchange.holds", "wagma_jax.exchange.layouts", "wagma_jax.exchange.storage",
+        "wagma_jax.exchange.layouts", "wagma_jax.exchange.pool", "wagma_jax.exchange.storage",
         "wagma_jax.protocol.mixing",
     },
     "wagma_jax/exchange/gossip_engine.py": {
-        "wagma_jax.exchange.engine", "wagma_jax.exchange.formulas", "wagma_jax.exchange.holds",
+        "wagma_jax.exchange.engine", "wagma_jax.exchange.formulas", "wagma_jax.exchange.pool",
         "wagma_jax.exchange.recorder", "wagma_jax.exchange.staging", "wagma_jax.exchange.storage",
         "wagma_jax.exchange.tags", "wagma_jax.exchange.wire", "wagma_jax.ledger.entries", "wagma_jax.protocol",
     },
@@ -206,8 +206,9 @@ ALLOWED = {
     },
     "wagma_jax/exchange/arithmetic.py": {"wagma_jax.exchange.storage"},
     "wagma_jax/exchange/pairs.py": {
-        "wagma_jax.exchange.arithmetic", "wagma_jax.exchange.engine", "wagma_jax.exchange.recorder",
-        "wagma_jax.exchange.staging", "wagma_jax.exchange.storage", "wagma_jax.exchange.tags",
+        "wagma_jax.exchange.arithmetic", "wagma_jax.exchange.engine", "wagma_jax.exchange.pool",
+        "wagma_jax.exchange.recorder", "wagma_jax.exchange.staging", "wagma_jax.exchange.storage",
+        "wagma_jax.exchange.tags",
         "wagma_jax.exchange.wire", "wagma_jax.ledger.entries", "wagma_jax.protocol",
     },
     "wagma_jax/exchange/pairwise.py": {
@@ -221,7 +222,7 @@ ALLOWED = {
     "wagma_jax/exchange/replay/steps.py": set(),
     "wagma_jax/exchange/replay": {
         "wagma_jax.averaging", "wagma_jax.exchange.arithmetic", "wagma_jax.exchange.formulas",
-        "wagma_jax.exchange.holds", "wagma_jax.exchange.increments", "wagma_jax.exchange.isolation",
+        "wagma_jax.exchange.increments", "wagma_jax.exchange.isolation", "wagma_jax.exchange.pool",
         "wagma_jax.exchange.replay", "wagma_jax.exchange.staging", "wagma_jax.exchange.storage",
         "wagma_jax.exchange.summing", "wagma_jax.gossip", "wagma_jax.ledger", "wagma_jax.protocol.mixing",
     },

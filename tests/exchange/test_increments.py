@@ -100,6 +100,7 @@ def test_statistics_replace_each_other_and_have_a_mean_at_sync_rounds():
             np.testing.assert_array_equal(taken.rest[0][:3], 2 * t)
             assert taken.rest[0].dtype == np.float16
             assert rank.store.contribute(t).buffers[0] is taken.rest[0]  # should it rest now
+            rank.store.end_reading()
         else:
             assert taken.rest is None
 

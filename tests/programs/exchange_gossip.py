@@ -319,7 +319,7 @@ def leaks(comm, kind, cycles):
         exchange.consensus(params)
         engine = exchange._engine
         exchange.close()
-        assert not len(engine._holds)
+        assert not len(engine._pool)
         assert polled._posted <= before, "every message has come, or was cancelled"
         del exchange, engine, params
         gc.collect()

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from wagma_jax.exchange.holds import Holds, Signature, signature
 from wagma_jax.exchange.layouts import Layout
+from wagma_jax.exchange.pool import Pool, Signature, model_signature, signature, sum_signature
 from wagma_jax.exchange.storage import Buffers, storage_dtype, stored, sum_dtype, widened
 from wagma_jax.protocol.mixing import SHARES
 
@@ -19,7 +19,7 @@ class Formulas:
     Args:
         layouts: Of the buffers.
         device: The CPU device of the buffers.
-        holds: Knows whose memory may be used.
+        pool: Knows whose memory may be used.
 
     Attributes:
         spare: Buffers that are not needed any more once they have been used in a formula. Those that nobody else holds
@@ -28,13 +28,13 @@ class Formulas:
         share: That of shares.
     """
 
-    def __init__(self, layouts: Sequence[Layout], device: Any, holds: Holds):
+    def __init__(self, layouts: Sequence[Layout], device: Any, pool: Pool):
         self.spare: list[Buffers] = []
         self._dtypes = tuple(layout.dtype for layout in layouts)
-        self.model: Signature = tuple((layout.size, storage_dtype(layout.dtype)) for layout in layouts)
-        self.share: Signature = tuple((size, sum_dtype(dtype)) for size, dtype in self.model)
+        self.model: Signature = model_signature(layouts)
+        self.share: Signature = sum_signature(layouts)
         self._here = jax.sharding.SingleDeviceSharding(device)
-        self._holds = holds
+        self._pool = pool
         self._compiled: dict[Any, Any] = {}
 
     def __call__(self, formula: Callable[..., Any], *arguments: Any) -> Buffers:
@@ -48,9 +48,9 @@ class Formulas:
         models: list[Buffers] = list(arguments[len(numbers) :])
         wanted = self.share if formula in SHARES else self.model
         place = next((i for i, model in enumerate(models) if self._is_spare(model, wanted)), None)
-        memory = self._holds.take(wanted) if place is None else models[place]
+        memory = self._pool.take(wanted) if place is None else models[place]
         if memory:
-            self._holds.spend(memory)
+            self._pool.spend(memory)
         constants = tuple(number if isinstance(number, int) else None for number in numbers)
         weights = [np.float32(number) for number in numbers if not isinstance(number, int)]
         separate = [memory] if place is None and memory else []
@@ -60,9 +60,16 @@ class Formulas:
         )
         return jax.block_until_ready(function(*weights, *models, *separate))
 
+    def release_spare(self) -> None:
+        """Their holder releases what is spare, unless it was spent."""
+        for buffers in self.spare:
+            if self._pool.holds(buffers):
+                self._pool.release(buffers)
+        self.spare = []
+
     def _is_spare(self, model: Buffers, wanted: Signature) -> bool:
         spare = any(model is other for other in self.spare)
-        return spare and self._holds.holds(model) == 1 and signature(model) == wanted
+        return spare and self._pool.holds(model) == 1 and signature(model) == wanted
 
     def _function(
         self, formula: Callable[..., Any], constants: tuple[int | None, ...], extra: int, donated: int | None

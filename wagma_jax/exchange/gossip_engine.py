@@ -11,7 +11,7 @@ from mpi4py import MPI
 from wagma_jax.exchange import tags
 from wagma_jax.exchange.engine import WIND_UP_SECONDS, Engine
 from wagma_jax.exchange.formulas import Formulas
-from wagma_jax.exchange.holds import Holds, Signature
+from wagma_jax.exchange.pool import Pool, Signature, model_signature, sum_signature
 from wagma_jax.exchange.recorder import Recorder
 from wagma_jax.exchange.staging import Staging
 from wagma_jax.exchange.storage import Buffers
@@ -72,12 +72,14 @@ class GossipEngine(Engine):
         super().__init__(machine, state, wire, control, recorder)
         self._mixing, self._staging = mixing, staging
         self._polled = Polled(wire.comm, tags.PUSH)
-        self._holds = Holds(machine.schedule.group_size)  # of the engine's thread alone, once it runs
-        self._compute = Formulas(staging.layouts, staging.device, self._holds)
-        self._apart = Formulas(staging.layouts, staging.device, Holds(0))  # of the trainer's thread
+        layouts = staging.layouts
+        # of the engine's thread alone, once it runs
+        self._pool = Pool(machine.schedule.group_size, model_signature(layouts), sum_signature(layouts))
+        self._compute = Formulas(layouts, staging.device, self._pool)
+        self._apart = Formulas(layouts, staging.device, Pool(0))  # of the trainer's thread
         self._pushed = self._compute.share if mixing.wide else self._compute.model
         for came in holding.came:
-            self._holds.hold(came.model)
+            self._pool.hold(came.model)
         self.held = Held(None, None)
         self._put(holding.held)
         self._stepped: Buffers | None = None  # W', until it is mixed
@@ -94,15 +96,13 @@ class GossipEngine(Engine):
             models = [self._staging.copy(self.held.model) for _ in range(2)]
             shares = [Share(self._memory(self._pushed), np.float32(1)) for _ in range(came)]
             for model in models:
-                self._holds.hold(model)
+                self._pool.hold(model)
             self._compute.spare = [models[1], *(share.model for share in shares)]
             stepped = None if rests else models[1]
             held, _ = self._mixing.push(Held(models[0], models[0], np.float32(1)), stepped, sources + 1, self._compute)
             self._mixing.mix(held, stepped, shares, came + 1, self._compute)
-            for buffers in (*models, *self._compute.spare):
-                if self._holds.holds(buffers):
-                    self._holds.release(buffers)
-        self._compute.spare = []
+            self._compute.release_spare()
+            self._pool.release(models[0])
 
     # the trainer's side
 
@@ -187,7 +187,7 @@ class GossipEngine(Engine):
             self._put(held)
         header = action.round, int(np.float32(share.weight).view(np.int32))
         for dest in action.dests:
-            self._holds.hold(share.model)
+            self._pool.hold(share.model)
             self._sends.append((share.model, self._polled.post(dest, share.model, header)))
 
     def _mix(self, action: Mix) -> None:
@@ -204,17 +204,14 @@ class GossipEngine(Engine):
                 sources, stepped_too = action.sources, action.stepped
                 self._recorder.add(entries.Mixed(action.round, sources, stepped_too, begin, time.perf_counter()))
             self._changed.notify_all()
-        for buffers in self._compute.spare:
-            if self._holds.holds(buffers):
-                self._holds.release(buffers)
-        self._compute.spare = []
+        self._compute.release_spare()
 
     def _take_up(self) -> Buffers:
         """W', which is held until its round is mixed."""
         stepped = self._stepped
         assert stepped is not None
         if not any(stepped is other for other in self._compute.spare):
-            self._holds.hold(stepped)
+            self._pool.hold(stepped)
             self._compute.spare.append(stepped)
         return stepped
 
@@ -237,7 +234,7 @@ class GossipEngine(Engine):
         left = []
         for buffers, posted in self._sends:
             if posted.test():
-                self._holds.release(buffers)
+                self._pool.release(buffers)
             else:
                 left.append((buffers, posted))
         self._sends = left
@@ -257,17 +254,17 @@ class GossipEngine(Engine):
     def _put(self, held: Held) -> None:
         """Replaces what is held. Called with the lock."""
         for model in _models(held):
-            self._holds.hold(model)
+            self._pool.hold(model)
         for model in _models(self.held):
-            self._holds.release(model)
+            self._pool.release(model)
         self.held = held
 
     def _memory(self, wanted: Signature) -> Buffers:
         """Memory for what comes, which is held."""
-        memory = self._holds.take(wanted)
+        memory = self._pool.take(wanted)
         if memory is None:
             memory = jax.block_until_ready(tuple(jnp.zeros(size, dtype) for size, dtype in wanted))
-            self._holds.hold(memory)
+            self._pool.hold(memory)
         return memory
 
     # global means
@@ -286,12 +283,12 @@ class GossipEngine(Engine):
         del version
         self._put(mixing.gathered(mean)._replace(weight=np.float32(1)))
         for share in self._came.values():
-            self._holds.release(share.model)
+            self._pool.release(share.model)
         self._came = {}
 
     def _release(self) -> None:
         self.held, self._came, self._stepped = Held((), ()), {}, None
-        self._holds.clear()
+        self._pool.clear()
         self._compute.spare = []
 
 

@@ -1,4 +1,4 @@
-"""The increments of one worker: what it has handed in, what rounds have made of all workers', and whose memory is free.
+"""The increments of one worker: what it has handed in, and what rounds have made of all workers'.
 
 It has the methods of ``models.Models``, by which the engine of rounds uses either.
 """
@@ -12,9 +12,10 @@ import numpy as np
 
 from wagma_jax.exchange.history import Exchanged, History
 from wagma_jax.exchange.models import Contribution
+from wagma_jax.exchange.pool import Pool, Signature, model_signature, sum_signature
 from wagma_jax.exchange.staging import Staging
 from wagma_jax.exchange.standing import Standing
-from wagma_jax.exchange.storage import Buffers, storage_dtype, stored, sum_dtype, values
+from wagma_jax.exchange.storage import Buffers, stored, sum_dtype, values
 from wagma_jax.protocol.increments import Pending, Untaken
 from wagma_jax.protocol.messages import Tally
 
@@ -64,23 +65,25 @@ class Increments:
         self._is_sync = is_sync
         self._staging = staging
         self._rest = rest
-        self._means = rest  # of the newest sync round
+        self._means: Buffers = ()  # of the newest sync round, until the trainer takes them
         self._zeros: Buffers | None = None  # contributed by a worker that has nothing else
-        self._reading: Buffers | None = None  # what an exchange reads that is nobody's afterwards
-        self._free: Buffers | None = None  # memory for the result of an ordinary round
-        self._free_rest: Buffers | None = None  # and, with that, of a sync round
+        self._reading: Buffers = ()  # by the exchange in progress
         self._tally: Tally = ()
         here = jax.sharding.SingleDeviceSharding(staging.device)
         self._add_up = jax.jit(added, donate_argnums=0, in_shardings=here, out_shardings=here)
-        self._shapes = [(part.size, storage_dtype(part.dtype)) for part in staging.layouts if part.ordinary]
+        ordinary = [layout for layout in staging.layouts if layout.ordinary]
+        self._handed, self._of_ordinary = model_signature(ordinary), sum_signature(ordinary)
+        self._whole = sum_signature(staging.layouts)
+        self._pool = Pool(1, self._whole)
+        self._pool.hold(rest)
         saved = standing.kept
-        self.pending = Pending(standing.version, self._restored(saved.get("pending"), wide=False))
-        self.untaken = Untaken(standing.round, self._restored(saved.get("untaken"), wide=True))
+        self.pending = Pending(standing.version, self._restored(saved.get("pending"), self._handed))
+        self.untaken = Untaken(standing.round, self._restored(saved.get("untaken"), self._of_ordinary))
 
     def warm_up(self) -> None:
         """Compiles everything beforehand."""
-        self._add(self._new_zeros(wide=False), self._new_zeros(wide=False))
-        self._add(self._new_zeros(wide=True), self._new_zeros(wide=True))
+        for kind in (self._handed, self._of_ordinary):
+            self._add_up(self._new_zeros(kind), self._new_zeros(kind))
         self._staging.copy(self._rest)
         totals = tuple(other.astype(sum_dtype(other.dtype)) for other in self._staging.copy(self._rest))
         self._staging.narrow(totals, self._rest)
@@ -95,47 +98,45 @@ class Increments:
         return True
 
     def has_memory(self, size: int) -> bool:
-        """Whether there is memory for a result of ``size`` buffers."""
-        return self._free is not None and (size == len(self._free) or self._free_rest is not None)
+        """Whether there is memory for a result of ``size`` buffers, once something new is handed in."""
+        return self._pool.has(self._signature(size), self._rest)
 
     def publish(self, t: int, handed: Buffers, memory: Buffers | None) -> None:
         """Hands in an increment for round t; ``memory`` is for its result, None where there is enough."""
         if memory is not None:
             self.recycle(memory)
-        if not self._staging.widens:
-            self._free_rest = self._rest
+        self._pool.hold(handed)
+        self._pool.release(self._rest)
         self._rest = self._staging.rest(handed)
         self.pending = self.pending.hand_in(t, self._staging.ordinary(handed), self._add)
 
     def contribute(self, t: int) -> Contribution:
         """What this worker brings to round t, which begins. It is read until ``end_reading``."""
-        self.pending, self._reading = self.pending.contribute()
-        ordinary = self.zeros() if self._reading is None else self._reading
-        buffers = self._staging.completed(ordinary, self._rest) if self._is_sync(t) else ordinary
+        assert not self._reading, "one exchange at a time"
+        self.pending, total = self.pending.contribute()
+        rest = self._rest if self._is_sync(t) else ()
+        self._pool.hold(rest)
+        self._reading = (*(total or ()), *rest)
+        ordinary = self.zeros() if total is None else total
+        buffers = self._staging.completed(ordinary, rest) if self._is_sync(t) else ordinary
         return Contribution(self.pending.version, buffers, is_mean=True, memory=self.memory(len(buffers)))
 
     def memory(self, size: int) -> Buffers | None:
         """Memory for a result of ``size`` buffers, None if there is none."""
-        if not self.has_memory(size):
-            return None
-        (free, self._free), rest = (self._free, None), ()
-        assert free is not None
-        if size == len(free):
-            return free
-        rest, self._free_rest = self._free_rest or (), None
-        return self._staging.completed(free, rest)
+        memory = self._pool.take(self._signature(size))
+        self._pool.spend(memory or ())  # on the result
+        return memory
 
     def put(self, exchanged: Exchanged, contribution: Contribution, result: Buffers, tally: Tally) -> None:
         """The result of a round."""
         del contribution
         self.history.note(exchanged)
-        t, spent = exchanged.round, self.untaken.total is not None
-        ordinary = result
+        t = exchanged.round
+        self._pool.hold(result)
         if self._is_sync(t):
-            ordinary, self._means, self._tally = self._staging.ordinary(result), self._staging.rest(result), tally
-        self.untaken = self.untaken.put(t, ordinary, self._add)
-        if spent:
-            self.recycle(ordinary)
+            self._pool.release(self._means)
+            result, self._means, self._tally = self._staging.ordinary(result), self._staging.rest(result), tally
+        self.untaken = self.untaken.put(t, result, self._add)
 
     def finish(self, t: int, result: Buffers, like: Buffers) -> Buffers:
         """What is kept of the result of round t: of means that replace values, those in the dtypes of ``like``."""
@@ -148,7 +149,10 @@ class Increments:
     def put_mean(self, version: int, mean: Buffers) -> None:
         """A global mean of models. What is pending, and what is not taken, is not in it, and stays."""
         del version
-        self._rest = self._staging.copy(self._staging.rest(mean))
+        rest = self._staging.copy(self._staging.rest(mean))
+        self._pool.hold(rest)
+        self._pool.release(self._rest)
+        self._rest = rest
 
     def narrow(self, totals: Buffers, like: Buffers) -> Buffers:
         """A mean in the dtypes of ``like``. For the engine's thread, inside of an exchange, without the lock."""
@@ -157,14 +161,13 @@ class Increments:
     def zeros(self) -> Buffers:
         """An increment of nothing, which nobody changes."""
         if self._zeros is None:
-            self._zeros = self._new_zeros(wide=False)
+            self._zeros = self._new_zeros(self._handed)
         return self._zeros
 
     def end_reading(self) -> None:
         """The exchange is over."""
-        if self._reading is not None and not self._staging.widens:
-            self.recycle(self._reading)
-        self._reading = None
+        self._pool.release(self._reading)
+        self._reading = ()
 
     def is_ready(self, t: int) -> bool:
         """Whether the trainer can take something after its round t: always."""
@@ -175,20 +178,17 @@ class Increments:
         """What the trainer takes after its round t."""
         exchanged, is_sync = self.history.get(t), self._is_sync(t)
         self.untaken, total = self.untaken.collect()
-        if is_sync:
-            self._rest = self._means
-        return Added(
-            exchanged, total, self._means if is_sync else None, self.untaken.newest, self._tally if is_sync else ()
-        )
+        self._pool.spend(total or ())
+        if not is_sync:
+            return Added(exchanged, total, None, self.untaken.newest, ())
+        means, self._means = self._means, ()
+        self._pool.release(self._rest)
+        self._rest = means
+        return Added(exchanged, total, means, self.untaken.newest, self._tally)
 
     def recycle(self, memory: Buffers) -> None:
         """Takes memory for results that nobody refers to any more, unless there is enough."""
-        if self._free is not None:
-            return
-        if len(memory) != len(self._shapes):
-            self._free, self._free_rest = self._staging.ordinary(memory), self._staging.rest(memory)
-        else:
-            self._free = memory
+        self._pool.put(memory)
 
     def saved(self) -> dict[str, Any]:
         """What a checkpoint keeps of it, as flat NumPy arrays; nothing where everything was contributed and taken."""
@@ -198,29 +198,36 @@ class Increments:
     def clear(self) -> None:
         """Frees everything."""
         self.pending, self.untaken = Pending(self.pending.version), Untaken(self.untaken.newest)
-        self._rest = self._means = ()
-        self._zeros = self._reading = self._free = self._free_rest = None
+        self._rest = self._means = self._reading = ()
+        self._zeros = None
+        self._pool.clear()
 
     def _add(self, total: Buffers, other: Buffers) -> Buffers:
-        """Their sum, in the memory of the first."""
-        return jax.block_until_ready(self._add_up(total, other))
+        """Their sum, in the memory of the first. The second is used no more."""
+        self._pool.spend(total)
+        result = jax.block_until_ready(self._add_up(total, other))
+        self._pool.hold(result)
+        self._pool.release(other)
+        return result
 
-    def _dtypes(self, wide: bool) -> list[Any]:
-        return [sum_dtype(dtype) if wide else dtype for _, dtype in self._shapes]
+    def _signature(self, size: int) -> Signature:
+        """Of a result of ``size`` buffers."""
+        return self._whole if size == len(self._whole) else self._of_ordinary
 
-    def _new_zeros(self, wide: bool) -> Buffers:
-        pairs = zip(self._shapes, self._dtypes(wide), strict=True)
-        return jax.device_put(tuple(np.zeros(size, dtype) for (size, _), dtype in pairs), self._staging.device)
+    def _new_zeros(self, kind: Signature) -> Buffers:
+        return jax.device_put(tuple(np.zeros(size, dtype) for size, dtype in kind), self._staging.device)
 
-    def _restored(self, saved: Sequence[Any] | None, wide: bool) -> Buffers | None:
-        """Buffers from what ``saved`` has returned."""
+    def _restored(self, saved: Sequence[Any] | None, kind: Signature) -> Buffers | None:
+        """Buffers from what ``saved`` has returned, which are held."""
         if saved is None:
             return None
-        expected = [(size, dtype) for (size, _), dtype in zip(self._shapes, self._dtypes(wide), strict=True)]
+        expected = list(kind)
         came = [(np.size(array), np.asarray(array).dtype) for array in saved]
         if expected != came:
             raise ValueError(f"state must be of the same params, expected sums of {expected}, got {came}: pass those")
-        return jax.block_until_ready(self._staging.copy(tuple(jnp.asarray(array) for array in saved)))
+        restored = jax.block_until_ready(self._staging.copy(tuple(jnp.asarray(array) for array in saved)))
+        self._pool.hold(restored)
+        return restored
 
 
 def added(total: Buffers, other: Buffers) -> Buffers:

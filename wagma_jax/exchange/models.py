@@ -1,9 +1,9 @@
-"""The models of one worker: what it has published, what its group has averaged, and whose memory is free."""
+"""The models of one worker: what it has published, and what its group has averaged."""
 
 from typing import NamedTuple
 
 from wagma_jax.exchange.history import Exchanged, History
-from wagma_jax.exchange.pool import Pool
+from wagma_jax.exchange.pool import Pool, Signature, sum_signature
 from wagma_jax.exchange.staging import Staging
 from wagma_jax.exchange.storage import Buffers
 from wagma_jax.protocol.messages import Tally
@@ -65,8 +65,12 @@ class Models:
         self._is_sync = schedule.is_sync
         self._ordinary = staging.ordinary
         self._staging = staging
-        self._spent: Buffers | None = None  # a sum of which a mean was made, in the engine's thread
-        self._pool = Pool(staging.ordinary, reuse=not staging.widens)
+        self._read: Buffers = ()  # by the exchange in progress
+        self._spent: Buffers = ()  # a sum of which a mean was made, in the engine's thread
+        self._whole = sum_signature(staging.layouts)
+        self._of_ordinary = sum_signature(layout for layout in staging.layouts if layout.ordinary)
+        self._pool = Pool(1, self._whole)
+        self._pool.hold(published.model)
         self.history = History()
         self._tally: Tally = ()  # the sums of the newest sync round
 
@@ -81,36 +85,41 @@ class Models:
     def put_rest(self, rest: Buffers) -> None:
         """Replaces those buffers of the publication that only sync rounds exchange, which are newer."""
         version, model = self.outbox
-        self.outbox = self.outbox.publish(version, self._staging.completed(self._ordinary(model), rest))
+        self._replace(self.outbox.publish(version, self._staging.completed(self._ordinary(model), rest)), self.inbox)
 
     def has_memory(self, size: int) -> bool:
         """Whether there is memory for a result of ``size`` buffers, once something new is published."""
-        return self._pool.has(size, self.outbox.model)
+        wanted = self._signature(size)
+        retiring = self.outbox.model if wanted is self._whole else self._ordinary(self.outbox.model)
+        return self._pool.has(wanted, retiring)
 
     def publish(self, t: int, model: Buffers, memory: Buffers | None) -> None:
         """Publishes W' for round t; ``memory`` is for its result, None where there is enough."""
-        if memory is None:
-            self._pool.retire(self.outbox.model)
-        else:
+        if memory is not None:
             self._pool.put(memory)
         if not self.is_whole(model):  # the others stay
             model = self._staging.completed(model, self._staging.rest(self.outbox.model))
-        self.outbox = self.outbox.publish(t, model)
+        self._replace(self.outbox.publish(t, model), self.inbox)
 
     def contribute(self, t: int) -> Contribution:
-        """What this worker brings to round t, which begins. The publication is read until ``end_reading``."""
+        """What this worker brings to round t, which begins. It is read until ``end_reading``."""
         version, model = self.outbox
-        self._pool.begin_reading(model)
         buffers = self.part(model, t)
+        assert not self._read, "one exchange at a time"
+        self._read = buffers
+        self._pool.hold(buffers)
         is_mean = self._is_sync(t) or version == t
         memory = None
         if not is_mean:
             self.inbox, memory = self.inbox.reuse()
+            self._pool.spend(memory or ())
         return Contribution(version, buffers, is_mean, self.memory(len(buffers)) if memory is None else memory)
 
     def memory(self, size: int) -> Buffers | None:
         """Memory for a result of ``size`` buffers, None if there is none."""
-        return self._pool.take(size)
+        memory = self._pool.take(self._signature(size))
+        self._pool.spend(memory or ())  # on the result
+        return memory
 
     def put(self, exchanged: Exchanged, contribution: Contribution, result: Buffers, tally: Tally) -> None:
         """The result of a round."""
@@ -120,13 +129,12 @@ class Models:
             self.put_mean(t, result)
             self._tally = tally
         else:
-            self.inbox = self.inbox.put(
-                GroupSum(t, contribution.version, len(group), result, is_mean=contribution.is_mean)
-            )
+            total = GroupSum(t, contribution.version, len(group), result, is_mean=contribution.is_mean)
+            self._replace(self.outbox, self.inbox.put(total))
 
     def put_mean(self, version: int, mean: Buffers) -> None:
         """A global mean."""
-        self.outbox, self.inbox = global_mean(self.outbox, self.inbox, version, mean)
+        self._replace(*global_mean(self.outbox, self.inbox, version, mean))
 
     def finish(self, t: int, result: Buffers, like: Buffers) -> Buffers:
         """What is kept of the result of round t: of a mean, that in the dtypes of ``like``. As ``narrow``."""
@@ -140,10 +148,9 @@ class Models:
 
     def end_reading(self) -> None:
         """The exchange is over."""
-        if self._spent is not None:
-            self._pool.put(self._spent)
-            self._spent = None
-        self._pool.end_reading(self.outbox.model)
+        self._pool.put(self._spent)
+        self._pool.release(self._read)
+        self._spent = self._read = ()
 
     def is_ready(self, t: int) -> bool:
         """Whether the trainer can take something after its round t; else once the exchange in progress is over."""
@@ -155,6 +162,8 @@ class Models:
         if self._is_sync(t):
             return Taken(exchanged, None, None, self.outbox.model, self._tally)
         self.inbox, merge, result = self.inbox.collect(self.outbox.version)
+        if result is not None:
+            self._pool.spend(result.total)
         return Taken(exchanged, merge, result, self.outbox.model, ())
 
     def recycle(self, total: Buffers) -> None:
@@ -164,4 +173,22 @@ class Models:
     def clear(self) -> None:
         """Frees everything."""
         self.outbox, self.inbox = Outbox(self.outbox.version, ()), Inbox()
+        self._read = self._spent = ()
         self._pool.clear()
+
+    def _signature(self, size: int) -> Signature:
+        """Of a result of ``size`` buffers."""
+        return self._whole if size == len(self._whole) else self._of_ordinary
+
+    def _replace(self, outbox: Outbox, inbox: Inbox) -> None:
+        """Replaces the records. This worker uses what is published, and the newest sum until it is taken."""
+        before = self.outbox, self.inbox
+        self.outbox, self.inbox = outbox, inbox
+        for use, records in ((self._pool.hold, (outbox, inbox)), (self._pool.release, before)):
+            use(records[0].model)
+            use(_total(records[1]))
+
+
+def _total(inbox: Inbox) -> Buffers:
+    newest = inbox.newest
+    return () if newest is None or newest.taken else newest.total

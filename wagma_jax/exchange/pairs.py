@@ -1,6 +1,7 @@
 """The engine of pairs: it owns the live model, averages it with those of partners, and hands it out at once."""
 
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from mpi4py import MPI
@@ -8,6 +9,7 @@ from mpi4py import MPI
 from wagma_jax.exchange import tags
 from wagma_jax.exchange.arithmetic import Compiled
 from wagma_jax.exchange.engine import Engine
+from wagma_jax.exchange.pool import Pool, model_signature
 from wagma_jax.exchange.recorder import Recorder
 from wagma_jax.exchange.staging import Staging
 from wagma_jax.exchange.storage import Buffers
@@ -86,7 +88,9 @@ class PairsEngine(Engine):
         self._averaged: list[int] = []  # partners since the last step
         self._posted: Posted | None = None
         self._answered: Buffers | None = None  # what is sent to the partner that has asked
-        self._spare: Buffers | None = None  # memory to which nobody else refers
+        self._swapping = model_signature(layout for layout in staging.layouts if layout.ordinary)
+        self._pool = Pool(1, self._swapping)
+        self._use(self._pool.hold, self.live)
         self._begun = 0.0  # when the swap in progress began
         self._swapped: entries.Swap | None = None
 
@@ -165,8 +169,9 @@ class PairsEngine(Engine):
 
     def _passed(self, before: State) -> None:
         if before.swap is not None and before.swap.phase == Phase.ANSWERED and self.state.swap != before.swap:
-            answered, self._answered = self._answered, None
-            self._drop(answered)  # it has arrived
+            with self._changed:
+                answered, self._answered = self._answered, None
+                self._pool.release(answered or ())  # it has arrived
             self._record()
 
     def _is_eager(self) -> bool:
@@ -177,14 +182,16 @@ class PairsEngine(Engine):
         self._begun = time.perf_counter()
         memory = self._memory()
         with self._changed:
-            self.live = self.live.ask()
+            self._put(self.live.ask())
         header = action.number, action.round
         self._posted = self._polled.post(action.partner, self.live.sent, header, memory)
 
     def _answer_swap(self, action: Answer) -> None:
         received = self._received()
         with self._changed:
-            version, self._answered = self.live.version, self.live.model
+            version, answered = self.live.version, self.live.model
+            self._answered = answered
+            self._pool.hold(answered)
             self._put(self.live.answer(received, self._compute))
             self._note(action.partner, action.number, version)
         self._posted = self._polled.post(action.partner, self._answered, (action.number, action.round))
@@ -218,22 +225,22 @@ class PairsEngine(Engine):
     # memory
 
     def _put(self, live: Live) -> None:
-        """Replaces the record; what nobody refers to any more is memory for what comes next. Called with the lock."""
+        """Replaces the record. Called with the lock."""
         before, self.live = self.live, live
-        for model in (before.model, before.taken, before.sent):
-            self._drop(model)
+        self._use(self._pool.hold, live)
+        self._use(self._pool.release, before)
 
-    def _drop(self, model: Buffers | None) -> None:
-        """Takes a model's memory, unless somebody refers to it. Called with the lock."""
-        used = (self.live.model, self.live.taken, self.live.sent, self._answered)
-        if model is not None and not any(model is other for other in used):
-            self._spare = model
+    def _use(self, use: Callable[[Buffers], None], live: Live) -> None:
+        """Holds or releases what a record refers to."""
+        for model in (live.model, live.taken, live.sent):
+            use(model or ())
 
     def _memory(self) -> Buffers:
-        """Memory for a model that comes; by nobody else referred to."""
+        """Memory for a model that comes, of which the next live model is made."""
         with self._changed:
-            like, spare, self._spare = self.live.model, self._spare, None
-        return self._staging.copy(like) if spare is None else spare
+            like, memory = self.live.model, self._pool.take(self._swapping)
+            self._pool.spend(memory or ())
+        return self._staging.copy(like) if memory is None else memory
 
     # global means
 
@@ -250,4 +257,5 @@ class PairsEngine(Engine):
         self._averaged = []
 
     def _release(self) -> None:
-        self.live, self.others, self._spare = Live((), ()), (), None
+        self.live, self.others, self._answered = Live((), ()), (), None
+        self._pool.clear()

@@ -1,61 +1,122 @@
-"""Memory for the results of exchanges: former publications and former sums, so that few pages are ever fresh.
+"""Whose memory may be used again: counted holds on buffers, and those that nobody holds any more.
 
-Fresh pages are what costs in large models. Buffers are opaque here; what distinguishes a whole model from the part that
-ordinary rounds exchange is the number of buffers.
+A buffer has several uses at a time. A model is published, read by an exchange, sent to several workers and taken by the
+trainer; successive publications share the buffers that only sync rounds exchange. Each of these uses is a hold. After
+the last one the buffer is memory for a later result. Who holds buffers alone may spend them: hand their memory to a
+computation that donates it, or to the trainer. Fresh pages are what costs in large models, so few should be fresh.
 """
 
-from collections.abc import Callable
+import collections
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
-from wagma_jax.exchange.storage import Buffers
+import jax
+import jax.numpy as jnp
+
+from wagma_jax.exchange.layouts import Layout
+from wagma_jax.exchange.storage import Buffers, storage_dtype, sum_dtype
+
+Signature = tuple[tuple[int, Any], ...]
+"""Sizes and dtypes of buffers: what makes them interchangeable."""
+
+
+class _Held(NamedTuple):
+    buffer: jax.Array
+    holds: int
+
+
+def signature(buffers: Buffers) -> Signature:
+    """The signature of buffers."""
+    return tuple((buffer.size, buffer.dtype) for buffer in buffers)
+
+
+def model_signature(layouts: Iterable[Layout]) -> Signature:
+    """The signature of models."""
+    return tuple((layout.size, storage_dtype(layout.dtype)) for layout in layouts)
+
+
+def sum_signature(layouts: Iterable[Layout]) -> Signature:
+    """The signature of sums of models, which are wider where models are narrower than float32."""
+    return tuple((size, jnp.dtype(sum_dtype(dtype))) for size, dtype in model_signature(layouts))
 
 
 class Pool:
-    """The memory that is free, at most one result for each number of buffers. Its owner guards it with a lock.
+    """The buffers in use, and free memory. Its owner guards it with a lock.
 
     Args:
-        ordinary: Maps the buffers of a model to those that ordinary rounds exchange.
-        reuse: Whether publications are memory for sums, that is of the same dtypes.
+        most: How many results' memory of each kind is kept free at most.
+        *wanted: The kinds of results. Buffers that are like none of theirs are not kept.
     """
 
-    def __init__(self, ordinary: Callable[[Buffers], Buffers], reuse: bool):
-        self._ordinary = ordinary
-        self._reuse = reuse
-        self._free: dict[int, Buffers] = {}
-        self._read: Buffers | None = None  # the publication that an exchange is reading
+    def __init__(self, most: int, *wanted: Signature):
+        self._held: dict[int, _Held] = {}  # by the identity of the buffer, which is referred to here
+        self._free: dict[tuple[int, Any], list[jax.Array]] = collections.defaultdict(list)
+        self._most: collections.Counter[tuple[int, Any]] = collections.Counter()
+        for kind in dict.fromkeys(wanted):
+            self._most.update({shape: most * count for shape, count in collections.Counter(kind).items()})
 
-    def has(self, size: int, retiring: Buffers) -> bool:
-        """Whether there is memory for ``size`` buffers, or will be once the publication ``retiring`` is replaced."""
-        return size in self._free or size in self._retired(retiring)
+    def __len__(self) -> int:
+        """How many buffers are in use."""
+        return len(self._held)
+
+    def holds(self, buffers: Buffers) -> int:
+        """How many hold the buffers; of several the most."""
+        return max(map(self._holds, buffers), default=0)
+
+    def hold(self, buffers: Buffers) -> None:
+        """One more uses the buffers, which may be new here."""
+        for buffer in buffers:
+            self._held[id(buffer)] = _Held(buffer, self._holds(buffer) + 1)
+
+    def release(self, buffers: Buffers) -> None:
+        """One fewer uses them. After the last their memory is free."""
+        for buffer in buffers:
+            left = self._holds(buffer) - 1
+            assert left >= 0, "released by one who does not hold it"
+            if left:
+                self._held[id(buffer)] = _Held(buffer, left)
+            else:
+                del self._held[id(buffer)]
+                self._keep(buffer)
+
+    def spend(self, buffers: Buffers) -> None:
+        """Their only holder hands their memory to a computation, which donates them, or to the trainer."""
+        for buffer in buffers:
+            assert self._holds(buffer) == 1, "others use it, too"
+            del self._held[id(buffer)]
 
     def put(self, buffers: Buffers) -> None:
-        """Adds memory that nobody refers to any more, unless there is enough."""
-        self._free.setdefault(len(buffers), buffers)
+        """Adds memory that nobody uses, unless there is enough."""
+        for buffer in buffers:
+            assert not self._holds(buffer), "somebody uses it"
+            self._keep(buffer)
 
-    def retire(self, publication: Buffers) -> None:
-        """Adds a publication that was replaced. If an exchange still reads it, ``end_reading`` does."""
-        self._free |= self._retired(publication)
+    def has(self, wanted: Signature, releasing: Sequence[jax.Array] = ()) -> bool:
+        """Whether there is memory of a signature, or will be once one more holder has released ``releasing``."""
+        there = collections.Counter(signature(tuple(each for each in releasing if self._holds(each) == 1)))
+        return all(
+            count <= there[shape] + len(self._free.get(shape, ()))
+            for shape, count in collections.Counter(wanted).items()
+        )
 
-    def begin_reading(self, publication: Buffers) -> None:
-        """An exchange begins to read a publication."""
-        assert self._read is None, "one exchange at a time"
-        self._read = publication
-
-    def end_reading(self, current: Buffers) -> None:
-        """The exchange is over; ``current`` is the publication now."""
-        publication, self._read = self._read, None
-        if publication is not None and publication is not current:
-            self.retire(publication)
-
-    def take(self, size: int) -> Buffers | None:
-        """Memory for ``size`` buffers, None if there is none."""
-        return self._free.pop(size, None)
+    def take(self, wanted: Signature) -> Buffers | None:
+        """Free memory of a signature, which the caller holds; None if there is not enough."""
+        if not self.has(wanted):
+            return None
+        buffers = tuple(self._free[shape].pop() for shape in wanted)
+        self.hold(buffers)
+        return buffers
 
     def clear(self) -> None:
-        """Frees everything."""
-        self._free = {}
+        """Forgets everything."""
+        self._held.clear()
+        self._free.clear()
 
-    def _retired(self, publication: Buffers) -> dict[int, Buffers]:
-        if not self._reuse or publication is self._read:
-            return {}
-        ordinary = self._ordinary(publication)
-        return {len(ordinary): ordinary}
+    def _holds(self, buffer: jax.Array) -> int:
+        held = self._held.get(id(buffer))
+        return 0 if held is None else held.holds
+
+    def _keep(self, buffer: jax.Array) -> None:
+        shape = buffer.size, buffer.dtype
+        if len(self._free[shape]) < self._most[shape]:
+            self._free[shape].append(buffer)

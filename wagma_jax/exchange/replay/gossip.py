@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from wagma_jax.exchange.formulas import Formulas
-from wagma_jax.exchange.holds import Holds
 from wagma_jax.exchange.isolation import own_settings
+from wagma_jax.exchange.pool import Pool
 from wagma_jax.exchange.replay.steps import Steps
 from wagma_jax.exchange.staging import Staging
 from wagma_jax.exchange.storage import Buffers
@@ -41,7 +41,7 @@ class GossipRun:
         self._staging, self._steps, self._first = staging, steps, start.first_round
         self._schedule = GossipSchedule(start.num_workers, ast.literal_eval(start.options["shifts"]))
         self._mixing = _mixing(start)
-        self._compute = Formulas(staging.layouts, staging.device, Holds(0))
+        self._compute = Formulas(staging.layouts, staging.device, Pool(0))
         self._programs = [
             collections.deque(entry for entry in part.trainer if isinstance(entry, Call | ConsensusCall))
             for part in parts
