@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 from contexts import CONTEXTS
+from papers import reference
 
 import wagma_jax as wagma
 from wagma_jax.algorithms import ALGORITHMS, Settings, build, default_group_size, find
@@ -72,35 +73,6 @@ def trained(name, num_workers, steps, *, context="vmap", dtype=np.float32, optio
         np.testing.assert_array_equal(params["n"], np.arange(num_workers))  # integers stay local
         models.append(np.asarray(params["w"], np.float64))
     return models, np.asarray(targets, np.float64), state
-
-
-def reference(name, num_workers, steps, targets, overlap=0):
-    """The same in NumPy, from the papers, by loops over workers."""
-    P, models = num_workers, []
-    x, w = np.zeros((P, 3)), np.ones(P)
-    hops = [2**k for k in range(20) if 2**k < P]  # SGP: worker i sends to i + 2^k
-    on_way: list[tuple[int, np.ndarray, float]] = []  # (to, half of x, half of w)
-    for t in range(steps):
-        z = x / w[:, None]
-        stepped = x - 0.1 * (z - targets)
-        if name == "dpsgd":  # Lian et al., algorithm 1
-            neighbours = [sorted({(i - 1) % P, i, (i + 1) % P}) for i in range(P)]
-            x = np.array([x[n].mean(0) for n in neighbours]) - 0.1 * (x - targets)
-        elif name == "sgp" and P > 1:  # Assran et al., algorithms 1 and 2
-            new = [((i + hops[t % len(hops)]) % P, stepped[i] / 2, w[i] / 2) for i in range(P)]
-            x, w = stepped / 2, w / 2
-            for to, half, weight in on_way if overlap else new:
-                x[to] += half
-                w[to] += weight
-            on_way = new
-        elif name in ("allreduce", "eager"):
-            x = x - 0.1 * (x - targets).mean(0)
-        else:
-            x = stepped
-            if name == "local" and (t + 1) % 4 == 0:
-                x = np.broadcast_to(x.mean(0), x.shape)
-        models.append(x / w[:, None])
-    return models
 
 
 CASES = [("allreduce", {}), ("eager", {}), ("local", {}), ("dpsgd", {}), ("sgp", {}), ("sgp", {"overlap": 1})]

@@ -18,7 +18,7 @@ from typing import Any
 import tyro
 
 from benchmarks.machine import describe
-from benchmarks.peers.adapters import PEERS
+from benchmarks.peers.adapters import LATE_CALLS, PEERS
 from train import console
 from train.markdown import table
 
@@ -117,7 +117,9 @@ def _processes(python: Path, words: Sequence[str], config: Config) -> tuple[int,
         for rank in range(config.processes)
     )
     waits = "s=0; for p in $(jobs -p); do wait $p || s=$?; done; exit $s"
-    return _run(["bash", "-c", f"{script} & {waits}"], os.environ | {"OMP_NUM_THREADS": "1"}, config.limit_seconds)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # or torch is compiled anew by every process
+    return _run(["bash", "-c", f"{script} & {waits}"], environment, config.limit_seconds)
 
 
 def _run(command: Sequence[str], environment: dict[str, str], limit: float) -> tuple[int, str]:
@@ -148,7 +150,7 @@ def _last(output: str, marks: Sequence[str]) -> str:
 
 
 def summarize(measured: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Milliseconds of a call, of the slowest process; and seconds that the others took longer while one was late."""
+    """Milliseconds of a call, of the slowest process; seconds that calls of the others took longer with one late."""
     times = [1e3 * max(one) for one in zip(*(found["times"] for found in measured), strict=True)]
     others = [seconds for found in measured[:-1] for seconds in found["late"]]
     usual = statistics.median(times) / 1e3
@@ -157,8 +159,8 @@ def summarize(measured: Sequence[dict[str, Any]]) -> dict[str, float]:
         "ms": statistics.median(times),
         "ms_q1": quartiles[0],
         "ms_q3": quartiles[2],
-        "waited_seconds": max(statistics.median(others) - usual, 0.0),
-        "waited_longest": max(max(others) - usual, 0.0),
+        "waited_seconds": max(statistics.median(others) - LATE_CALLS * usual, 0.0),
+        "waited_longest": max(max(others) - LATE_CALLS * usual, 0.0),
     }
 
 
@@ -205,4 +207,5 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the peer in progress ends as well
     main(tyro.cli(Config, description=str(__doc__)))

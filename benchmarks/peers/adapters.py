@@ -12,6 +12,8 @@ import os
 import time
 
 LEAVES = 16
+LATE_CALLS = 3
+"""Calls in a row with one process late: some peers wait for the messages of a call in the next one."""
 
 
 class Torch:

@@ -1,7 +1,7 @@
 """One process of a peer: ``worker.py PEER FLOATS REPEATS LATE_SECONDS OUT [RANK SIZE PORT]``.
 
-Writes seconds per call to ``OUT/RANK.json``: of calls that all begin together, and of calls for which the last process
-is late. Without a rank, it is that of MPI.
+Writes seconds to ``OUT/RANK.json``: of calls that all begin together, and of some calls in a row before which the last
+process is late. Without a rank, it is that of MPI.
 """
 
 import json
@@ -9,7 +9,7 @@ import pathlib
 import sys
 import time
 
-from adapters import PEERS  # pyright: ignore[reportMissingImports]
+from adapters import LATE_CALLS, PEERS  # pyright: ignore[reportMissingImports]
 
 WARM_UP = 2
 
@@ -33,7 +33,7 @@ def main(name, floats, repeats, late, out, *place):
         peer.barrier()
         if rank == size - 1:
             time.sleep(float(late))
-        waits.append(_timed(peer))
+        waits.append(sum(_timed(peer) for _ in range(LATE_CALLS)))
     pathlib.Path(out, f"{rank}.json").write_text(json.dumps({"times": times, "late": waits}))
     peer.close()
 

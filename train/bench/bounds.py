@@ -12,6 +12,7 @@ from train.bench.virtual import Rule, Wait
 from train.options import RunOptions
 from train.stragglers import Straggler
 from train.task import Task
+from wagma_jax.bipartite import PairSchedule
 from wagma_jax.gossip import GossipSchedule
 from wagma_jax.schedule import GroupSchedule
 
@@ -75,7 +76,9 @@ def step_times(straggler: Straggler, seed: int, reference: Mapping[str, Any], st
 
 def rule_of(options: RunOptions) -> Rule | None:
     """Whom the workers of a run wait for with ``clock="step"``; None: not known."""
-    schedule = options.strategy().schedule
+    schedule = options.averaging_schedule()
+    if isinstance(schedule, PairSchedule):
+        return lambda worker, round_: None
     if isinstance(schedule, GossipSchedule):
         sources = lambda worker, round_: (worker, *schedule.receives_from(worker, round_))
         return lambda worker, round_: Wait(sources(worker, round_), len(sources(worker, round_)))
@@ -92,4 +95,4 @@ def rule_of(options: RunOptions) -> Rule | None:
 
 
 def _sync_period(options: RunOptions) -> int | None:
-    return options.strategy().schedule.sync_period
+    return options.averaging_schedule().sync_period

@@ -153,6 +153,7 @@ def parsed(case: Case) -> RunOptions:
     try:
         options = _parsed(case.module, *words, *case.extra)
         options.check()
+        options.averaging_schedule()
     except ValueError as error:
         raise ValueError(f"{case.title}: {error}") from None
     except SystemExit:  # the parser has said why

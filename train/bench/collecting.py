@@ -64,6 +64,7 @@ def collect(plan: Plan, cases: Sequence[Case], out: Path, stopped: Sequence[Stop
         "name": plan.name,
         "title": plan.title,
         "baseline": plan.baseline,
+        "extra": list(plan.extra),
         "seeds": list(plan.seeds),
         "scenarios": {label: _described(plan, label) for label in plan.scenarios},
         "machine": machine(),

@@ -33,6 +33,8 @@ def markdown(found: Found) -> str:
     """The whole report."""
     parts = [f"# {found['title']}"]
     machine = found["machine"]
+    if found["extra"]:
+        parts.append(f"With other options than the plan's: `{' '.join(found['extra'])}`.")
     parts.append(
         f"{_count(len(found['seeds']), 'seed')} ({', '.join(map(str, found['seeds']))}), {machine['cpu_count']} CPU "
         f"cores, JAX {machine['jax']}, {machine['date']}. "

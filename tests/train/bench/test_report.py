@@ -119,6 +119,8 @@ def test_the_table_is_that_of_the_json(found):
     assert lost[0] == "60"
     assert lost[-2:] == ["never", "never"]
     assert "3 seeds (0, 1, 2)" in text
+    assert "other options" not in text
+    assert "the plan's: `--steps 9`." in report.markdown({**found, "extra": ["--steps", "9"]})
     assert "*slow*: straggler fixed:1:0.3." in text
     assert "- toy / none / lost / seed 1: failed, status 1, in x.log:" in text
     assert "that reaches error 0.3000" in " ".join(text.split())

@@ -65,6 +65,8 @@ def test_who_waits_for_whom():
     assert by(algorithm="wagma", group_size=2)(0, 0) is None
     assert by(algorithm="wagma", group_size=2, quorum=2)(1, 0) == Wait((0, 1), 2)
     assert sorted(by(algorithm="dpsgd")(1, 0).members) == [0, 1, 2]
+    assert by(algorithm="adpsgd")(1, 0) is None
+    assert by(algorithm="eager", sync_period=3)(0, 2) == Wait((0, 1, 2, 3), 4)
     assert sorted(by(algorithm="sgp")(0, 1).members) == [0, 2]
 
 
