@@ -88,7 +88,7 @@ TRANSFORMERS: dict[str, TransformerConfig] = {
 "base" and "big" are those of the paper's Table 3. They have 44.1 and 176.4 million parameters (matrices, biases and
 normalizations) beside the embedding, which is counted once. The vocabularies are those with which all counts of
 Table 3 come out as printed: 65 and 213 million in all. The paper's text says about 37,000 tokens, with which "base" has
-63.1 million, and "big" 214.3 million.
+63.1 million, and "big" 214.2 million.
 """
 
 
