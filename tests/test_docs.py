@@ -256,18 +256,24 @@ def summary(folder):
     return json.loads((folder / "summary.json").read_text())
 
 
+def module_of(page, name, tmp_path, monkeypatch):
+    """The module that the Python blocks of a page are, in a file of its own."""
+    path = tmp_path / f"{name}.py"
+    path.write_text("\n".join(re.findall(r"```python\n(.*?)```", PAGES[page], re.DOTALL)))
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, name, module)
+    spec.loader.exec_module(module)
+    return module, path
+
+
 def test_the_workload_trains_resumes_and_is_evaluated(tmp_path, monkeypatch, capsys):
     commands = "".join(blocks("workload", "commands"))
     alone = re.findall(r"^python -m rings (.*)$", commands, re.MULTILINE)
     launched = re.findall(r"^wagma launch -n 2 -- python -m rings (.*)$", commands, re.MULTILINE)
     assert len(alone) == 3
     assert len(launched) == 1
-    path = tmp_path / "rings.py"
-    path.write_text("\n".join(re.findall(r"```python\n(.*?)```", PAGES["workload"], re.DOTALL)))
-    spec = importlib.util.spec_from_file_location("rings", path)
-    rings = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "rings", rings)
-    spec.loader.exec_module(rings)
+    rings, path = module_of("workload", "rings", tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     for command in alone:
         rings.run.main(rings.WORKLOAD, [*command.split(), *([] if "--evaluate" in command else ["--no-picture"])])
@@ -288,12 +294,7 @@ def test_the_workload_trains_resumes_and_is_evaluated(tmp_path, monkeypatch, cap
 
 
 def test_the_algorithm_of_ones_own_runs_over_both_transports(tmp_path, monkeypatch):
-    path = tmp_path / "hierarchical.py"
-    path.write_text("\n".join(re.findall(r"```python\n(.*?)```", PAGES["algorithms"], re.DOTALL)))
-    spec = importlib.util.spec_from_file_location("hierarchical", path)
-    own = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "hierarchical", own)
-    spec.loader.exec_module(own)
+    own, path = module_of("algorithms", "hierarchical", tmp_path, monkeypatch)
     with pytest.raises(ValueError, match="wait of hierarchical must be 0 or 1, got 2: 1 waits"):
         own.HierarchicalOptions(2)
 

@@ -14,6 +14,7 @@ from wagma_jax.averaging import PolicyFunction
 from wagma_jax.exchange import callbacks, children, isolation, offsets, startup, transformation
 from wagma_jax.exchange.calls import Calls
 from wagma_jax.exchange.engine import Engine
+from wagma_jax.exchange.finite import OnNonfinite, is_finite
 from wagma_jax.exchange.gathering import Gathering
 from wagma_jax.exchange.preparation import Prepared, prepare, record_start
 from wagma_jax.exchange.storage import Buffers
@@ -37,6 +38,7 @@ class Exchange:
 
     rank: int
     info: "Info"
+    _on_nonfinite: OnNonfinite = "share"
 
     def _begin(
         self,
@@ -222,12 +224,7 @@ class Exchange:
         """
         self._finish_steps()
         with self._call("state"):
-            if self._stands is None:
-                raise RuntimeError(
-                    "state() was called while others may be training: call it after a sync round, meet() or "
-                    "consensus(), before the next average()"
-                )
-            return self._saved(self._stands)
+            return self._saved(self._check_standstill("state()", "a sync round, meet() or consensus()"))
 
     def as_transformation(self, every: int = 1) -> optax.GradientTransformationExtraArgs:
         """``average`` as the last link of an optax chain, for a jitted step: ``optax.chain(inner, this)``.
@@ -296,6 +293,18 @@ class Exchange:
         raise NotImplementedError
 
     # helpers
+
+    def _check_standstill(self, call: str, places: str) -> int:
+        """The round after which all stand still; RuntimeError where this trainer has gone on since."""
+        if self._stands is None:
+            raise RuntimeError(
+                f"{call} was called while others may be training: call it after {places}, before the next average()"
+            )
+        return self._stands
+
+    def _finite(self, model: Buffers) -> Buffers | None:
+        """The model; None if it is to be skipped."""
+        return model if self._on_nonfinite == "share" or is_finite(model) else None
 
     def _warn_of_own_start(self) -> None:
         """At the first call of ``average``."""

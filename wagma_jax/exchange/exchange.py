@@ -13,14 +13,13 @@ from wagma_jax.exchange.alone import Alone
 from wagma_jax.exchange.base import Exchange, HandedIn
 from wagma_jax.exchange.deferred import Deferred
 from wagma_jax.exchange.engine import Engine
-from wagma_jax.exchange.finite import OnNonfinite, is_finite
+from wagma_jax.exchange.finite import OnNonfinite
 from wagma_jax.exchange.gathering import Gathering
 from wagma_jax.exchange.info import MERGE_NAMES, ExchangeInfo, describe
 from wagma_jax.exchange.models import Taken
 from wagma_jax.exchange.preparation import Prepared
 from wagma_jax.exchange.schedules import DEFAULT_SYNC_PERIOD
 from wagma_jax.exchange.standing import Standing
-from wagma_jax.exchange.storage import Buffers
 from wagma_jax.exchange.tallies import check_tally
 from wagma_jax.ledger import entries
 from wagma_jax.protocol.rounds import Clock
@@ -122,7 +121,7 @@ class GroupExchange(Exchange):
     def _opened(self, arguments: startup.Arguments) -> None:
         standing = arguments.standing
         self.schedule: GroupSchedule = arguments.own.schedule
-        self._on_nonfinite: OnNonfinite = arguments.own.on_nonfinite
+        self._on_nonfinite = arguments.own.on_nonfinite
         # the version of the publication if that is what the last call returned
         self._returned: int | None = standing.version if arguments.published is None else None
         self.info = ExchangeInfo(standing.round, False, False, 0, 0.0, (), (), standing.base)
@@ -233,10 +232,6 @@ class GroupExchange(Exchange):
             return True
         # whether a model is finite can only be seen where it is whole
         return self._on_nonfinite == "skip" or self._engine.leads_to_sync(self._counter)
-
-    def _finite(self, model: Buffers) -> Buffers | None:
-        """The model; None if it is to be skipped."""
-        return model if self._on_nonfinite == "share" or is_finite(model) else None
 
     def _merged(self, taken: Taken) -> Any:
         """The new tree; notes which round's result is in it."""

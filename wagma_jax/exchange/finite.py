@@ -18,6 +18,12 @@ def check_choice(on_nonfinite: str) -> None:
         raise ValueError(f"on_nonfinite must be 'share' or 'skip', got {on_nonfinite!r}")
 
 
+def check_start(on_nonfinite: str, *models: Buffers) -> None:
+    """Raises ValueError if a model to start from is not finite where such models are skipped."""
+    if on_nonfinite == "skip" and not all(map(is_finite, models)):
+        raise ValueError("params must be finite with on_nonfinite='skip', got NaN or infinity: start from others")
+
+
 def is_finite(buffers: Buffers) -> bool:
     """Whether all values of a model are finite."""
     return not buffers or bool(_compiled(buffers[0].sharding)(buffers))

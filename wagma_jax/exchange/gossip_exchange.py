@@ -20,7 +20,7 @@ from wagma_jax.exchange.finite import OnNonfinite
 from wagma_jax.exchange.gathering import Gathering
 from wagma_jax.exchange.gossip_engine import GossipEngine, Holding
 from wagma_jax.exchange.info import ExchangeInfo
-from wagma_jax.exchange.preparation import Prepared
+from wagma_jax.exchange.preparation import Prepared, exchange_once
 from wagma_jax.exchange.staging import Staging
 from wagma_jax.exchange.standing import Standing
 from wagma_jax.exchange.storage import storage_dtype, sum_dtype
@@ -149,8 +149,7 @@ class GossipExchange(Exchange):
 
     def _make_engine(self, gathering: Gathering, arguments: startup.Arguments, prepared: Prepared) -> Engine:
         own, staging, standing = arguments.own, arguments.staging, arguments.standing
-        if own.on_nonfinite == "skip" and not finite.is_finite(prepared.model):
-            raise ValueError("params must be finite with on_nonfinite='skip', got NaN or infinity: start from others")
+        finite.check_start(own.on_nonfinite, prepared.model)
         weight = np.float32(standing.kept.get("weight", 1))
         if not 0 < weight <= 2:
             raise ValueError(f"state must be what GossipExchange.state() returned, got the weight {weight}")
@@ -169,16 +168,13 @@ class GossipExchange(Exchange):
         staging.warm_up(prepared.model, arguments.leaves)
         engine.warm_up()
         everyone = tuple(range(own.schedule.num_workers))
-        prepared.wire.prepare(everyone, prepared.model)
-        gathering.barrier()  # before anybody waits inside of an exchange
-        arguments_of_one = everyone, 1, (-1, -1), prepared.model, prepared.wire.memory(prepared.model)
-        gathering.run(functools.partial(prepared.wire.exchange, *arguments_of_one))
+        exchange_once(gathering, prepared.wire, [(everyone, -1, prepared.model)])
         return engine
 
     def _opened(self, arguments: startup.Arguments) -> None:
         self.schedule: GossipSchedule = arguments.own.schedule
         self._lag: int = arguments.own.mixing.lag
-        self._on_nonfinite: OnNonfinite = arguments.own.on_nonfinite
+        self._on_nonfinite = arguments.own.on_nonfinite
         self.info = ExchangeInfo(arguments.standing.round, False, False, 0, 0.0, (), (), self._base)
 
     def average(self, params: Any, tally: Sequence[int] = ()) -> tuple[Any, ExchangeInfo]:
@@ -207,11 +203,11 @@ class GossipExchange(Exchange):
             if self.schedule.num_workers == 1 and not transformation.in_step():
                 t = self._engine.pass_alone(self._counter)
                 return params, self._done(t, (), (entered, entered, entered), {}, nonfinite=False)
-            model = self._staging.pack(leaves)
-            nonfinite = self._on_nonfinite == "skip" and not finite.is_finite(model)
+            model = self._finite(self._staging.pack(leaves))
+            nonfinite = model is None
             ready = time.perf_counter()
             self._call.count_on()
-            t = self._engine.arrive(None if nonfinite else model, self._counter)
+            t = self._engine.arrive(model, self._counter)
             self._start = None
             del model, params
             mixed, sources, waits = self._engine.take(t, self.timeout_seconds)
@@ -222,21 +218,17 @@ class GossipExchange(Exchange):
     def share(self, tree: Any) -> Any:
         """See ``Exchange.share``: the model, its push-sum weight, and what is on its way, as one."""
         with self._call("share"):
-            if self._stands is None:
-                raise RuntimeError(
-                    "share() was called while others may be training: call it after meet() or consensus(), before the "
-                    "next average()"
-                )
+            self._check_standstill("share()", "meet() or consensus()")
             leaves = self._staging.check(tree)
             return self._staging.unpack(leaves, self._engine.share(self._staging.pack(leaves)))
 
     # what the calls that rest need to know
 
     def _hand_in(self, leaves: list[Any]) -> HandedIn:
-        model = self._staging.pack(leaves)
-        if self._on_nonfinite == "share" or finite.is_finite(model):
-            return HandedIn(model)
-        return HandedIn(self._staging.copy(self._engine.held.taken), is_stand_in=True)
+        model = self._finite(self._staging.pack(leaves))
+        if model is None:
+            return HandedIn(self._staging.copy(self._engine.held.taken), is_stand_in=True)
+        return HandedIn(model)
 
     def _saved(self, round_: int) -> dict[str, Any]:
         held, came = self._engine.holding()

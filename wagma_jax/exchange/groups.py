@@ -1,14 +1,13 @@
 """What ``GroupExchange`` is made of: its own arguments, and the start of its engine."""
 
 import dataclasses
-import functools
 from typing import Any, NamedTuple
 
 from wagma_jax.exchange import finite, schedules
 from wagma_jax.exchange.finite import OnNonfinite
 from wagma_jax.exchange.gathering import Gathering
 from wagma_jax.exchange.models import Models
-from wagma_jax.exchange.preparation import Prepared
+from wagma_jax.exchange.preparation import Prepared, exchange_once
 from wagma_jax.exchange.rounds import RoundsEngine
 from wagma_jax.exchange.staging import Staging
 from wagma_jax.exchange.startup import Arguments, between, check_clock
@@ -78,8 +77,7 @@ def make_engine(gathering: Gathering, arguments: Arguments, prepared: Prepared) 
     """
     own, staging, standing = arguments.own, arguments.staging, arguments.standing
     model, published = prepared.model, prepared.published
-    if own.on_nonfinite == "skip" and not (finite.is_finite(model) and finite.is_finite(published)):
-        raise ValueError("params must be finite with on_nonfinite='skip', got NaN or infinity: start from others")
+    finite.check_start(own.on_nonfinite, model, published)
     warm_up(gathering, prepared.wire, staging, own.schedule, model, arguments.leaves)
     return RoundsEngine(
         Rounds(GroupPlan(own.schedule, own.quorum), gathering.rank, own.clock),
@@ -104,10 +102,4 @@ def warm_up(
             rounds.setdefault(schedule.groups(t), t)
     exchanges = [(schedule.group_of(rank, t), t, ordinary) for t in rounds.values()]
     exchanges.append((everyone, -1, model))
-    for group, _, buffers in exchanges:
-        wire.prepare(group, buffers)
-    gathering.barrier()  # before anybody waits inside of an exchange
-    for group, t, buffers in exchanges:
-        arguments = group, 1, (t, -1), buffers, wire.memory(buffers)
-        gathering.run(functools.partial(wire.exchange, *arguments))
-        del arguments
+    exchange_once(gathering, wire, exchanges)

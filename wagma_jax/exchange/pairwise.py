@@ -1,7 +1,6 @@
 """Asynchronous averaging in pairs for training scripts (AD-PSGD): one object per process."""
 
 import dataclasses
-import functools
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,13 +13,12 @@ from wagma_jax.bipartite import Graph, PairSchedule
 from wagma_jax.exchange import finite, startup
 from wagma_jax.exchange.base import Exchange, HandedIn
 from wagma_jax.exchange.engine import Engine
-from wagma_jax.exchange.finite import OnNonfinite, is_finite
+from wagma_jax.exchange.finite import OnNonfinite
 from wagma_jax.exchange.gathering import Gathering
 from wagma_jax.exchange.info import MERGE_NAMES
 from wagma_jax.exchange.pairs import PairsEngine
-from wagma_jax.exchange.preparation import Prepared
+from wagma_jax.exchange.preparation import Prepared, exchange_once
 from wagma_jax.exchange.standing import Standing
-from wagma_jax.exchange.storage import Buffers
 from wagma_jax.exchange.tallies import check_tally
 from wagma_jax.ledger import entries
 from wagma_jax.protocol.messages import Tally
@@ -175,11 +173,7 @@ class PairwiseExchange(Exchange):
     def share(self, tree: Any) -> Any:
         """See ``Exchange.share``: the live model, with what others have averaged into it since the last call."""
         with self._call("share"):
-            if self._stands is None:
-                raise RuntimeError(
-                    "share() was called while others may be training: call it after meet() or consensus(), before the "
-                    "next average()"
-                )
+            self._check_standstill("share()", "meet() or consensus()")
             leaves, (_, live) = self._staging.check(tree), self._engine.standing()
             return tree if live is None else self._staging.unpack(leaves, live)
 
@@ -188,8 +182,7 @@ class PairwiseExchange(Exchange):
     def _make_engine(self, gathering: Gathering, arguments: startup.Arguments, prepared: Prepared) -> Engine:
         own, staging, standing = arguments.own, arguments.staging, arguments.standing
         model, published = prepared.model, prepared.published
-        if own.on_nonfinite == "skip" and not (is_finite(model) and is_finite(published)):
-            raise ValueError("params must be finite with on_nonfinite='skip', got NaN or infinity: start from others")
+        finite.check_start(own.on_nonfinite, model, published)
         engine = PairsEngine(
             Pairwise(own.schedule, gathering.rank, own.clock),
             prepared.wire,
@@ -204,15 +197,12 @@ class PairwiseExchange(Exchange):
         staging.warm_up(model, arguments.leaves)
         engine.warm_up()
         everyone = tuple(range(own.schedule.num_workers))
-        prepared.wire.prepare(everyone, model)
-        gathering.barrier()  # before anybody waits inside of an exchange
-        mean = functools.partial(prepared.wire.exchange, everyone, 1, (-1, -1), model, prepared.wire.memory(model))
-        gathering.run(mean)
+        exchange_once(gathering, prepared.wire, [(everyone, -1, model)])
         return engine
 
     def _opened(self, arguments: startup.Arguments) -> None:
         self.schedule: PairSchedule = arguments.own.schedule
-        self._on_nonfinite: OnNonfinite = arguments.own.on_nonfinite
+        self._on_nonfinite = arguments.own.on_nonfinite
         self.info = PairwiseInfo(arguments.standing.round)
 
     def _hand_in(self, leaves: list[Any]) -> HandedIn:
@@ -223,10 +213,6 @@ class PairwiseExchange(Exchange):
         swaps, model = self._engine.standing()
         published = None if model is None else self._staging.to_arrays(model)
         return Standing(round_, round_, round_, published, {"swaps": swaps}).saved()
-
-    def _finite(self, model: Buffers) -> Buffers | None:
-        """The model; None if its step is dropped."""
-        return model if self._on_nonfinite == "share" or is_finite(model) else None
 
 
 def _swaps(standing: Standing) -> int:

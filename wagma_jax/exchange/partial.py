@@ -1,14 +1,13 @@
 """What ``EagerExchange`` is made of: its own arguments, and the start of its engine."""
 
 import dataclasses
-import functools
 from typing import Any, Literal, NamedTuple, get_args
 
 from wagma_jax.exchange.gathering import Gathering
 from wagma_jax.exchange.increments import Increments
-from wagma_jax.exchange.preparation import Prepared
+from wagma_jax.exchange.preparation import Prepared, exchange_once
 from wagma_jax.exchange.rounds import RoundsEngine
-from wagma_jax.exchange.startup import Arguments, between
+from wagma_jax.exchange.startup import Arguments, between, check_clock
 from wagma_jax.protocol.plan import PartialPlan
 from wagma_jax.protocol.rounds import Clock, Rounds
 from wagma_jax.schedule import GroupSchedule
@@ -71,8 +70,7 @@ class Check:
                 f"quorum is for start='solo', got {quorum} with start='majority', where one worker is waited for: "
                 "leave one of them out"
             )
-        if self.clock not in ("step", "round"):
-            raise ValueError(f"clock must be 'step' or 'round', got {self.clock!r}")
+        check_clock(self.clock)
         period = GroupSchedule(num_workers, num_workers, self.sync_period).sync_period
         return EagerSettings(self.start, seed, quorum, period, self.clock, num_workers)
 
@@ -100,12 +98,6 @@ def make_engine(gathering: Gathering, arguments: Arguments, prepared: Prepared) 
     store.warm_up()
     everyone, ordinary = tuple(range(own.num_workers)), staging.ordinary(prepared.model)
     exchanges = [ordinary, prepared.model] if staging.has_rest else [prepared.model]
-    for buffers in exchanges:
-        wire.prepare(everyone, buffers)
-    gathering.barrier()  # before anybody waits inside of an exchange
-    for buffers in exchanges:
-        exchange = functools.partial(wire.exchange, everyone, 1, (-1, -1), buffers, wire.memory(buffers))
-        gathering.run(exchange)
-        del exchange
+    exchange_once(gathering, wire, [(everyone, -1, buffers) for buffers in exchanges])
     machine = _Machine(plan, gathering.rank, own.clock)
     return RoundsEngine(machine, wire, gathering.comm, store, standing.round + 1, arguments.recorder)

@@ -1,6 +1,8 @@
 """The steps of a start, from arguments that all ranks agree on to equal models."""
 
+import functools
 import platform
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from mpi4py import MPI
@@ -43,6 +45,23 @@ def prepare(gathering: Gathering, arguments: startup.Arguments) -> Prepared:
         model, differs = startup.broadcast(gathering, staging, model)
     published = model if arguments.published is None else arguments.published
     return Prepared(data, Wire(data, staging.device), model, published, differs)
+
+
+def exchange_once(gathering: Gathering, wire: Wire, exchanges: Sequence[tuple[tuple[int, ...], int, Buffers]]) -> None:
+    """Compiles exchanges and makes each of them once, so that no round waits for a compiler; all ranks call it.
+
+    Args:
+        gathering: Of all ranks.
+        wire: Exchanges the buffers.
+        exchanges: The group of this rank, a round that is the same in the whole group, and buffers, for each.
+    """
+    for group, _, buffers in exchanges:
+        wire.prepare(group, buffers)
+    gathering.barrier()  # before anybody waits inside of an exchange
+    for group, t, buffers in exchanges:
+        exchange = functools.partial(wire.exchange, group, 1, (t, -1), buffers, wire.memory(buffers))
+        gathering.run(exchange)
+        del exchange
 
 
 def record_start(gathering: Gathering, arguments: startup.Arguments) -> None:

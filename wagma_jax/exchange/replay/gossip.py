@@ -14,7 +14,7 @@ import numpy as np
 from wagma_jax.exchange.formulas import Formulas
 from wagma_jax.exchange.isolation import own_settings
 from wagma_jax.exchange.pool import Pool
-from wagma_jax.exchange.replay.steps import Steps
+from wagma_jax.exchange.replay.steps import Steps, programs
 from wagma_jax.exchange.staging import Staging
 from wagma_jax.exchange.storage import Buffers
 from wagma_jax.exchange.summing import summed
@@ -42,10 +42,7 @@ class GossipRun:
         self._schedule = GossipSchedule(start.num_workers, ast.literal_eval(start.options["shifts"]))
         self._mixing = _mixing(start)
         self._compute = Formulas(staging.layouts, staging.device, Pool(0))
-        self._programs = [
-            collections.deque(entry for entry in part.trainer if isinstance(entry, Call | ConsensusCall))
-            for part in parts
-        ]
+        self._programs = programs(parts)
         self._mixed = [{entry.round: entry for entry in part.engine if isinstance(entry, Mixed)} for part in parts]
         self._last = max((t for mixed in self._mixed for t in mixed), default=start.first_round - 1)
         self._means = collections.Counter(entry.version for entry in parts[0].engine if isinstance(entry, GlobalMean))

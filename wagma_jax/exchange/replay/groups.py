@@ -7,7 +7,7 @@ from typing import Any
 from wagma_jax.exchange.isolation import isolated, own_settings
 from wagma_jax.exchange.replay import origins
 from wagma_jax.exchange.replay.origins import Consensus, Handed, Key, Model, Total
-from wagma_jax.exchange.replay.steps import Steps
+from wagma_jax.exchange.replay.steps import Steps, programs
 from wagma_jax.exchange.staging import Staging
 from wagma_jax.exchange.storage import Buffers
 from wagma_jax.exchange.summing import summed
@@ -24,10 +24,7 @@ class GroupsRun:
         self._staging = staging
         self._steps = steps
         self._is_sync = parts[0].schedule.is_sync
-        self._programs = [
-            collections.deque(entry for entry in part.trainer if isinstance(entry, Call | ConsensusCall))
-            for part in parts
-        ]
+        self._programs = programs(parts)
         self._groups: dict[tuple[int, int], tuple[int, ...]] = {}  # by (round, rank)
         self._sources: dict[Key, list[Key]] = {}  # of totals and consensus models, in the order of the ranks
         self._read_rounds(parts)

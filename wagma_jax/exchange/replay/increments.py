@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from wagma_jax.averaging import divided
 from wagma_jax.exchange.increments import added
 from wagma_jax.exchange.isolation import isolated
-from wagma_jax.exchange.replay.steps import Steps
+from wagma_jax.exchange.replay.steps import Steps, programs
 from wagma_jax.exchange.staging import Staging
 from wagma_jax.exchange.storage import Buffers
 from wagma_jax.exchange.summing import summed
@@ -39,10 +39,7 @@ class IncrementsRun:
         self._staging, self._steps = staging, steps
         self._is_sync = parts[0].schedule.is_sync
         self._size = len(parts)
-        self._programs = [
-            collections.deque(entry for entry in part.trainer if isinstance(entry, Call | ConsensusCall))
-            for part in parts
-        ]
+        self._programs = programs(parts)
         self._versions = {entry.round: entry.contributed for part in parts for entry in part.rounds}
         first = parts[0].start.first_round - 1
         self._params = [params] * self._size
