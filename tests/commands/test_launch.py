@@ -453,6 +453,16 @@ def test_only_what_rank_0_reads_is_gone_from_the_input(tmp_path):
 
 
 @needs_mpi
+def test_what_a_killed_mpirun_left_does_not_matter():
+    """Its folder has the number of its process, which comes again."""
+    *folders, status = shell("wagma sh -c 'test -d $PMIX_SERVER_TMPDIR && echo $PMIX_SERVER_TMPDIR'")
+    assert status == "0"
+    places = {Path(line.partition(" ")[2]).parent for line in folders}
+    assert [place.name.startswith("wagma-mpirun-") for place in places] == [True], folders
+    assert not any(place.exists() for place in places)
+
+
+@needs_mpi
 def test_closed_descriptors():
     lines = shell("wagma sh -c 'cat; echo hi' <&-")
     assert sorted(lines) == ["0", "[0] hi", "[1] hi"]

@@ -35,9 +35,13 @@ class Facts(NamedTuple):
 
     def add(self, kind: Kind, r: int, sender: int) -> "Facts":
         """With one more fact."""
-        known = {(of, what): who for of, what, who in self.entries}
-        known[r, kind] = known.get((r, kind), 0) | 1 << sender
-        return Facts(tuple((of, what, who) for (of, what), who in sorted(known.items())))
+        said = r, kind, 1 << sender
+        for place, (of, what, who) in enumerate(self.entries):
+            if of == r and what == kind:
+                return Facts((*self.entries[:place], (r, kind, who | 1 << sender), *self.entries[place + 1 :]))
+            if (of, what) > (r, kind):
+                return Facts((*self.entries[:place], said, *self.entries[place:]))
+        return Facts((*self.entries, said))
 
     def who(self, r: int, *kinds: Kind) -> int:
         """The set of those who have said any of this about round r."""

@@ -27,7 +27,7 @@ Reference: Li et al., TPDS 2021, algorithm 2; readiness, FORCE, resting and the 
 
 import dataclasses
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Literal, NamedTuple
 
 from wagma_jax.protocol import tree
@@ -50,7 +50,7 @@ from wagma_jax.protocol.messages import (
     Tally,
     added,
 )
-from wagma_jax.protocol.plan import Plan, Step
+from wagma_jax.protocol.plan import Plan
 
 Clock = Literal["step", "round"]
 
@@ -78,6 +78,17 @@ class State(NamedTuple):
     facts: Facts = Facts()
     tallies: tuple[tuple[int, Tally], ...] = ()
     life: Life = Life()
+
+
+class _Planned(NamedTuple):
+    """A step of the plan; with the other members, and the set of all, if it is no sync round."""
+
+    members: tuple[int, ...]
+    is_sync: bool
+    quorum: int
+    initiator: int | None
+    peers: tuple[int, ...]
+    mask: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +123,7 @@ class Rounds:
         """
         if self.clock == "step":
             return counter + 1
-        if self.plan.is_sync(state.round):
+        if self._planned(state.round).is_sync:
             return state.round
         return max(counter + 1, state.round - 1)
 
@@ -138,7 +149,7 @@ class Rounds:
 
     def is_alone(self, r: int) -> bool:
         """Whether nothing is exchanged in round r, in which this worker is alone."""
-        return not self.plan.is_sync(r) and len(self._planned(r).members) == 1
+        return not self._planned(r).is_sync and len(self._planned(r).members) == 1
 
     def waits_for(self, state: State) -> tuple[int, ...]:
         """The workers without which this engine does not go on, as far as it knows; they may be asked in turn."""
@@ -148,7 +159,7 @@ class Rounds:
         served = self._served(state, r)
         if state.life.resting != Rest.NONE and not served:
             return self.lifecycle.missing(state.life)
-        if self.plan.is_sync(r):
+        if self._planned(r).is_sync:
             if state.life.pledged:
                 return self.lifecycle.and_first((tree.parent(self.worker),))
             own = () if served else (self.worker,)
@@ -158,7 +169,7 @@ class Rounds:
         if initiator is not None and not self._activated(state, r):
             return (initiator,)
         standing = self._standing(state, r) if self._activated(state, r) else state.facts.who(r, Kind.ARRIVED)
-        return tuple(workers_of(self._mask(r) & ~standing))
+        return tuple(workers_of(self._planned(r).mask & ~standing))
 
     @functools.cached_property
     def lifecycle(self) -> Lifecycle:
@@ -172,7 +183,7 @@ class Rounds:
         return self._add_tally(state, event.round, event.tally)
 
     def _add_tally(self, state: State, r: int, tally: Tally) -> State:
-        if not tally or r < state.round or not self.plan.is_sync(r):
+        if not tally or r < state.round or not self._planned(r).is_sync:
             return state
         return self._with_tally(state, r, added([_tally_of(state, r), tally]))
 
@@ -221,7 +232,7 @@ class Rounds:
             return self._enter(state, self.lifecycle.called_to(state.life), actions)
         if state.life.aborted and not state.life.woken:
             return self._wind_up(state, actions)
-        return self._sync_round(state, actions) if self.plan.is_sync(state.round) else self._round(state, actions)
+        return self._sync_round(state, actions) if self._planned(state.round).is_sync else self._round(state, actions)
 
     def _pass_alone(self, state: State) -> State:
         """Passes the rounds in which this worker is alone, as far as its trainer has come, or others call."""
@@ -244,7 +255,7 @@ class Rounds:
         same of each other: a promise before the ABORT, or an ABORT without one.
         """
         r = state.round
-        if self.plan.is_sync(r):
+        if self._planned(r).is_sync:
             if state.facts.who(r, Kind.GO):
                 return self._enter(state, self._sync_exchange(state), actions)
             waits = state.life.pledged and not state.life.final
@@ -252,8 +263,8 @@ class Rounds:
             standing = self._standing(state, r)
             promised = bool(standing >> self.worker & 1)
             if promised and self._all_ready(state, r):
-                return self._enter(state, Exchange(r, self._group(r)), actions)
-            missing = self._mask(r) & ~standing
+                return self._enter(state, Exchange(r, self._planned(r).members), actions)
+            missing = self._planned(r).mask & ~standing
             waits = promised and not missing & mask_of(state.life.aborted)
         if waits or self.lifecycle.waits_to_wake(state.life):
             return state
@@ -266,16 +277,16 @@ class Rounds:
     def _round(self, state: State, actions: list[Action]) -> State:
         r = state.round
         if self._served(state, r):
-            state = self._say(state, Kind.ARRIVED, r, self._peers(r), actions)
+            state = self._say(state, Kind.ARRIVED, r, self._planned(r).peers, actions)
         if not self._activated(state, r) and self._later_activated(state):
-            state = self._say(state, Kind.FORCE, r, self._peers(r), actions)
+            state = self._say(state, Kind.FORCE, r, self._planned(r).peers, actions)
         if not self._activated(state, r):
             return state
         if not self._standing(state, r) >> self.worker & 1:
-            state = self._say(state, Kind.READY, r, self._peers(r), actions)
+            state = self._say(state, Kind.READY, r, self._planned(r).peers, actions)
         if not self._all_ready(state, r):
             return state
-        return self._enter(state, Exchange(r, self._group(r)), actions)
+        return self._enter(state, Exchange(r, self._planned(r).members), actions)
 
     def _sync_round(self, state: State, actions: list[Action]) -> State:
         k = state.round
@@ -305,7 +316,7 @@ class Rounds:
 
     def _sync_exchange(self, state: State) -> Exchange:
         """The exchange of the current round, with the sums that came with GO."""
-        return Exchange(state.round, self._group(state.round), _tally_of(state, state.round))
+        return Exchange(state.round, self._planned(state.round).members, _tally_of(state, state.round))
 
     def _served(self, state: State, r: int) -> bool:
         """Whether the trainer counts as arrived at round r."""
@@ -322,11 +333,11 @@ class Rounds:
     def _later_activated(self, state: State) -> bool:
         if self.clock == "round" and state.called > state.round:
             return True
-        later = (r for r in state.facts.rounds() if r > state.round and not self.plan.is_sync(r))
+        later = (r for r in state.facts.rounds() if r > state.round and not self._planned(r).is_sync)
         return any(self._activated(state, r) for r in later)
 
     def _all_ready(self, state: State, r: int) -> bool:
-        return not self._mask(r) & ~self._standing(state, r) & ~(1 << self.worker)
+        return not self._planned(r).mask & ~self._standing(state, r) & ~(1 << self.worker)
 
     def _standing(self, state: State, r: int) -> int:
         return state.facts.who(r, Kind.ARRIVED, Kind.FORCE, Kind.READY)
@@ -350,17 +361,18 @@ class Rounds:
         actions.extend(Send(dest, Message(kind, r, tally=tally)) for dest in dests)
         return state._replace(facts=state.facts.add(kind, r, self.worker))
 
-    def _planned(self, r: int) -> Step:
-        return self.plan.step(self.worker, r)
+    @functools.cached_property
+    def _planned(self) -> Callable[[int], "_Planned"]:
+        """Round r. Remembered here, since every event asks for it several times: a plan's own memory hashes the plan."""
 
-    def _group(self, r: int) -> tuple[int, ...]:
-        return self._planned(r).members
+        def planned(r: int) -> _Planned:
+            step = self.plan.step(self.worker, r)
+            if step.is_sync:  # of all, who may be many, and talk along a tree
+                return _Planned(*step, (), 0)
+            peers = tuple(member for member in step.members if member != self.worker)
+            return _Planned(*step, peers, mask_of(step.members))
 
-    def _peers(self, r: int) -> tuple[int, ...]:
-        return tuple(worker for worker in self._group(r) if worker != self.worker)
-
-    def _mask(self, r: int) -> int:
-        return _mask_of_group(self.plan, self.worker, r)
+        return functools.lru_cache(maxsize=256)(planned)
 
     @functools.cached_property
     def _children(self) -> int:
@@ -370,8 +382,3 @@ class Rounds:
 
 def _tally_of(state: State, r: int) -> Tally:
     return next((tally for of, tally in state.tallies if of == r), ())
-
-
-@functools.lru_cache(maxsize=256)
-def _mask_of_group(plan: Plan, worker: int, r: int) -> int:
-    return mask_of(plan.step(worker, r).members)

@@ -70,6 +70,11 @@ def run(job: Job, *, root: str = "/") -> int:
         for opened in (pipes, offer):
             if opened:
                 stack.callback(opened.close)
+        if mpi.is_open_mpi:
+            # Killed mpiruns leave folders that are named by their process number. If the number comes again, the next
+            # mpirun fails ("listener thread failed to start"), so each gets a place of its own.
+            place = tempfile.TemporaryDirectory(prefix="wagma-mpirun-", ignore_cleanup_errors=True)
+            environment.setdefault("PRTE_MCA_prte_local_tmpdir_base", stack.enter_context(place))
         hosts = ""
         if mpi.is_open_mpi and needs_hostfile(job):
             file = stack.enter_context(tempfile.NamedTemporaryFile("w", prefix="wagma-hosts-"))
