@@ -7,6 +7,7 @@ computation that donates it, or to the trainer. Fresh pages are what costs in la
 """
 
 import collections
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -23,6 +24,12 @@ Signature = tuple[tuple[int, Any], ...]
 class _Held(NamedTuple):
     buffer: jax.Array
     holds: int
+
+
+@functools.lru_cache(maxsize=64)
+def _counted(wanted: Signature) -> tuple[tuple[tuple[int, Any], int], ...]:
+    """Which buffers a signature has, and how many of each."""
+    return tuple(collections.Counter(wanted).items())
 
 
 def signature(buffers: Buffers) -> Signature:
@@ -93,11 +100,8 @@ class Pool:
 
     def has(self, wanted: Signature, releasing: Sequence[jax.Array] = ()) -> bool:
         """Whether there is memory of a signature, or will be once one more holder has released ``releasing``."""
-        there = collections.Counter(signature(tuple(each for each in releasing if self._holds(each) == 1)))
-        return all(
-            count <= there[shape] + len(self._free.get(shape, ()))
-            for shape, count in collections.Counter(wanted).items()
-        )
+        there = [(each.size, each.dtype) for each in releasing if self._holds(each) == 1]
+        return all(count <= there.count(kind) + len(self._free.get(kind, ())) for kind, count in _counted(wanted))
 
     def take(self, wanted: Signature) -> Buffers | None:
         """Free memory of a signature, which the caller holds; None if there is not enough."""
