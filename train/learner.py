@@ -7,6 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from train import moments
+from train.moments import Moments
+from train.pytrees import as_shapes
 from train.task import Mean, Model, Task
 
 
@@ -47,12 +50,14 @@ class Learner:
         optimizer: The local optimizer; its ``update`` takes ``share``.
         exchanges: What workers combine: "models" after the local step, or "gradients" before it.
         seed: Of all that steps draw.
+        moments: Which of the optimizer's moments travel with models, and when they are averaged.
     """
 
     task: Task
     optimizer: optax.GradientTransformationExtraArgs
     exchanges: Literal["models", "gradients"]
     seed: int
+    moments: Moments = "local"
 
     def optimizer_state(self, model: Model) -> Any:
         """The optimizer's state before the first step."""
@@ -62,10 +67,19 @@ class Learner:
         """The workload's local state of a worker (its index, int32 []) that begins at this step."""
         return self.task.carry(self._key(jnp.asarray(-1 - first_step, jnp.int32), worker))
 
-    def exchanged(self, model: Model) -> Any:
-        """A tree with the structure, shapes and dtypes of those that are exchanged."""
+    def check(self) -> None:
+        """Raises ValueError if the optimizer has no such moments; nothing is compiled."""
+        jax.eval_shape(lambda model: self.exchanged(model, self.optimizer_state(model)), as_shapes(self.task.like))
+
+    def exchanged(self, model: Model, optimizer: Any) -> Any:
+        """A tree with the structure, shapes and dtypes of those that are exchanged, at the first step or any other.
+
+        Raises:
+            ValueError: The optimizer has no such moments.
+        """
         if self.exchanges == "models":
-            return model
+            chosen = moments.select(optimizer, self.moments)
+            return {**model, moments.KEY: chosen} if chosen else model
         return {"params": jax.tree.map(jnp.zeros_like, model["params"]), "stats": model["stats"]}
 
     def before(
@@ -87,12 +101,13 @@ class Learner:
         """
         key = self._key(step, worker)
         if self.task.updates_per_step > 1:
-            return self._several(model, optimizer, carry, batch, key, share)
+            model, optimizer, carry, metrics = self._several(model, optimizer, carry, batch, key, share)
+            return self.exchanged(model, optimizer), optimizer, carry, metrics
         made = self.task.gradients(model, carry, batch, key)
         if self.exchanges == "gradients":
             return {"params": made.grads, "stats": made.stats}, optimizer, made.carry, made.metrics
         model, optimizer = self._apply(made.grads, made.stats, model, optimizer, share)
-        return model, optimizer, made.carry, made.metrics
+        return self.exchanged(model, optimizer), optimizer, made.carry, made.metrics
 
     def _several(
         self, model: Model, optimizer: Any, carry: Any, batch: Any, key: jax.Array, share: jax.Array
@@ -114,7 +129,10 @@ class Learner:
         """The second half of a step: maps what the exchange returned to (model, optimizer's state)."""
         if self.exchanges == "gradients":
             return self._apply(combined["params"], combined["stats"], model, optimizer, share)
-        return combined, optimizer
+        if self.moments == "local":
+            return combined, optimizer
+        model = {name: part for name, part in combined.items() if name != moments.KEY}
+        return model, moments.replace(optimizer, combined[moments.KEY])
 
     def square_distance(self, sent: Any, combined: Any) -> jax.Array:
         """float32 []: squared distance by which the exchange moved the parameters; that to the consensus at a sync."""

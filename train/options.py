@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from train import lateness, stragglers
+from train import lateness, moments, stragglers
 from train.budget import Length
 from train.data.order import Sampling
 from train.fields import Checked, flag, option
 from train.files import write_whole
+from train.moments import Moments
 from wagma_jax.algorithms import ALGORITHMS, DEFAULT, Settings, Strategy, build, find
 
 if TYPE_CHECKING:
@@ -61,6 +62,9 @@ class RunOptions(AlgorithmOptions):
             jumps to them, so that a worker which is always slow takes fewer steps.
         on_nonfinite: Over MPI, what a worker contributes whose model is not finite. share: that, so that soon nobody's
             is. skip: the model that it has published before, with which it also goes on.
+        moments: When the moments of the optimizer (those of Adam, the momentum of SGD) are averaged as the models are:
+            local: never; sync: at sync rounds; round: in every round. second-sync and second-round: of Adam's, only the
+            second. For algorithms that average models after the step.
         meet_every: Over MPI, rounds between meetings: barriers at which all workers can evaluate, save and stop. Sync
             rounds are meetings, too. None: no others, but every 50 rounds where there are no sync rounds.
         timeout_seconds: Over MPI, how long a worker waits for others before the run is given up.
@@ -107,6 +111,7 @@ class RunOptions(AlgorithmOptions):
     quorum: int = option(1, resume="restarts", mpi_only=True)
     clock: Literal["step", "round"] = option("step", resume="restarts", mpi_only=True)
     on_nonfinite: Literal["share", "skip"] = option("share", resume="restarts")
+    moments: Moments = option("local", resume="restarts")
     meet_every: int | None = option(None, resume="free", mpi_only=True)
     timeout_seconds: float = option(600.0, resume="free")
     straggler: str = option("none", resume="free", mpi_only=True)
@@ -163,6 +168,14 @@ class RunOptions(AlgorithmOptions):
                 f"--{name}.* is for --algorithm {name}, got {getattr(self, name)} with --algorithm {self.algorithm}: "
                 "leave it out, or choose that algorithm"
             )
+        if self.moments != "local" and not find(self.algorithm).takes_means:
+            raise ValueError(
+                f"--moments {self.moments} is for algorithms that average models after the step, got --algorithm "
+                f"{self.algorithm}: leave it out, or use one of "
+                f"{', '.join(name for name, each in ALGORITHMS.items() if each.takes_means)}"
+            )
+        if self.moments.endswith("sync") and self.sync_period is None:
+            raise ValueError(f"--moments {self.moments} needs sync rounds, got --sync-period None: use --moments round")
         if self.transport == "mpi" and find(self.algorithm).mpi is None:
             raise ValueError(
                 f"--algorithm {self.algorithm} runs in one program only, got --transport mpi: use --transport xla, or "
@@ -236,6 +249,7 @@ class RunOptions(AlgorithmOptions):
             quorum=self.quorum,
             clock=self.clock,
             on_nonfinite=self.on_nonfinite,
+            policy=moments.policy(self.moments),
             timeout_seconds=self.timeout_seconds,
             options=getattr(self, self.algorithm, None),
             **others,

@@ -122,7 +122,8 @@ def prepare(workload: Workload[O], options: O, group: Group | None = None) -> Pr
     group.check_same(shared | marks)
     length = group.agreed(lambda: options.length(task.units_per_step, task.units_per_epoch))
     exchanges = algorithms.find(options.algorithm).exchanges
-    learner = Learner(task, workload.optimizer(options), exchanges, options.seed)
+    learner = Learner(task, workload.optimizer(options), exchanges, options.seed, options.moments)
+    group.agreed(learner.check)
     found = None
     if options.resume is not None:
         found = resume.restore(options, learner, transport, place, group, length)

@@ -25,6 +25,7 @@ VARIANTS = {
     "allreduce": ["--algorithm", "allreduce"],
     "local": ["--algorithm", "local"],
     "eager": ["--algorithm", "eager"],
+    "moments": ["--moments", "second-sync"],
     "no-sync": ["--sync-period", "None"],
     "dpsgd": ["--algorithm", "dpsgd"],
     "sgp": ["--algorithm", "sgp", "--sgp.overlap", "1"],
@@ -85,7 +86,7 @@ def check_that_what_is_equal_is_saved_once(several):
 
 
 def check_that_killed_runs_go_on_to_the_same_bits(several, broken):
-    names = ["wagma", *WITHOUT_SYNC]
+    names = ["wagma", "moments", *WITHOUT_SYNC]
     for name in names:
         shutil.copytree(several / name, broken / name)
         shutil.rmtree(broken / name / "checkpoints" / "14")

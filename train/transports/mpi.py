@@ -149,7 +149,7 @@ class MpiWorkers:
             **({"first_round": position.step} if self._exchange_state is None else {"state": self._exchange_state}),
         )
         assert algorithm.mpi is not None, "the options have been checked"
-        self.exchange = algorithm.mpi(settings, group.world, learner.exchanged(self._state.model))
+        self.exchange = algorithm.mpi(settings, group.world, learner.exchanged(*self._state[:2]))
         self._next_meeting = self._after(position.step)
         self._pending: list[dict[str, Mean]] = []
         self._counts = Counts(waited=0.0, worked=0.0)
@@ -310,7 +310,7 @@ class MpiWorkers:
             return compiled.of(batch)(model, optimizer, carry, batch, *scalars)
 
         self._before = first_half
-        like = jax.eval_shape(learner.exchanged, model)
+        like = jax.eval_shape(learner.exchanged, model, optimizer)
         if learner.exchanges == "models":
             self._after_exchange: Any = learner.after
         else:

@@ -278,11 +278,9 @@ class ProgramWorkers:
 
 def _create(learner: Learner, strategy: Strategy, first_step: int, model: Any, worker: jax.Array) -> State:
     """The first state of a worker with this model; traced."""
+    optimizer = learner.optimizer_state(model)
     return State(
-        model,
-        learner.optimizer_state(model),
-        learner.carry(worker, first_step),
-        strategy.init(learner.exchanged(model)),
+        model, optimizer, learner.carry(worker, first_step), strategy.init(learner.exchanged(model, optimizer))
     )
 
 

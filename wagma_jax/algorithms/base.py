@@ -35,6 +35,7 @@ class Settings:
         clock: Across processes, what a worker's call counts: "step" or "round".
         on_nonfinite: Across processes, what a worker contributes whose model is not finite: "share": that; "skip": what
             it has published before.
+        policy: Which leaves are averaged when, by those that average models; None: floating ones, in every round.
         timeout_seconds: Across processes, how long a call waits for others.
         first_round: The round to begin with.
         ledger: Across processes, the folder of the ledgers, or None.
@@ -51,6 +52,7 @@ class Settings:
     quorum: int = 1
     clock: "Clock" = "step"
     on_nonfinite: "OnNonfinite" = "share"
+    policy: PolicyFunction | None = None
     timeout_seconds: float = 600.0
     first_round: int = 0
     ledger: Path | None = None
@@ -83,6 +85,7 @@ class Settings:
             quorum=quorum,
             clock=self.clock,
             on_nonfinite=self.on_nonfinite,
+            policy=self.policy,
             **self.of_every_exchange(),
         )
 
@@ -150,6 +153,8 @@ class Algorithm:
         options: The dataclass of the options that this algorithm alone has, or None.
         drifts: Across processes, whether parameters drift apart although gradients are exchanged. After the step of a
             sync round, a training loop then goes on with ``exchange.consensus(model)``.
+        takes_means: Whether a step's results are averaged, whatever they are: what comes back is a mean of what workers
+            hand in. Otherwise models are mixed, and the step's change is added to that.
         schedule: Builds what the algorithm amounts to across processes, who averages with whom; None: the schedule of
             its strategy.
     """
@@ -161,6 +166,7 @@ class Algorithm:
     mpi: "Callable[[Settings, Any, Any], Exchange] | None" = None
     options: type | None = None
     drifts: bool = False
+    takes_means: bool = False
     schedule: Callable[[Settings], Any] | None = None
 
 

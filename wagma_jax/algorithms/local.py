@@ -11,7 +11,7 @@ from wagma_jax.schedule import GroupSchedule
 
 def xla(settings: Settings) -> Strategy:
     """Groups of one. All wait for all at the sync rounds, so that nobody is ever late."""
-    return averaging(GroupSchedule(settings.num_workers, 1, settings.sync_period), settings)
+    return averaging(GroupSchedule(settings.num_workers, 1, settings.sync_period), settings, policy=settings.policy)
 
 
 def mpi(settings: Settings, comm, tree):
@@ -43,4 +43,6 @@ def local_sgd(
     return transformations.wagma(inner, GroupSchedule(num_workers, 1, sync_period), axis_name, policy)
 
 
-ALGORITHM = Algorithm("local", "local SGD: global model mean every sync_period rounds", "models", xla, mpi)
+ALGORITHM = Algorithm(
+    "local", "local SGD: global model mean every sync_period rounds", "models", xla, mpi, takes_means=True
+)

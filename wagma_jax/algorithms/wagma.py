@@ -5,7 +5,7 @@ from wagma_jax.algorithms.base import Algorithm, Settings, Strategy, averaging
 
 def xla(settings: Settings) -> Strategy:
     """Group averages of the models; a late worker contributes its previous one."""
-    return averaging(settings.schedule(), settings, settings.simulate_lateness)
+    return averaging(settings.schedule(), settings, settings.simulate_lateness, settings.policy)
 
 
 def mpi(settings: Settings, comm, tree):
@@ -13,4 +13,4 @@ def mpi(settings: Settings, comm, tree):
     return settings.exchange(comm, tree, settings.schedule(), settings.quorum)
 
 
-ALGORITHM = Algorithm("wagma", "WAGMA-SGD: wait-avoiding group model averaging", "models", xla, mpi)
+ALGORITHM = Algorithm("wagma", "WAGMA-SGD: wait-avoiding group model averaging", "models", xla, mpi, takes_means=True)

@@ -363,7 +363,7 @@ class Rounds:
 
     @functools.cached_property
     def _planned(self) -> Callable[[int], "_Planned"]:
-        """Round r. Remembered here, since every event asks for it several times: a plan's own memory hashes the plan."""
+        """Round r. Remembered here: every event asks for it several times, and a plan's own memory hashes the plan."""
 
         def planned(r: int) -> _Planned:
             step = self.plan.step(self.worker, r)
