@@ -126,7 +126,7 @@ def run_one(case: Case, out: Path, limit_seconds: float) -> Stopped | None:
     log, begun = folder.with_name(folder.name + _LOG), time.monotonic()
     try:
         with log.open("w") as output, _command(case, words) as (command, environment):
-            status = _status(command, environment, output, limit_seconds)
+            status = _status(command, {**_compilations(out), **environment}, output, limit_seconds)
     except NoNetworkError as error:
         return Stopped(case, str(error), failed=False)
     if status is None:
@@ -153,6 +153,18 @@ def _command(case: Case, words: Sequence[str]) -> Iterator[tuple[list[str], Mapp
             command = hosts.command(starting.command(case.module, workers, words, hosts.launch(workers)))
             environment = hosts.environment()
         yield command, environment
+
+
+def _compilations(out: Path) -> dict[str, str]:
+    """Variables by which the runs share what they compile. Times are not concerned: steps are compiled before.
+
+    With a limit of its size JAX locks the cache, which it needs, for it writes entries in place.
+    """
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str((out / ".compilations").resolve()),
+        "JAX_COMPILATION_CACHE_MAX_SIZE": str(10 << 30),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+    }
 
 
 def _status(command: Sequence[str], environment: Mapping[str, str], output: Any, limit: float) -> int | None:
