@@ -12,6 +12,7 @@ from tests.train.toy import Toy
 from train import devices
 from train.devices import mesh_of, worker_mesh
 from wagma_jax.algorithms.sgp import SgpOptions
+from wagma_jax.algorithms.wagma import WagmaOptions
 
 KEYS = {
     "algorithm", "transport", "workers", "group_size", "sync_period", "clock", "seed", "steps", "unit", "examples",
@@ -170,7 +171,7 @@ def test_command_line(tmp_path):
         ({"transport": "mpi", "straggler": "fixed:4:0.1"}, "--straggler names 5 workers, and there are 4"),
         ({"transport": "mpi", "late_probability": 0.1}, "where lateness is real: use --straggler"),
         ({"transport": "mpi", "late_trace": "slow-worker"}, "where lateness is real: use --straggler"),
-        ({"transport": "mpi", "clock": "round", "sampling": "shard"}, "use --sampling whole"),
+        ({"wagma": WagmaOptions("steps")}, "weighting='steps' of wagma needs a process for each worker"),
         ({"transport": "mpi", "coordinator": "host:1"}, "are for --transport xla: leave them out"),
     ],
 )

@@ -59,8 +59,8 @@ class GroupExchange(Exchange):
             optimizer's state is not touched: guard that by ``optax.apply_if_finite`` inside of the step.
         weighting: What contributions weigh. "equal": all the same. "steps": as many as the calls of ``average`` since
             this worker's model was last contributed (at sync rounds since the last global mean), so that a worker that
-            is slow does not draw the others back by contributing an older model again. See "Weights" in the guide to
-            the algorithm. It takes memory for one more model.
+            is slow does not draw the others back by contributing an older model again. ``docs/algorithm.md``
+            has the rule. It takes memory for one more model.
         timeout_seconds: How long a call waits for others before it raises TimeoutError; ``consensus``, ``meet`` and
             ``close`` count from the last progress of another that they heard of. The constructor waits as long for all
             to come, and then at least two minutes, in which they compile.

@@ -20,7 +20,6 @@ from wagma_jax.protocol.rounds import Clock, Rounds
 from wagma_jax.protocol.rules import Outbox, Steps
 from wagma_jax.schedule import GroupSchedule
 
-
 Weighting = Literal["equal", "steps"]
 
 

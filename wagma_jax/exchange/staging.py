@@ -15,7 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from wagma_jax.averaging import PolicyFunction, accumulation_dtype, check_arrays, divided, leaf_name, leaf_policies, merge
+from wagma_jax.averaging import (
+    PolicyFunction,
+    accumulation_dtype,
+    check_arrays,
+    divided,
+    leaf_name,
+    leaf_policies,
+    merge,
+)
 from wagma_jax.exchange.isolation import callers_x64, cpu_device, dtype_of
 from wagma_jax.exchange.layouts import MOST_ELEMENTS, Layout, make_layouts
 from wagma_jax.exchange.places import Survey, put, put_loose, without_mesh

@@ -198,9 +198,7 @@ class GroupsRun:
     def _weighted(self, key: Key, parts: list[Buffers]) -> list[Buffers]:
         """The contributions times their weights."""
         weights = self._weights.get(key) or (1,) * len(parts)
-        return [
-            part if weight == 1 else self._scale(part, weight) for part, weight in zip(parts, weights, strict=True)
-        ]
+        return [part if weight == 1 else self._scale(part, weight) for part, weight in zip(parts, weights, strict=True)]
 
     def _weight(self, key: Key) -> int:
         """The weight of a sum."""
