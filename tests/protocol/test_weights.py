@@ -15,7 +15,6 @@ from wagma_jax.schedule import GroupSchedule
 @pytest.mark.parametrize(
     ("shape", "plans"),
     [
-        ((2, 2, None), ("aaa", "aa")),
         ((2, 2, 3), ("aaca", "aca")),
         ((2, 2, 3), ("ama", "ama")),
         ((3, 2, 2), ("aa", "a", "a")),
@@ -25,7 +24,7 @@ def test_every_interleaving_counts_every_step_once(shape, plans, clock):
     assert explore(WeightedCluster(GroupSchedule(*shape), plans, 1, clock)) > 20
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=20, deadline=None, derandomize=True)
 @given(clusters(6), st.integers(0, 2**32))
 def test_random_interleavings_count_every_step_once(case, seed):
     schedule, plans, quorum, clock = case

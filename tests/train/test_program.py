@@ -182,6 +182,20 @@ def test_bad_options_are_refused_before_anything_is_written(options, message, tm
     assert not list(tmp_path.iterdir())
 
 
+def test_shards_by_the_round_clock_are_what_somebody_has_asked_for():
+    options = {"transport": "mpi", "clock": "round", "workers": 4}
+    (note,) = runs.Options(sampling="shard", **options).notes()
+    assert "examples of their shards count less" in note
+    assert runs.Options(**options).notes() == []
+
+
+def test_weights_are_for_processes():
+    options = {"wagma": WagmaOptions("steps"), "workers": 4, "transport": "mpi"}
+    assert runs.Options(**options).averaging_schedule().num_workers == 4
+    with pytest.raises(ValueError, match="weighting of wagma must be equal or steps, got 'size'"):
+        WagmaOptions("size")  # pyright: ignore[reportArgumentType]
+
+
 def test_an_algorithm_has_options_and_a_state_of_its_own(tmp_path):
     """Both are kept for a resumed run: what is on its way in SGP is there again."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
