@@ -193,7 +193,7 @@ def test_weights_are_for_processes():
     options = {"wagma": WagmaOptions("steps"), "workers": 4, "transport": "mpi"}
     assert runs.Options(**options).averaging_schedule().num_workers == 4
     with pytest.raises(ValueError, match="weighting of wagma must be equal or steps, got 'size'"):
-        WagmaOptions("size")  # pyright: ignore[reportArgumentType]
+        WagmaOptions("size")
 
 
 def test_an_algorithm_has_options_and_a_state_of_its_own(tmp_path):
