@@ -138,7 +138,11 @@ ALLOWED = {
     "wagma_jax/exchange/rounds.py": {
         "wagma_jax.exchange.engine", "wagma_jax.exchange.history", "wagma_jax.exchange.increments",
         "wagma_jax.exchange.models", "wagma_jax.exchange.recorder", "wagma_jax.exchange.storage",
-        "wagma_jax.exchange.waiting", "wagma_jax.exchange.wire", "wagma_jax.ledger.entries", "wagma_jax.protocol",
+        "wagma_jax.exchange.waiting", "wagma_jax.exchange.weighing", "wagma_jax.exchange.wire",
+        "wagma_jax.ledger.entries", "wagma_jax.protocol",
+    },
+    "wagma_jax/exchange/weighing.py": {
+        "wagma_jax.exchange.pool", "wagma_jax.exchange.storage", "wagma_jax.exchange.wire", "wagma_jax.protocol.rules",
     },
     "wagma_jax/exchange/info.py": {
         "wagma_jax.exchange.increments", "wagma_jax.exchange.models", "wagma_jax.ledger.entries",
@@ -194,8 +198,9 @@ ALLOWED = {
     "wagma_jax/exchange/groups.py": {
         "wagma_jax.exchange.finite", "wagma_jax.exchange.gathering", "wagma_jax.exchange.models",
         "wagma_jax.exchange.preparation", "wagma_jax.exchange.rounds", "wagma_jax.exchange.schedules",
-        "wagma_jax.exchange.staging", "wagma_jax.exchange.startup", "wagma_jax.exchange.storage",
-        "wagma_jax.exchange.wire", "wagma_jax.protocol", "wagma_jax.schedule",
+        "wagma_jax.exchange.staging", "wagma_jax.exchange.standing", "wagma_jax.exchange.startup",
+        "wagma_jax.exchange.storage", "wagma_jax.exchange.weighing", "wagma_jax.exchange.wire", "wagma_jax.protocol",
+        "wagma_jax.schedule",
     },
     "wagma_jax/exchange/exchange.py": {
         "wagma_jax.averaging", "wagma_jax.exchange.alone", "wagma_jax.exchange.base", "wagma_jax.exchange.deferred",
@@ -226,7 +231,8 @@ ALLOWED = {
         "wagma_jax.averaging", "wagma_jax.exchange.arithmetic", "wagma_jax.exchange.formulas",
         "wagma_jax.exchange.increments", "wagma_jax.exchange.isolation", "wagma_jax.exchange.pool",
         "wagma_jax.exchange.replay", "wagma_jax.exchange.staging", "wagma_jax.exchange.storage",
-        "wagma_jax.exchange.summing", "wagma_jax.gossip", "wagma_jax.ledger", "wagma_jax.protocol.mixing",
+        "wagma_jax.exchange.summing", "wagma_jax.exchange.weighing", "wagma_jax.gossip", "wagma_jax.ledger",
+        "wagma_jax.protocol.mixing",
     },
     "wagma_jax/exchange/__init__.py": {
         "wagma_jax.exchange.base", "wagma_jax.exchange.children", "wagma_jax.exchange.eager",

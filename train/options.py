@@ -78,9 +78,10 @@ class RunOptions(AlgorithmOptions):
             in which 0 is on time. Every worker follows one of them, from a round on; both are drawn from the seed.
         steps: Rounds to train for; 300 if neither this nor --epochs is given.
         epochs: How often to go through the training set, in place of --steps. With --clock round all workers stop at
-            the first meeting at which they have seen so many examples together.
+            the first meeting at which they have seen so many examples together, whoever has seen which.
         batch_size: Examples per worker and step.
-        sampling: whole: every worker draws from the whole training set; shard: from a part of its own.
+        sampling: whole: every worker draws from the whole training set; shard: from a part of its own. With --clock
+            round a slow worker then goes through less of its part, whose examples count less.
         seed: Of the initial model, the data order, its augmentation, the delays and the lateness.
         out: Folder of the results; None: runs/NAME-ALGORITHM-TIME. It must not hold anything yet.
         resume_if_exists: For batch scripts that are queued again: start in --out if it is missing or empty, go on with
@@ -204,11 +205,6 @@ class RunOptions(AlgorithmOptions):
                     "--late-probability and --late-trace simulate lateness within one program, got one with "
                     "--transport mpi, where lateness is real: use --straggler"
                 )
-            if self.clock == "round" and self.sampling == "shard":
-                raise ValueError(
-                    "--clock round lets slow workers take fewer steps, so that examples of their shards would count "
-                    "less: use --sampling whole"
-                )
             if any(value is not None for value in (self.coordinator, self.processes, self.process_id)):
                 raise ValueError("--coordinator, --processes and --process-id are for --transport xla: leave them out")
             return
@@ -232,6 +228,15 @@ class RunOptions(AlgorithmOptions):
         if self.epochs is not None and units_per_epoch is None:
             raise ValueError(f"--epochs {self.epochs} has no meaning here, where data has no end: use --steps")
         return Length(self.steps, self.epochs, self.workers * units_per_step, units_per_epoch, self.ends_by_units)
+
+    def notes(self) -> list[str]:
+        """What people should know of these options before the run."""
+        if self.clock == "round" and self.sampling == "shard":
+            return [
+                "With --clock round slow workers take fewer steps, so that examples of their shards count less than "
+                "others (--sampling whole avoids that); --epochs counts examples, whoever has taken them."
+            ]
+        return []
 
     @property
     def ends_by_units(self) -> bool:

@@ -128,8 +128,8 @@ def prepare(workload: Workload[O], options: O, group: Group | None = None) -> Pr
     if options.resume is not None:
         found = resume.restore(options, learner, transport, place, group, length)
     position = group.agreed(lambda: _planned(options, length, marks, None if found is None else found.position))
-    if found is not None:
-        console.say(found.about)
+    for line in options.notes() if found is None else [found.about]:
+        console.say(line)
     if found is not None and found.position.first_step == found.position.step:
         group.agreed(lambda: folders.set_aside_ledgers(options, found.position.step) if group.is_first else None)
     out = options.resume

@@ -55,10 +55,11 @@ def test_lines_have_the_kind_and_the_fields_of_the_entry():
     assert encode(CALL) == {
         "kind": "call", "round": 30, "enter": 6.0, "ready": 6.5, "taken": 7.0, "leave": 7.25, "merge": "late",
         "source": 29, "base": 29, "waits": {"0": 0.25, "3": 0.125}, "nonfinite": True,
-        "began": None, "version": None,
+        "began": None, "version": None, "weight": None,
     }  # fmt: skip
     assert encode(Round(3, (0, 2), (3, -1), 1.0, 2.0)) == {
-        "kind": "round", "round": 3, "group": [0, 2], "contributed": [3, -1], "begin": 1.0, "end": 2.0
+        "kind": "round", "round": 3, "group": [0, 2], "contributed": [3, -1], "begin": 1.0, "end": 2.0,
+        "weights": [],
     }  # fmt: skip
     assert encode(Meet(1.0, 2.0)) == {"kind": "meet", "enter": 1.0, "leave": 2.0}
     assert encode(START)["version"] == VERSION
@@ -105,6 +106,8 @@ def test_every_field_is_checked(entry):
         (Round(3, (0, 1), (3, 3), 1.0, 2.0), {"contributed": [3, 4]}, "group and contributed do not fit"),
         (Round(3, (0, 1), (3, 3), 1.0, 2.0), {"group": [], "contributed": []}, "group and contributed do not fit"),
         (Round(3, (0, 1), (3, 3), 1.0, 2.0), {"group": [0, 1.0]}, "a list, each item an integer, in the field 'group'"),
+        (Round(3, (0, 1), (3, 3), 1.0, 2.0, (1, 0)), {"weights": [1]}, "group and weights do not fit"),
+        (Round(3, (0, 1), (3, 3), 1.0, 2.0, (1, 0)), {"weights": [0, 0]}, "group and weights do not fit"),
         (Round(3, (0, 1), (3, 3), 1.0, 2.0), {"begin": 2.5}, "begin, end do not ascend"),
         (Swap(3, 17, False, 4, 5, 3, 1.0, 2.0), {"sent": 5}, "version and sent do not fit"),
         (Meet(1.0, 2.0), {"leave": 0.5}, "enter, leave do not ascend"),

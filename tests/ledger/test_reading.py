@@ -34,7 +34,7 @@ def changed(entries, at, **values):
         ([ONE, changed(OTHER, 2, round=None)], "line 3: expected an entry of a ledger"),
         (
             [ONE, changed(OTHER, 0, version=7)],
-            r"ledger-1\.jsonl, line 1: expected a ledger of format 5, got format 7: read it with the wagma_jax that",
+            r"ledger-1\.jsonl, line 1: expected a ledger of format 6, got format 7: read it with the wagma_jax that",
         ),
         ([ONE, changed(OTHER, 0, group_size=9)], "group_size must be between 1 and num_workers=2"),
         ([ONE, OTHER[1:]], "expected a start first"),

@@ -42,6 +42,7 @@ def other_settings(comm):
         "quorum": 1,
         "clock": "step",
         "on_nonfinite": "share",
+        "weighting": "equal",
     }
     others = {
         "group_size": 1,
@@ -50,6 +51,7 @@ def other_settings(comm):
         "quorum": 2,
         "clock": "round",
         "on_nonfinite": "skip",
+        "weighting": "steps",
     }
     for name, value in others.items():
         here = settings | ({name: value} if comm.rank == 1 else {})
@@ -68,6 +70,7 @@ def bad_settings(comm):
         ("quorum", 3, ValueError, "quorum must be between 1 and 2, got 3"),
         ("quorum", "many", ValueError, "quorum must be an integer, got 'many' (str)"),
         ("on_nonfinite", "drop", ValueError, "on_nonfinite must be 'share' or 'skip', got 'drop'"),
+        ("weighting", "size", ValueError, "weighting must be 'equal' or 'steps', got 'size'"),
         ("clock", "wall", ValueError, "clock must be 'step' or 'round', got 'wall'"),
         ("timeout_seconds", 0, ValueError, "timeout_seconds must be positive, got 0"),
         ("timeout_seconds", math.nan, ValueError, "timeout_seconds must be positive, got nan"),

@@ -44,7 +44,7 @@ def bits(tree):
     return b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree))
 
 
-def run(comm, folder, clock, quorum, group_size, sync_period, rounds, skips=False):
+def run(comm, folder, clock, quorum, group_size, sync_period, rounds, skips=False, weighting="equal"):
     """Some rounds, a meeting, a consensus in their midst, and some more; unequal numbers of them.
 
     With ``skips`` models are not finite now and then.
@@ -53,6 +53,7 @@ def run(comm, folder, clock, quorum, group_size, sync_period, rounds, skips=Fals
         On the first rank, how many calls were replayed, how many were late, and how many brought no finite model.
     """
     options = {"group_size": group_size, "sync_period": sync_period, "quorum": quorum, "clock": clock}
+    options["weighting"] = weighting
     return _compared(
         comm, folder, lambda **common: wagma.GroupExchange(comm, start(), **common, **options), rounds, skips
     )

@@ -51,6 +51,7 @@ class World(NamedTuple):
     contributions: frozenset = frozenset()  # ((round, group), worker, version) of exchanges not over at all members
     sent: frozenset = frozenset()  # (source, dest, message) about rounds that the source has not completed
     gathered: tuple = ()  # per worker: the newest round when it last stood still with all, until its trainer knows
+    steps: tuple = ()  # per worker, where contributions are weighted: see weights.py
     died: bool = False  # a trainer has failed
     failed: bool = False  # somebody has heard of it
 
@@ -242,7 +243,7 @@ class Cluster:
         if self.schedule.is_sync(trainer.waits):
             k = trainer.waits
             require(
-                outbox == Outbox(k, ("mean", k)),
+                outbox[:2] == (k, ("mean", k)),
                 "after sync round {} worker {} takes {}, not the mean",
                 k,
                 worker,

@@ -12,6 +12,7 @@ from tests.train.toy import Toy
 from train import devices
 from train.devices import mesh_of, worker_mesh
 from wagma_jax.algorithms.sgp import SgpOptions
+from wagma_jax.algorithms.wagma import WagmaOptions
 
 KEYS = {
     "algorithm", "transport", "workers", "group_size", "sync_period", "clock", "seed", "steps", "unit", "examples",
@@ -170,7 +171,7 @@ def test_command_line(tmp_path):
         ({"transport": "mpi", "straggler": "fixed:4:0.1"}, "--straggler names 5 workers, and there are 4"),
         ({"transport": "mpi", "late_probability": 0.1}, "where lateness is real: use --straggler"),
         ({"transport": "mpi", "late_trace": "slow-worker"}, "where lateness is real: use --straggler"),
-        ({"transport": "mpi", "clock": "round", "sampling": "shard"}, "use --sampling whole"),
+        ({"wagma": WagmaOptions("steps")}, "weighting='steps' of wagma needs a process for each worker"),
         ({"transport": "mpi", "coordinator": "host:1"}, "are for --transport xla: leave them out"),
     ],
 )
@@ -179,6 +180,20 @@ def test_bad_options_are_refused_before_anything_is_written(options, message, tm
     with pytest.raises(ValueError, match=message):
         runs.train(**{"steps": 8, "out": tmp_path / "run", **options})
     assert not list(tmp_path.iterdir())
+
+
+def test_shards_by_the_round_clock_are_what_somebody_has_asked_for():
+    options = {"transport": "mpi", "clock": "round", "workers": 4}
+    (note,) = runs.Options(sampling="shard", **options).notes()
+    assert "examples of their shards count less" in note
+    assert runs.Options(**options).notes() == []
+
+
+def test_weights_are_for_processes():
+    options = {"wagma": WagmaOptions("steps"), "workers": 4, "transport": "mpi"}
+    assert runs.Options(**options).averaging_schedule().num_workers == 4
+    with pytest.raises(ValueError, match="weighting of wagma must be equal or steps, got 'size'"):
+        WagmaOptions("size")
 
 
 def test_an_algorithm_has_options_and_a_state_of_its_own(tmp_path):

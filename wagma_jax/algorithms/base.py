@@ -16,6 +16,7 @@ from wagma_jax.schedule import GroupSchedule
 if TYPE_CHECKING:
     from wagma_jax.exchange import Exchange, GossipExchange, GroupExchange
     from wagma_jax.exchange.finite import OnNonfinite
+    from wagma_jax.exchange.groups import Weighting
     from wagma_jax.protocol.mixing import Mixing
     from wagma_jax.protocol.rounds import Clock
 
@@ -66,7 +67,9 @@ class Settings:
             raise ValueError(f"quorum must be between 1 and the group size {size}, got {self.quorum}: pass 1 to {size}")
         return GroupSchedule(self.num_workers, size, self.sync_period, self.rotate)
 
-    def exchange(self, comm: Any, tree: Any, schedule: GroupSchedule, quorum: int = 1) -> "GroupExchange":
+    def exchange(
+        self, comm: Any, tree: Any, schedule: GroupSchedule, quorum: int = 1, weighting: "Weighting" = "equal"
+    ) -> "GroupExchange":
         """An exchange by this schedule with these settings; see ``GroupExchange`` for what it raises.
 
         Args:
@@ -75,6 +78,7 @@ class Settings:
             schedule: Whose groups and sync rounds.
             quorum: How many members of a group start its exchange. It is not taken from the settings, since it means
                 nothing in groups of one, nor at sync rounds.
+            weighting: What contributions weigh.
         """
         from wagma_jax.exchange import GroupExchange
 
@@ -86,6 +90,7 @@ class Settings:
             clock=self.clock,
             on_nonfinite=self.on_nonfinite,
             policy=self.policy,
+            weighting=weighting,
             **self.of_every_exchange(),
         )
 

@@ -1,16 +1,56 @@
 """WAGMA-SGD: models averaged in rotating groups, global means every sync_period rounds (Li et al., TPDS 2021)."""
 
+import dataclasses
+from typing import Literal, get_args
+
 from wagma_jax.algorithms.base import Algorithm, Settings, Strategy, averaging
+
+Weighting = Literal["equal", "steps"]
+
+
+@dataclasses.dataclass(frozen=True)
+class WagmaOptions:
+    """The options that WAGMA-SGD alone has.
+
+    Attributes:
+        weighting: Over MPI, what contributions weigh. equal: all the same. steps: as many as their worker's steps since
+            it last contributed, so that one that is always slow does not draw the others back.
+    """
+
+    weighting: Weighting = "equal"
+
+    def __post_init__(self):
+        if self.weighting not in get_args(Weighting):
+            raise ValueError(
+                f"weighting of wagma must be equal or steps, got {self.weighting!r}: equal counts all contributions "
+                "alike"
+            )
 
 
 def xla(settings: Settings) -> Strategy:
     """Group averages of the models; a late worker contributes its previous one."""
+    options = settings.options or WagmaOptions()
+    if options.weighting != "equal":
+        raise ValueError(
+            f"weighting={options.weighting!r} of wagma needs a process for each worker, got one program, whose workers "
+            "all take a step in every round: start with wagma launch, or leave it out"
+        )
     return averaging(settings.schedule(), settings, settings.simulate_lateness, settings.policy)
 
 
 def mpi(settings: Settings, comm, tree):
     """The first member of a group to arrive starts its exchange."""
-    return settings.exchange(comm, tree, settings.schedule(), settings.quorum)
+    options = settings.options or WagmaOptions()
+    return settings.exchange(comm, tree, settings.schedule(), settings.quorum, options.weighting)
 
 
-ALGORITHM = Algorithm("wagma", "WAGMA-SGD: wait-avoiding group model averaging", "models", xla, mpi, takes_means=True)
+ALGORITHM = Algorithm(
+    "wagma",
+    "WAGMA-SGD: wait-avoiding group model averaging",
+    "models",
+    xla,
+    mpi,
+    WagmaOptions,
+    takes_means=True,
+    schedule=lambda settings: settings.schedule(),
+)

@@ -23,7 +23,7 @@ from wagma_jax.exchange.standing import Standing
 from wagma_jax.exchange.tallies import check_tally
 from wagma_jax.ledger import entries
 from wagma_jax.protocol.rounds import Clock
-from wagma_jax.protocol.rules import Merge
+from wagma_jax.protocol.rules import Merge, Steps
 from wagma_jax.schedule import GroupSchedule
 
 
@@ -57,6 +57,10 @@ class GroupExchange(Exchange):
         on_nonfinite: What a worker contributes whose averaged leaves are not all finite. "share": that, so that soon
             nobody's are. "skip": the model that it has published before, which also takes its place in the result. The
             optimizer's state is not touched: guard that by ``optax.apply_if_finite`` inside of the step.
+        weighting: What contributions weigh. "equal": all the same. "steps": as many as the calls of ``average`` since
+            this worker's model was last contributed (at sync rounds since the last global mean), so that a worker that
+            is slow does not draw the others back by contributing an older model again. ``docs/algorithm.md``
+            has the rule. It takes memory for one more model.
         timeout_seconds: How long a call waits for others before it raises TimeoutError; ``consensus``, ``meet`` and
             ``close`` count from the last progress of another that they heard of. The constructor waits as long for all
             to come, and then at least two minutes, in which they compile.
@@ -93,12 +97,13 @@ class GroupExchange(Exchange):
         clock: Clock = "step",
         policy: PolicyFunction | None = None,
         on_nonfinite: OnNonfinite = "share",
+        weighting: groups.Weighting = "equal",
         timeout_seconds: float = 600.0,
         first_round: int = 0,
         state: Mapping[str, Any] | None = None,
         ledger: Path | str | None = None,
     ):
-        check = groups.Check(schedule, group_size, sync_period, rotate, quorum, clock, on_nonfinite)
+        check = groups.Check(schedule, group_size, sync_period, rotate, quorum, clock, on_nonfinite, weighting)
         self._begin(
             comm,
             params,
@@ -108,6 +113,7 @@ class GroupExchange(Exchange):
             first_round=first_round,
             state=state,
             ledger=ledger,
+            kept=Steps._fields if weighting == "steps" else (),
         )
 
     @property
@@ -187,8 +193,11 @@ class GroupExchange(Exchange):
                 source = t if self.info.is_sync else None if taken.result is None else taken.result.round
                 leave, merge = time.perf_counter(), MERGE_NAMES[taken.merge]
                 self._recorder.add(
-                    entries.Call(t, entered, ready, woken, leave, merge, source, self._base, dict(waits), nonfinite)
-                )
+                    entries.Call(
+                        t, entered, ready, woken, leave, merge, source, self._base, dict(waits), nonfinite,
+                        weight=taken.weight,
+                    )
+                )  # fmt: skip
             return tree, self.info
 
     # what the calls that rest need to know
@@ -210,9 +219,10 @@ class GroupExchange(Exchange):
             self._returned = newest
 
     def _saved(self, round_: int) -> dict[str, Any]:
-        version, model = self._engine.models.outbox
+        version, model, steps = self._engine.models.outbox
         published = None if version == self._returned else self._staging.to_arrays(model)
-        return Standing(round_, self._base, version, published).saved()
+        kept = {} if steps is None else steps._asdict()
+        return Standing(round_, self._base, version, published, kept).saved()
 
     # helpers
 
@@ -239,10 +249,10 @@ class GroupExchange(Exchange):
             return self._staging.unpack(self._leaves, taken.buffers)
         if taken.result is None:  # W' itself
             return self._staging.unpack(self._leaves, self._staging.ordinary(taken.buffers))
-        total, size = taken.result.total, taken.result.size
+        total, size = taken.result.total, taken.result.weight
         own = self._staging.ordinary(taken.buffers)
         if taken.merge == Merge.LATE:
-            merged = self._staging.merge_late(total, own, size)
+            merged = self._staging.merge_late(total, own, size, taken.weight)
         else:
             merged = self._staging.narrow(total, own, 1 if taken.result.is_mean else size)
         tree = self._staging.unpack(self._leaves, merged, needed=False)

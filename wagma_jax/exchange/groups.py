@@ -1,22 +1,26 @@
 """What ``GroupExchange`` is made of: its own arguments, and the start of its engine."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from wagma_jax.exchange import finite, schedules
 from wagma_jax.exchange.finite import OnNonfinite
 from wagma_jax.exchange.gathering import Gathering
 from wagma_jax.exchange.models import Models
-from wagma_jax.exchange.preparation import Prepared, exchange_once
+from wagma_jax.exchange.preparation import Prepared, exchange_once, gather_once
 from wagma_jax.exchange.rounds import RoundsEngine
 from wagma_jax.exchange.staging import Staging
+from wagma_jax.exchange.standing import MOST_ROUNDS, Standing
 from wagma_jax.exchange.startup import Arguments, between, check_clock
 from wagma_jax.exchange.storage import Buffers
+from wagma_jax.exchange.weighing import Weighing
 from wagma_jax.exchange.wire import Wire
 from wagma_jax.protocol.plan import GroupPlan
 from wagma_jax.protocol.rounds import Clock, Rounds
-from wagma_jax.protocol.rules import Outbox
+from wagma_jax.protocol.rules import Outbox, Steps
 from wagma_jax.schedule import GroupSchedule
+
+Weighting = Literal["equal", "steps"]
 
 
 class GroupSettings(NamedTuple):
@@ -27,12 +31,14 @@ class GroupSettings(NamedTuple):
         quorum: How many arrivals start an exchange.
         clock: What a call counts.
         on_nonfinite: What is contributed in the place of a model that is not finite.
+        weighting: What contributions weigh.
     """
 
     schedule: GroupSchedule
     quorum: int
     clock: Clock
     on_nonfinite: OnNonfinite
+    weighting: Weighting
 
     def recorded(self) -> dict[str, Any]:
         """What the first entry of a ledger says of them."""
@@ -45,6 +51,7 @@ class GroupSettings(NamedTuple):
             "quorum": self.quorum,
             "clock": self.clock,
             "on_nonfinite": self.on_nonfinite,
+            "options": {"weighting": self.weighting},
         }
 
 
@@ -59,6 +66,7 @@ class Check:
     quorum: int
     clock: Clock
     on_nonfinite: OnNonfinite
+    weighting: Weighting
 
     def __call__(self, num_workers: int) -> GroupSettings:
         """The settings; ValueError or TypeError if one is wrong."""
@@ -66,34 +74,61 @@ class Check:
         quorum = between("quorum", self.quorum, 1, schedule.group_size)
         check_clock(self.clock)
         finite.check_choice(self.on_nonfinite)
-        return GroupSettings(schedule, quorum, self.clock, self.on_nonfinite)
+        if self.weighting not in get_args(Weighting):
+            raise ValueError(
+                f"weighting must be 'equal' or 'steps', got {self.weighting!r}: equal counts all contributions alike"
+            )
+        return GroupSettings(schedule, quorum, self.clock, self.on_nonfinite, self.weighting)
 
 
 def make_engine(gathering: Gathering, arguments: Arguments, prepared: Prepared) -> RoundsEngine:
     """Compiles everything, together with all other ranks, and makes the engine.
 
     Raises:
-        ValueError: The model is not finite, but has to be.
+        ValueError: The model is not finite, but has to be, or ``state`` holds other steps than a run counts.
     """
     own, staging, standing = arguments.own, arguments.staging, arguments.standing
     model, published = prepared.model, prepared.published
     finite.check_start(own.on_nonfinite, model, published)
-    warm_up(gathering, prepared.wire, staging, own.schedule, model, arguments.leaves)
+    steps, weighing = None, None
+    if own.weighting == "steps":
+        steps = restored_steps(standing) if arguments.resumes else Steps()
+        weighing = Weighing(prepared.wire, staging.device)
+    warm_up(gathering, prepared.wire, staging, own.schedule, model, arguments.leaves, weighing)
     return RoundsEngine(
         Rounds(GroupPlan(own.schedule, own.quorum), gathering.rank, own.clock),
         prepared.wire,
         gathering.comm,
-        Models(own.schedule, staging, Outbox(standing.version, published)),
+        Models(own.schedule, staging, Outbox(standing.version, published, steps)),
         standing.round + 1,
         arguments.recorder,
+        weighing,
     )
 
 
+def restored_steps(standing: Standing) -> Steps:
+    """The steps that a worker had not contributed; ValueError if ``state`` does not say so."""
+    numbers = [standing.kept.get(name) for name in Steps._fields]
+    if None in numbers:
+        raise ValueError(
+            f"state must hold {', '.join(Steps._fields)} with weighting='steps', got one of a run with equal weights: "
+            "go on with weighting='equal', or begin anew from equal models, with first_round"
+        )
+    names = [f"state[{name!r}]" for name in Steps._fields]
+    return Steps(*(between(name, number, 0, MOST_ROUNDS) for name, number in zip(names, numbers, strict=True)))
+
+
 def warm_up(
-    gathering: Gathering, wire: Wire, staging: Staging, schedule: GroupSchedule, model: Buffers, leaves: list[Any]
+    gathering: Gathering,
+    wire: Wire,
+    staging: Staging,
+    schedule: GroupSchedule,
+    model: Buffers,
+    leaves: list[Any],
+    weighing: Weighing | None,
 ) -> None:
     """Compiles everything, and makes every exchange once, so that no round waits for a compiler."""
-    staging.warm_up(model, leaves)
+    staging.warm_up(model, leaves, weighing is not None)
     ordinary = staging.ordinary(model)
     rank, everyone = wire.comm.rank, tuple(range(schedule.num_workers))
     rounds: dict[Any, int] = {}  # the first with these groups
@@ -103,3 +138,7 @@ def warm_up(
     exchanges = [(schedule.group_of(rank, t), t, ordinary) for t in rounds.values()]
     exchanges.append((everyone, -1, model))
     exchange_once(gathering, wire, exchanges)
+    if weighing is not None:
+        for buffers in (model,) if len(ordinary) == len(model) else (ordinary, model):
+            weighing.warm_up(buffers)
+        gather_once(gathering, wire, [group for group, _, _ in exchanges])

@@ -7,11 +7,24 @@ REMEMBERED = 4096  # rounds
 
 
 class Exchanged(NamedTuple):
-    """What was exchanged in a round: its group, and the version of each member's contribution."""
+    """What was exchanged in a round.
+
+    Attributes:
+        round: The round.
+        group: Its members.
+        contributed: The version of each one's contribution.
+        weights: Its weight; () where all weigh the same.
+    """
 
     round: int
     group: tuple[int, ...]
     contributed: tuple[int, ...]
+    weights: tuple[int, ...] = ()
+
+    @property
+    def weight(self) -> int:
+        """Of all contributions together."""
+        return sum(self.weights) if self.weights else len(self.group)
 
 
 class History:

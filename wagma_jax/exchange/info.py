@@ -31,6 +31,8 @@ class ExchangeInfo(NamedTuple):
         tally: At a sync round the sums over all workers of what they have passed as ``tally``; else empty.
         nonfinite: Whether ``params`` were not finite and were dropped (``on_nonfinite="skip"``): an older model of this
             worker was contributed and takes part in the result in their place.
+        weights: With ``weighting="steps"``, the weight of each one's contribution in the round's sum, in the order of
+            ``group``; at a sync round in proportion. () with equal weights, in a group of one, or if forgotten.
     """
 
     round: int
@@ -43,6 +45,7 @@ class ExchangeInfo(NamedTuple):
     base: int
     tally: Tally = ()
     nonfinite: bool = False
+    weights: tuple[int, ...] = ()
 
 
 def describe(
@@ -71,7 +74,10 @@ def describe(
     is_sync = schedule.is_sync(t)
     group = tuple(range(schedule.num_workers)) if is_sync else schedule.group_of(rank, t)
     contributed = () if taken.exchanged is None else taken.exchanged.contributed
+    weights = () if taken.exchanged is None else taken.exchanged.weights
     version = contributed[group.index(rank)] if contributed else published
     staleness = 0 if is_sync else t - version
     late = staleness > 0
-    return ExchangeInfo(t, is_sync, late, staleness, waited_seconds, group, contributed, base, taken.tally, nonfinite)
+    return ExchangeInfo(
+        t, is_sync, late, staleness, waited_seconds, group, contributed, base, taken.tally, nonfinite, weights
+    )

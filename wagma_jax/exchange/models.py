@@ -19,12 +19,14 @@ class Contribution(NamedTuple):
         buffers: What is exchanged: all buffers, or those of ordinary rounds.
         is_mean: Whether the result is wanted as the mean; else as the sum.
         memory: Where the result goes; None if there is no memory.
+        steps: The steps that it counts for; None where all contributions weigh the same.
     """
 
     version: int
     buffers: Buffers
     is_mean: bool
     memory: Buffers | None
+    steps: int | None = None
 
 
 class Taken(NamedTuple):
@@ -36,6 +38,7 @@ class Taken(NamedTuple):
         result: The sum to be merged; None for Merge.OWN.
         buffers: The publication: the mean after a sync round, else the model that was passed in.
         tally: The sums of the workers' tallies, of a sync round.
+        weight: That of the publication in a late merge; None where all contributions weigh the same.
     """
 
     exchanged: Exchanged | None
@@ -43,6 +46,7 @@ class Taken(NamedTuple):
     result: GroupSum | None
     buffers: Buffers
     tally: Tally
+    weight: int | None = None
 
 
 class Models:
@@ -84,8 +88,8 @@ class Models:
 
     def put_rest(self, rest: Buffers) -> None:
         """Replaces those buffers of the publication that only sync rounds exchange, which are newer."""
-        version, model = self.outbox
-        self._replace(self.outbox.publish(version, self._staging.completed(self._ordinary(model), rest)), self.inbox)
+        completed = self._staging.completed(self._ordinary(self.outbox.model), rest)
+        self._replace(self.outbox._replace(model=completed), self.inbox)
 
     def has_memory(self, size: int) -> bool:
         """Whether there is memory for a result of ``size`` buffers, once something new is published."""
@@ -99,21 +103,31 @@ class Models:
             self._pool.put(memory)
         if not self.is_whole(model):  # the others stay
             model = self._staging.completed(model, self._staging.rest(self.outbox.model))
-        self._replace(self.outbox.publish(t, model), self.inbox)
+        self._replace(self.outbox.take_step().publish(t, model), self.inbox)
+
+    def pass_over(self) -> None:
+        """Notes a step whose model a round of one passes over, unpublished."""
+        self.outbox = self.outbox.take_step()
+
+    def publish_passed(self, version: int, model: Buffers) -> None:
+        """Publishes the model of the newest step that was passed over."""
+        self._replace(self.outbox.publish(version, model), self.inbox)
 
     def contribute(self, t: int) -> Contribution:
         """What this worker brings to round t, which begins. It is read until ``end_reading``."""
-        version, model = self.outbox
-        buffers = self.part(model, t)
+        version = self.outbox.version
+        buffers = self.part(self.outbox.model, t)
         assert not self._read, "one exchange at a time"
         self._read = buffers
         self._pool.hold(buffers)
+        self.outbox, steps = self.outbox.contribute(self._is_sync(t))
         is_mean = self._is_sync(t) or version == t
         memory = None
         if not is_mean:
             self.inbox, memory = self.inbox.reuse()
             self._pool.spend(memory or ())
-        return Contribution(version, buffers, is_mean, self.memory(len(buffers)) if memory is None else memory)
+        memory = self.memory(len(buffers)) if memory is None else memory
+        return Contribution(version, buffers, is_mean, memory, steps)
 
     def memory(self, size: int) -> Buffers | None:
         """Memory for a result of ``size`` buffers, None if there is none."""
@@ -123,13 +137,13 @@ class Models:
 
     def put(self, exchanged: Exchanged, contribution: Contribution, result: Buffers, tally: Tally) -> None:
         """The result of a round."""
-        t, group, _ = exchanged
+        t = exchanged.round
         self.history.note(exchanged)
         if self._is_sync(t):
             self.put_mean(t, result)
             self._tally = tally
         else:
-            total = GroupSum(t, contribution.version, len(group), result, is_mean=contribution.is_mean)
+            total = GroupSum(t, contribution.version, exchanged.weight, result, is_mean=contribution.is_mean)
             self._replace(self.outbox, self.inbox.put(total))
 
     def put_mean(self, version: int, mean: Buffers) -> None:
@@ -164,7 +178,10 @@ class Models:
         self.inbox, merge, result = self.inbox.collect(self.outbox.version)
         if result is not None:
             self._pool.spend(result.total)
-        return Taken(exchanged, merge, result, self.outbox.model, ())
+        steps = self.outbox.steps
+        weight = None if steps is None or merge != Merge.LATE else steps.fresh
+        assert weight is None or weight > 0, "W' is new"
+        return Taken(exchanged, merge, result, self.outbox.model, (), weight)
 
     def recycle(self, total: Buffers) -> None:
         """Takes back the memory of a sum that ``collect`` has handed out."""

@@ -64,6 +64,21 @@ def exchange_once(gathering: Gathering, wire: Wire, exchanges: Sequence[tuple[tu
         del exchange
 
 
+def gather_once(gathering: Gathering, wire: Wire, groups: Sequence[tuple[int, ...]]) -> None:
+    """Compiles the gathering of integers in groups and makes each once, as ``exchange_once``; all ranks call it.
+
+    Args:
+        gathering: Of all ranks.
+        wire: Gathers the integers.
+        groups: Of this rank, in an order that is the same on all ranks.
+    """
+    for group in groups:
+        wire.prepare_gather(group)
+    gathering.barrier()
+    for group in groups:
+        gathering.run(functools.partial(wire.gather, group, 0))
+
+
 def record_start(gathering: Gathering, arguments: startup.Arguments) -> None:
     """Writes the first entry of the ledger, if there is one; all ranks call it."""
     if arguments.recorder is None:

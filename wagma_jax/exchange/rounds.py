@@ -13,6 +13,7 @@ from wagma_jax.exchange.models import Models, Taken
 from wagma_jax.exchange.recorder import Recorder
 from wagma_jax.exchange.storage import Buffers
 from wagma_jax.exchange.waiting import Inside
+from wagma_jax.exchange.weighing import Weighing
 from wagma_jax.exchange.wire import Wire
 from wagma_jax.ledger import entries
 from wagma_jax.protocol import messages
@@ -30,6 +31,7 @@ class RoundsEngine(Engine):
         models: What this worker has published; or the increments that it has handed in.
         first_round: The round to begin with.
         recorder: Gets an entry for every round, or None.
+        weighing: Weighs contributions that count for steps; None where all weigh the same.
 
     Attributes:
         models: What was published and averaged.
@@ -43,9 +45,11 @@ class RoundsEngine(Engine):
         models: Models | Increments,
         first_round: int = 0,
         recorder: Recorder | None = None,
+        weighing: Weighing | None = None,
     ):
         super().__init__(machine, State(round=first_round, arrived=first_round - 1), wire, control, recorder)
         self.models: Any = models
+        self._weighing = weighing
 
     # the trainer's side
 
@@ -116,6 +120,7 @@ class RoundsEngine(Engine):
             if not self.machine.is_alone(t) or actions or state.round <= t:
                 return None
             self.state = state
+            self.models.pass_over()
             self._note_alone(t)
             return t
 
@@ -127,7 +132,7 @@ class RoundsEngine(Engine):
     def publish(self, version: int, model: Buffers) -> None:
         """Publishes a model that was passed over in rounds of one."""
         with self._changed:
-            self.models.publish(version, model, None)
+            self.models.publish_passed(version, model)
 
     def take(self, t: int, timeout: float) -> tuple[int, Taken | Added, dict[int, float]]:
         """Waits until round t is complete, and takes the newest sum, or the mean.
@@ -173,13 +178,18 @@ class RoundsEngine(Engine):
             begin = time.perf_counter()
             self._inside = Inside(f"the exchange of round {r}", group, begin, r)
         memory = self.wire.memory(own.buffers) if own.memory is None else own.memory
-        divisor = len(group) if own.is_mean else 1
-        contributed, result = self.wire.exchange(group, divisor, (r, own.version), own.buffers, memory)
+        buffers, weights, weight = own.buffers, (), len(group)
+        if self._weighing is not None:
+            weights, buffers = self._weighing(group, own.steps, own.buffers, self.machine.plan.is_sync(r))
+            weight = sum(weights)
+        divisor = weight if own.is_mean else 1
+        contributed, result = self.wire.exchange(group, divisor, (r, own.version), buffers, memory)
         result = self.models.finish(r, result, own.buffers)
         with self._changed:
-            self.models.put(Exchanged(r, group, contributed), own, result, tally)
+            self.models.put(Exchanged(r, group, contributed, weights), own, result, tally)
             if self._recorder is not None:
-                self._recorder.add(entries.Round(r, group, contributed, begin, end=time.perf_counter()))
+                end = time.perf_counter()
+                self._recorder.add(entries.Round(r, group, contributed, begin, end, weights))
             return self._completed()
 
     def _completed(self) -> list[Action]:
@@ -197,3 +207,5 @@ class RoundsEngine(Engine):
 
     def _release(self) -> None:
         self.models.clear()
+        if self._weighing is not None:
+            self._weighing.release()

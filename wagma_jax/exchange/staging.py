@@ -15,7 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from wagma_jax.averaging import PolicyFunction, accumulation_dtype, check_arrays, leaf_name, leaf_policies, merge
+from wagma_jax.averaging import (
+    PolicyFunction,
+    accumulation_dtype,
+    check_arrays,
+    divided,
+    leaf_name,
+    leaf_policies,
+    merge,
+)
 from wagma_jax.exchange.isolation import callers_x64, cpu_device, dtype_of
 from wagma_jax.exchange.layouts import MOST_ELEMENTS, Layout, make_layouts
 from wagma_jax.exchange.places import Survey, put, put_loose, without_mesh
@@ -73,6 +81,7 @@ class Staging:
         self.widens = any(accumulation_dtype(layout.dtype) != layout.dtype for layout in self.layouts)
         # a sum that is wider than the model cannot become the model in place
         self._merge_late = jit(_merged_late, donate_argnums=() if self.widens else 0)
+        self._merge_weighted = jit(_merged_weighted, donate_argnums=() if self.widens else 0)
         self._divide = jit(_divided, donate_argnums=() if self.widens else 0)
         self._copy = jit(_copied)
         # these follow their arguments: to any device, committed or not
@@ -188,11 +197,17 @@ class Staging:
             self._check_leaf(i, array)
         return self.pack(leaves)
 
-    def warm_up(self, buffers: Buffers, leaves: list[Any]) -> None:
-        """Compiles everything beforehand, for models that are where ``leaves`` are."""
+    def warm_up(self, buffers: Buffers, leaves: list[Any], weighted: bool = False) -> None:
+        """Compiles everything beforehand, for models that are where ``leaves`` are.
+
+        Args:
+            buffers: A model.
+            leaves: Its leaves.
+            weighted: Whether contributions are weighted.
+        """
         ordinary = self.ordinary(buffers)
         totals = lambda: tuple(buffer.astype(sum_dtype(buffer.dtype)) for buffer in self.copy(ordinary))
-        self.merge_late(totals(), ordinary, 2)
+        self.merge_late(totals(), ordinary, 2, 2 if weighted else None)
         self.narrow(totals(), ordinary, 2)
         for some in dict.fromkeys((len(buffers), len(ordinary))):
             tree = self.unpack(leaves, buffers if some == len(buffers) else ordinary)
@@ -219,15 +234,18 @@ class Staging:
             return totals
         return self._divide(totals, like, size)
 
-    def merge_late(self, totals: Buffers, own: Buffers, size: int) -> Buffers:
+    def merge_late(self, totals: Buffers, own: Buffers, size: int, weight: int | None = None) -> Buffers:
         """A late worker's model, ``(sum + W') / (S + 1)`` (``averaging.merge``); ``totals`` are donated.
 
         Args:
             totals: Sums of the buffers of ordinary rounds.
             own: W'.
             size: S, the number of contributions.
+            weight: n, where contributions are weighted: the model is ``(sum + n W') / (N + n)``, and ``size`` is N.
         """
-        return self._merge_late(totals, own, size)
+        if weight is None:
+            return self._merge_late(totals, own, size)
+        return self._merge_weighted(totals, own, size, weight)
 
     def copy(self, buffers: Buffers) -> Buffers:
         """A copy in memory of its own."""
@@ -356,3 +374,12 @@ def _merged_late(totals: Buffers, own: Buffers, size: jax.Array) -> Buffers:
     return tuple(
         stored(merge(total, values(buffer), size, late=True)) for total, buffer in zip(totals, own, strict=True)
     )
+
+
+def _merged_weighted(totals: Buffers, own: Buffers, size: jax.Array, weight: jax.Array) -> Buffers:
+    def merged(total: jax.Array, buffer: jax.Array) -> jax.Array:
+        own = values(buffer)
+        times = own.astype(total.dtype) * weight.astype(jnp.finfo(total.dtype).dtype)
+        return stored(divided(total + times, size + weight).astype(own.dtype))
+
+    return tuple(map(merged, totals, own))

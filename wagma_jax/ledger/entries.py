@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from wagma_jax.schedule import GroupSchedule
 
-VERSION = 5
+VERSION = 6
 """Of the format. Whoever adds, removes or changes a kind or a field increases it: readers refuse what they do not know,
 since an unknown entry may change what the others mean."""
 
@@ -84,6 +84,7 @@ class Round(NamedTuple):
         contributed: The version of each rank's contribution: the round that it was published for.
         begin: When the engine entered the exchange.
         end: When it had the result.
+        weights: The weight of each rank's contribution in the sum; () where all weigh the same.
     """
 
     round: int
@@ -91,6 +92,7 @@ class Round(NamedTuple):
     contributed: tuple[int, ...]
     begin: Moment
     end: Moment
+    weights: tuple[int, ...] = ()
 
     kind = "round"
 
@@ -98,6 +100,8 @@ class Round(NamedTuple):
         """Raises ValueError if the fields contradict each other."""
         if not self.group or len(self.group) != len(self.contributed) or max(self.contributed) > self.round:
             raise ValueError("group and contributed do not fit")
+        if self.weights and (len(self.weights) != len(self.group) or min(self.weights) < 0 or not any(self.weights)):
+            raise ValueError("group and weights do not fit")
 
     def staleness(self, rank: int) -> int:
         """The age in rounds of a member's contribution to an ordinary round; 0 on time."""
@@ -187,6 +191,7 @@ class Call(NamedTuple):
         nonfinite: Whether the model was not finite, so that what was published before stayed, and took its place.
         began: Where workers average in pairs: the version of the live model at which the step began.
         version: The same of what it returned.
+        weight: Where contributions are weighted: that of the model in a late merge.
     """
 
     round: int
@@ -201,6 +206,7 @@ class Call(NamedTuple):
     nonfinite: bool = False
     began: int | None = None
     version: int | None = None
+    weight: int | None = None
 
     kind = "call"
 

@@ -4,6 +4,8 @@ import collections
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import jax
+
 from wagma_jax.exchange.isolation import isolated, own_settings
 from wagma_jax.exchange.replay import origins
 from wagma_jax.exchange.replay.origins import Consensus, Handed, Key, Model, Total
@@ -11,6 +13,7 @@ from wagma_jax.exchange.replay.steps import Steps, programs
 from wagma_jax.exchange.staging import Staging
 from wagma_jax.exchange.storage import Buffers
 from wagma_jax.exchange.summing import summed
+from wagma_jax.exchange.weighing import scaled
 from wagma_jax.ledger import Segment
 from wagma_jax.ledger.entries import Call, ConsensusCall, GlobalMean, Round
 
@@ -27,6 +30,8 @@ class GroupsRun:
         self._programs = programs(parts)
         self._groups: dict[tuple[int, int], tuple[int, ...]] = {}  # by (round, rank)
         self._sources: dict[Key, list[Key]] = {}  # of totals and consensus models, in the order of the ranks
+        self._weights: dict[Key, tuple[int, ...]] = {}  # of the same, where they are weighted
+        self._scale = jax.jit(scaled)
         self._read_rounds(parts)
         self._stand_ins = [origins.stand_ins(rank, part) for rank, part in enumerate(parts)]
         self._entries = [0] * len(parts)
@@ -73,6 +78,7 @@ class GroupsRun:
                         source = Total(own, 0)
                     self._groups[entry.round, rank] = entry.group
                     found.setdefault(Total(entry.round, entry.group[0]), {})[rank] = source
+                    self._weights[Total(entry.round, entry.group[0])] = entry.weights
         for key, sources in found.items():
             self._sources[key] = [sources[rank] for rank in sorted(sources)]
 
@@ -159,8 +165,11 @@ class GroupsRun:
                 return False
             result = total
             if isinstance(entry, Call) and entry.merge != "mean":
-                merge = staging.merge_late if entry.merge == "late" else staging.narrow
-                result = merge(staging.copy(total), staging.ordinary(own), len(self._sources[key]))
+                total, own, weight = staging.copy(total), staging.ordinary(own), self._weight(key)
+                if entry.merge == "late":
+                    result = staging.merge_late(total, own, weight, entry.weight)
+                else:
+                    result = staging.narrow(total, own, weight)
             self._release(key)
         self._params[rank] = staging.unpack(leaves, result)
         pending[rank] = None
@@ -180,11 +189,20 @@ class GroupsRun:
                 return None
             parts.append(part)
         is_mean = isinstance(key, Consensus) or self._is_sync(key.round)
-        total = summed(parts if is_mean else [self._staging.ordinary(part) for part in parts])
-        self._store[key] = self._staging.narrow(total, parts[0], len(parts)) if is_mean else total
+        total = summed(self._weighted(key, parts if is_mean else [self._staging.ordinary(part) for part in parts]))
+        self._store[key] = self._staging.narrow(total, parts[0], self._weight(key)) if is_mean else total
         for source in self._sources[key]:
             self._release(source)
         return self._store[key]
+
+    def _weighted(self, key: Key, parts: list[Buffers]) -> list[Buffers]:
+        """The contributions times their weights."""
+        weights = self._weights.get(key) or (1,) * len(parts)
+        return [part if weight == 1 else self._scale(part, weight) for part, weight in zip(parts, weights, strict=True)]
+
+    def _weight(self, key: Key) -> int:
+        """The weight of a sum."""
+        return sum(self._weights.get(key, ())) or len(self._sources[key])
 
     def _keep(self, key: Key, buffers: Buffers) -> None:
         if self._uses[key]:

@@ -32,6 +32,7 @@ class Wire:
         # explicit, since committed and uncommitted arrays would each get a compilation of their own
         self._here = jax.sharding.SingleDeviceSharding(device)
         self._exchanges: dict[tuple[int, ...], tuple[Any, Any]] = {}
+        self._gathers: dict[tuple[int, ...], Any] = {}
         self._allocate: dict[Any, Any] = {}
         self._nothing = jax.device_put(np.zeros(0, np.float32), device)  # in the place of memory that is not needed
         self._shares: Buffers = ()  # memory for this member's blocks, kept from one exchange to the next
@@ -107,6 +108,14 @@ class Wire:
         if shares:
             all_gather.lower(arguments, shares, into).compile()
 
+    def gather(self, group: tuple[int, ...], number: int) -> tuple[int, ...]:
+        """The integer of each member, below 2^31; compiles at the first call for a group. All members call it."""
+        return tuple(np.asarray(self._gather(group)(np.asarray([number], np.int32))).tolist())
+
+    def prepare_gather(self, group: tuple[int, ...]) -> None:
+        """Compiles ``gather`` for a group."""
+        self._gather(group).lower(np.zeros(1, np.int32)).compile()
+
     def barrier(self) -> None:
         """Waits until all workers have called it. No exchange may be in progress."""
         barrier(self.comm)
@@ -139,17 +148,24 @@ class Wire:
     def _compiled(self, group: tuple[int, ...]) -> tuple[Any, Any]:
         """The functions of a group: one sums, the other gathers the blocks (in groups of 3 to 16)."""
         if group not in self._exchanges:
-            members = Members(self.comm, group)  # the closure must not hold the object that holds it
-            here = self._here
-            jitted = lambda function: jax.jit(
-                without_effects(functools.partial(function, members)),
-                donate_argnums=2,
-                keep_unused=True,
-                in_shardings=here,
-                out_shardings=here,
-            )
+            jitted = functools.partial(self._jitted, group, donate_argnums=2)
             self._exchanges[group] = jitted(_sum_up), jitted(_all_gather)
         return self._exchanges[group]
+
+    def _gather(self, group: tuple[int, ...]) -> Any:
+        if group not in self._gathers:
+            self._gathers[group] = self._jitted(group, _gather_numbers)
+        return self._gathers[group]
+
+    def _jitted(self, group: tuple[int, ...], function: Any, **options: Any) -> Any:
+        members = Members(self.comm, group)  # the closure must not hold the object that holds it
+        return jax.jit(
+            without_effects(functools.partial(function, members)),
+            keep_unused=True,
+            in_shardings=self._here,
+            out_shardings=self._here,
+            **options,
+        )
 
 
 def _sum_up(members: Members, arguments: jax.Array, buffers: Buffers, into: Buffers):
@@ -179,6 +195,12 @@ def _sum_up(members: Members, arguments: jax.Array, buffers: Buffers, into: Buff
     finish = (lambda total: divided(total, divisor)) if members.size <= 2 else lambda total: total
     blocks = tuple(sum_block(members, own, out, finish) for own, out in zip(large, into, strict=True))
     return headers, tuple(totals), blocks
+
+
+def _gather_numbers(members: Members, own: jax.Array) -> jax.Array:
+    """All members' numbers, [n]."""
+    slots = jnp.zeros(members.size, own.dtype).at[members.position].set(own[0])
+    return sum_small(members, slots, own.dtype)
 
 
 def _all_gather(members: Members, arguments: jax.Array, shares: Buffers, into: Buffers) -> Buffers:
