@@ -139,11 +139,6 @@ class Options(RunOptions, recipe.RecipeOptions):
                 f"--preempt {share} is for algorithms whose workers all wait for all in every round, got --algorithm "
                 f"{self.algorithm}, where late workers need not be cut short: leave it out"
             )
-        if self.simulator is not None:
-            raise ValueError(
-                f"--preempt {share} cuts the collection in compiled environments short, got --simulator "
-                f"{self.simulator}: leave one of them out"
-            )
         if self.rollout % preemption.PARTS:
             raise ValueError(
                 f"--preempt {share} collects a rollout in {preemption.PARTS} equal parts, got --rollout "
@@ -250,19 +245,20 @@ class Navigation(Defaults):
         """Experience of this process's workers."""
         options = self.options
         sizes = self.size, self.updates, self.updates_per_step
-        if options.simulator is None:
-            pool = jax.tree.map(jnp.asarray, self.pool("training", options.episodes))
-            world = batches.World(options.rules, pool, self.size.environments)
-            if options.preempt is not None:
-                collector = preemption.InParts(place, world, self.network, self.ppo, self.size)
-                return preemption.Preempted(place, collector, *sizes, options.preempt, lambda: None)
-            collect = place.map(functools.partial(on_devices.collect, world, self.network, self.ppo), donate=(1,))
-            close = lambda: None
-        else:
-            collect = simulated.Collector(
+        if options.simulator is not None:
+            collector = simulated.Collector(
                 options.simulator, options.simulator_timeout, place, self.network, self.size, self.ppo, seed, first_unit
             )
-            close = collect.close
+            if options.preempt is not None:
+                return preemption.Preempted(place, collector, *sizes, options.preempt, collector.close)
+            return feeds.ExperienceFeed(place, collector, *sizes, collector.close)
+        pool = jax.tree.map(jnp.asarray, self.pool("training", options.episodes))
+        world = batches.World(options.rules, pool, self.size.environments)
+        close = lambda: None
+        if options.preempt is not None:
+            in_parts = preemption.InParts(place, world, self.network, self.ppo, self.size)
+            return preemption.Preempted(place, in_parts, *sizes, options.preempt, close)
+        collect = place.map(functools.partial(on_devices.collect, world, self.network, self.ppo), donate=(1,))
         return feeds.ExperienceFeed(place, collect, *sizes, close)
 
     def evaluate(self, model: Model, place: Place) -> Findings:

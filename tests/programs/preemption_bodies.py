@@ -37,9 +37,9 @@ class Parts:
     def prepare(self, model, carry):
         pass
 
-    def __call__(self, model, carry, cutoff):
+    def collect(self, model, carry, cutoff):
         part = 0
-        while part < preemption.PARTS and not cutoff.pause(1 / preemption.PARTS, may_end=part >= preemption.LEAST):
+        while part < preemption.PARTS and not preemption.ends(cutoff, part):
             part += 1
         self.collected.append(part)
         return carry, part
@@ -101,11 +101,12 @@ def runs(comm, *commands):
     taken = []
 
     class Noted(preemption.InParts):
-        def __call__(self, model, carry, cutoff):
-            carry, steps = super().__call__(model, carry, cutoff)
+        def collect(self, model, carry, cutoff):
+            carry, steps = super().collect(model, carry, cutoff)
             np.testing.assert_array_equal(carry.rollout["valid"].sum(0), steps)
             assert bool(jnp.isfinite(carry.rollout["advantage"]).all())
-            taken[-1].append(steps)
+            if cutoff is not None:
+                taken[-1].append(steps)
             return carry, steps
 
     usual, preemption.InParts = preemption.InParts, Noted

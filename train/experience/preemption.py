@@ -32,9 +32,14 @@ class Collector(Protocol):
         """Compiles what can be compiled before times count."""
         ...
 
-    def __call__(self, model: Model, carry: Carry, cutoff: Cutoff) -> tuple[Carry, int]:
+    def collect(self, model: Model, carry: Carry, cutoff: Cutoff) -> tuple[Carry, int]:
         """The carries after another rollout, and how many steps of each environment are in it."""
         ...
+
+
+def ends(cutoff: Cutoff | None, part: int) -> bool:
+    """Whether a rollout ends before this part; to be asked once before each."""
+    return cutoff is not None and cutoff.pause(1 / PARTS, may_end=part >= LEAST)
 
 
 class Preempted(ExperienceFeed):
@@ -78,7 +83,7 @@ class Preempted(ExperienceFeed):
         begun = time.perf_counter()
         if done == 0:
             self._cutoff.begin(range(step, step + self._updates // self._together))
-            carry, steps = self._collector(model, carry, self._cutoff)
+            carry, steps = self._collector.collect(model, carry, self._cutoff)
             self._cutoff.done()
             self._total = steps * self._environments
         return self._batch(done)._replace(worked=time.perf_counter() - begun, delayed=True), carry
@@ -110,16 +115,13 @@ class InParts:
 
     def prepare(self, model: Model, carry: Carry) -> None:
         """Compiles all of it, by a rollout that nobody sees."""
-        jax.block_until_ready(self._rollout(model, carry, None))
+        jax.block_until_ready(self.collect(model, carry, None))
 
-    def __call__(self, model: Model, carry: Carry, cutoff: Cutoff) -> tuple[Carry, int]:
+    def collect(self, model: Model, carry: Carry, cutoff: Cutoff | None) -> tuple[Carry, int]:
         """The carries after another rollout, and how many steps of each environment are in it."""
-        return self._rollout(model, carry, cutoff)
-
-    def _rollout(self, model: Model, carry: Carry, cutoff: Cutoff | None) -> tuple[Carry, int]:
         at, made = self._begin(model, carry)
         part = 0
-        while part < PARTS and not (cutoff is not None and cutoff.pause(1 / PARTS, may_end=part >= LEAST)):
+        while part < PARTS and not ends(cutoff, part):
             at, made = self._part(model, carry, at, made, self._number(part * self._steps))
             jax.block_until_ready(at)  # it is collected now, not when the next part begins
             part += 1
