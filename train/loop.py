@@ -178,8 +178,8 @@ class Run:
             task = bar.add_task(self.options.algorithm, total=budget.total_steps, status="")
             bar.update(task, completed=budget.shown_steps(workers.round, self._pace.units))
             batch = None if ended else self._next(feed)
-            self._data_wait = 0.0  # the first batch is part of getting started
-            self._mark = time.perf_counter()
+            self._data_wait = 0.0  # the first batch is part of getting started, but for what is work
+            self._mark = time.perf_counter() - (0.0 if batch is None else batch[0].worked)
             while not ended:
                 assert batch is not None
                 share = budget.share(workers.round, self._pace.at(workers.round))
@@ -217,7 +217,7 @@ class Run:
         batch = feed.next(workers.steps, workers.model, workers.carry)
         # While a step is running nobody waits. If it has ended meanwhile, it is not known when: all the time counts.
         if not workers.busy():
-            self._data_wait += time.perf_counter() - begun
+            self._data_wait += time.perf_counter() - begun - batch[0].worked
         if any(batch[0].notes.values()):
             self._window += Counts(notes=batch[0].notes)
             self._whole += Counts(notes=batch[0].notes)

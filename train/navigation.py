@@ -27,7 +27,7 @@ from train.environments.point_goal.episodes import Difficulty
 from train.environments.point_goal.maps import Layout
 from train.environments.point_goal.rules import ACTIONS, Episode, Rules
 from train.environments.simulator import Spaces
-from train.experience import feeds, on_devices, rollouts, simulated
+from train.experience import feeds, on_devices, preemption, rollouts, simulated
 from train.experience.rollouts import Carry, Size
 from train.fields import flag, option
 from train.networks import network
@@ -67,6 +67,9 @@ class Options(RunOptions, recipe.RecipeOptions):
         episodes: How many are made beforehand to learn from, each on a map of its own.
         evaluation_episodes: On maps that nobody learns from.
         map_seed: Of maps, starts and goals; --seed is of all else.
+        preempt: Over MPI, with an algorithm whose workers all wait for all in every round: a worker that is still
+            collecting when this share of the workers is done, such as 0.6, stops, and learns from what it has (the
+            preemption of DD-PPO). With --epochs, the run then ends by the steps that were really taken.
         simulator: Learn in an external simulator instead: habitat:CONFIG with habitat-lab, or what gymnasium.make
             takes (extra 'gymnasium'). A process for each environment.
         simulator_timeout: Seconds that it may take to start, and for a step.
@@ -95,6 +98,7 @@ class Options(RunOptions, recipe.RecipeOptions):
     episodes: int = 4096
     evaluation_episodes: int = option(500, resume="free")
     map_seed: int = 0
+    preempt: float | None = option(None, resume="restarts", mpi_only=True)
     simulator: str | None = None
     simulator_timeout: float = option(60.0, resume="free")
 
@@ -123,6 +127,28 @@ class Options(RunOptions, recipe.RecipeOptions):
                 f"--sampling {self.sampling} has no meaning here, where every worker collects experience of its own: "
                 "leave it out"
             )
+
+        if self.preempt is not None:
+            self._check_preemption(self.preempt)
+
+    def _check_preemption(self, share: float) -> None:
+        if not 0 < share <= 1:
+            raise ValueError(f"--preempt must be above 0 and at most 1, got {share}: DD-PPO has 0.6")
+        if self.averaging_schedule().sync_period != 1:
+            raise ValueError(
+                f"--preempt {share} is for algorithms whose workers all wait for all in every round, got --algorithm "
+                f"{self.algorithm}, where late workers need not be cut short: leave it out"
+            )
+        if self.rollout % preemption.PARTS:
+            raise ValueError(
+                f"--preempt {share} collects a rollout in {preemption.PARTS} equal parts, got --rollout "
+                f"{self.rollout}: use a multiple of {preemption.PARTS}"
+            )
+
+    @property
+    def ends_by_units(self) -> bool:
+        """Whether the run ends by the steps that were really taken: their number in a round varies."""
+        return super().ends_by_units or (self.preempt is not None and self.epochs is not None)
 
     @property
     def layout(self) -> Layout:
@@ -195,7 +221,8 @@ class Navigation(Defaults):
         for_world, key = jax.random.split(key)
         world = batches.empty(self.size.environments, for_world) if self.options.simulator is None else ()
         policy = rollouts.policy_of(self.network, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.like))
-        return rollouts.empty(self.size, policy, self.spaces.depth_shape, self.ppo, _SCORES, world, key)
+        may_end = self.options.preempt is not None
+        return rollouts.empty(self.size, policy, self.spaces.depth_shape, self.ppo, _SCORES, world, key, may_end)
 
     def gradients(self, model: Model, carry: Carry, batch: Mapping[str, jax.Array], key: jax.Array) -> Gradients:
         """Gradients of PPO's loss on one minibatch of the rollout in the carry; batch: update int32 []."""
@@ -217,17 +244,22 @@ class Navigation(Defaults):
     def feed(self, place: Place, seed: int, first_unit: int) -> Feed:
         """Experience of this process's workers."""
         options = self.options
-        if options.simulator is None:
-            pool = jax.tree.map(jnp.asarray, self.pool("training", options.episodes))
-            world = batches.World(options.rules, pool, self.size.environments)
-            collect = place.map(functools.partial(on_devices.collect, world, self.network, self.ppo), donate=(1,))
-            close = lambda: None
-        else:
-            collect = simulated.Collector(
+        sizes = self.size, self.updates, self.updates_per_step
+        if options.simulator is not None:
+            collector = simulated.Collector(
                 options.simulator, options.simulator_timeout, place, self.network, self.size, self.ppo, seed, first_unit
             )
-            close = collect.close
-        return feeds.ExperienceFeed(place, collect, self.size, self.updates, self.updates_per_step, close)
+            if options.preempt is not None:
+                return preemption.Preempted(place, collector, *sizes, options.preempt, collector.close)
+            return feeds.ExperienceFeed(place, collector, *sizes, collector.close)
+        pool = jax.tree.map(jnp.asarray, self.pool("training", options.episodes))
+        world = batches.World(options.rules, pool, self.size.environments)
+        close = lambda: None
+        if options.preempt is not None:
+            in_parts = preemption.InParts(place, world, self.network, self.ppo, self.size)
+            return preemption.Preempted(place, in_parts, *sizes, options.preempt, close)
+        collect = place.map(functools.partial(on_devices.collect, world, self.network, self.ppo), donate=(1,))
+        return feeds.ExperienceFeed(place, collect, *sizes, close)
 
     def evaluate(self, model: Model, place: Place) -> Findings:
         """Success and SPL on this process's part of the evaluation episodes, with actions that are drawn."""

@@ -50,11 +50,16 @@ class Batch(NamedTuple):
         arrays: What :meth:`Place.put` returned; ``Task.gradients`` sees one worker's.
         units: int64 [workers of this process]: what each batch counts for, in the task's unit.
         notes: Sets of integers by name that the run collects, such as the indices of unreadable examples.
+        worked: Seconds that making it has taken and that are work of this process's workers, injected delays among
+            them; all other time counts as waiting for data.
+        delayed: Whether a :class:`Cutoff` has seen to the injected delay of the step.
     """
 
     arrays: Any
     units: np.ndarray
     notes: Mapping[str, frozenset[int]] = {}
+    worked: float = 0.0
+    delayed: bool = False
 
 
 class Score(NamedTuple):
@@ -69,6 +74,41 @@ class Score(NamedTuple):
     name: str
     unit: str = ""
     higher: bool = True
+
+
+class Cutoff(Protocol):
+    """Cuts late workers short: they end a stage of their work once enough workers are done with it.
+
+    The injected delays of a stage pass while it lasts, so that a worker which is cut short is spared the rest of them.
+    """
+
+    def begin(self, steps: range) -> None:
+        """A stage begins. All workers must be done with the one before, as they are where all wait for all.
+
+        Args:
+            steps: Those whose injected delays belong to it, as ``Feed.next`` counts them.
+        """
+        ...
+
+    def pause(self, share: float, may_end: bool) -> bool:
+        """To be called before each part of a stage: lets the delay of this part pass, or what is left of it.
+
+        Args:
+            share: Of the part in the stage.
+            may_end: Whether the stage may end here, without this part and all further ones.
+
+        Returns:
+            Whether it is to end here, since enough workers are done.
+        """
+        ...
+
+    def done(self) -> None:
+        """This worker is done with the stage."""
+        ...
+
+    def close(self) -> None:
+        """Nothing follows."""
+        ...
 
 
 class Place(Protocol):
@@ -100,6 +140,13 @@ class Place(Protocol):
 
     def map(self, function: Callable[..., Any], donate: Sequence[int] = ()) -> Callable[..., Any]:
         """Compiles a function of one worker's arrays for all workers; it takes arrays as :meth:`put` returns them."""
+        ...
+
+    def cutoff(self, share: float) -> Cutoff:
+        """A cutoff at this share of the workers, in (0, 1]; all processes call it, and wait for each other.
+
+        Workers of one program are never late: nobody is cut short there.
+        """
         ...
 
 

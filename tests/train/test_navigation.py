@@ -279,7 +279,7 @@ def test_the_commands_of_the_page_exist(monkeypatch):
     commands = re.findall(r"python -m train\.navigation([^\n#`]*?)(?: +#|\n|`)", PAGE)
     assert len(commands) >= 5
     for command in commands:
-        mpi_only = any(word in command for word in ("--clock", "--straggler"))
+        mpi_only = any(word in command for word in ("--clock", "--straggler", "--preempt"))
         run.parse(WORKLOAD, [*command.split(), *(["--transport", "mpi"] if mpi_only else [])])
 
 

@@ -44,7 +44,8 @@ def bounds(options: RunOptions, task: Task, reference: Mapping[str, Any]) -> Bou
         return None
     rule = None
     if options.clock == "step":
-        found = rule_of(options)
+        # where it ends by units all the same, steps are cut short, by which is not known beforehand
+        found = None if options.ends_by_units else rule_of(options)
         if found is not None:
             rule = times.size / virtual.elapsed(times, found)
     elif options.ends_by_units and (period := _sync_period(options)) is not None:

@@ -83,7 +83,9 @@ class Estimates:
                 task, load(case.module).optimizer(options), algorithms.find(options.algorithm).exchanges, 0
             )
             model = jax.tree.map(jnp.asarray, task.init(0))
-            optimizer, carry = learner.optimizer_state(model), learner.carry(jnp.int32(0), 0)
+            # compiled, as in a run: else leaves could share buffers, which feeds may donate
+            carry = jax.jit(learner.carry, static_argnums=1)(jnp.int32(0), 0)
+            optimizer = learner.optimizer_state(model)
             feed = task.feed(LocalPlace(), 0, 0)
             step = jax.jit(learner.before)
             begun = 0.0

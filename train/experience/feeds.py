@@ -33,10 +33,14 @@ class ExperienceFeed:
         done = step * self._together % self._updates
         if done == 0:
             carry = self._collect(model, carry)
+        return self._batch(done), carry
+
+    def _batch(self, done: int) -> Batch:
+        """The batch of the step that begins after so many updates of the iteration."""
         here = len(self._place.workers)
         updates = np.arange(done, done + self._together, dtype=np.int32)
         batch = updates if self._together > 1 else updates[0]
         # what was collected counts in equal parts for all steps that learn from it, in whole numbers
         units = [self._total * each // self._updates for each in (done, done + self._together)]
         arrays = self._place.put({"update": np.stack([batch] * here)})
-        return Batch(arrays, np.full(here, units[1] - units[0], np.int64)), carry
+        return Batch(arrays, np.full(here, units[1] - units[0], np.int64))

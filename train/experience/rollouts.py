@@ -39,7 +39,7 @@ class Carry(NamedTuple):
         previous_action: int32 [environments].
         start: bool [environments]: whether the next observation is the first of its episode.
         key: Of all that is drawn for rollouts.
-        rollout: What updates learn from; see :func:`learnable`.
+        rollout: What updates learn from, by the names of ``ppo``.
         order: int32 [updates, environments of a minibatch]: whose experience each update takes.
         sums: float32 [] by name: ``steps``, ``return``, and of the episodes that ended ``episodes`` and their scores.
     """
@@ -63,6 +63,7 @@ def empty(
     scores: tuple[str, ...],
     world: Any,
     key: Any,
+    may_end: bool = False,
 ) -> Carry:
     """The carry before anything is collected; traced.
 
@@ -74,6 +75,7 @@ def empty(
         scores: Names of what ended episodes are scored by.
         world: State of the environments.
         key: Of all that is drawn for rollouts.
+        may_end: Whether rollouts may end early: they then say which of their steps were taken.
     """
     steps, count, actions = size
     number = jnp.zeros((steps, count), jnp.float32)
@@ -86,6 +88,8 @@ def empty(
         **dict.fromkeys(("log_prob", "value", "advantage", "return"), number),
         "recurrent": state,
     }
+    if may_end:
+        rollout["valid"] = number > 0
     zero = jnp.zeros((), jnp.float32)
     return Carry(
         zero > 0,
@@ -118,7 +122,14 @@ def act(
     return Acted(action, log_probabilities(output.logits, action), output.value, recurrent)
 
 
-def collected(carry: Carry, steps: dict[str, Any], last_value: jax.Array, ppo: PPOOptions, following: Carry) -> Carry:
+def collected(
+    carry: Carry,
+    steps: dict[str, Any],
+    last_value: jax.Array,
+    ppo: PPOOptions,
+    following: Carry,
+    taken: jax.Array | None = None,
+) -> Carry:
     """The carry after a rollout; traced.
 
     Args:
@@ -128,22 +139,32 @@ def collected(carry: Carry, steps: dict[str, Any], last_value: jax.Array, ppo: P
         last_value: float32 [environments]: the policy's value of what follows.
         ppo: How advantages are computed, and how many updates there are.
         following: What the next rollout begins with; all else of it is replaced.
+        taken: int32 []: how many of the steps of each environment were taken, the first ones; None: all. What stands in
+            the others must be finite.
     """
     done, truncated = steps["done"], steps["truncated"]
+    valid = None
+    if taken is not None:
+        valid = jnp.broadcast_to(jnp.arange(len(done))[:, None] < taken, done.shape)
     advantage, returns = gae(
-        steps["reward"], steps["value"], done, truncated, steps["final_value"], last_value, ppo.discount, ppo.decay
-    )
+        steps["reward"], steps["value"], done, truncated, steps["final_value"], last_value, ppo.discount, ppo.decay,
+        valid,
+    )  # fmt: skip
     names = ("observation", "previous_action", "start", "action", "log_prob", "value")
     rollout = {name: steps[name] for name in names}
+    if valid is not None:
+        rollout["valid"] = valid
     key, draw = jax.random.split(following.key)
+    add = lambda x: jnp.sum(x, where=valid)
+    count = jnp.full_like(last_value[0], done.size) if valid is None else valid.sum(dtype=jnp.float32)
     ended = (done | truncated).astype(jnp.float32)
-    sums = {"steps": jnp.full_like(last_value[0], done.size), "return": steps["reward"].sum(), "episodes": ended.sum()}
+    sums = {"steps": count, "return": add(steps["reward"]), "episodes": add(ended)}
     return following._replace(
         begun=jnp.ones_like(carry.begun),
         key=key,
         rollout=rollout | {"advantage": advantage, "return": returns, "recurrent": carry.recurrent},
         order=minibatch_order(draw, len(last_value), ppo),
-        sums=sums | {name: each.sum() for name, each in steps["scores"].items()},
+        sums=sums | {name: add(each) for name, each in steps["scores"].items()},
     )
 
 
@@ -155,13 +176,17 @@ def minibatch(carry: Carry, update: jax.Array) -> dict[str, Any]:
 def episode_metrics(carry: Carry, update: jax.Array) -> dict[str, Mean]:
     """Means over the episodes that ended in the rollout, counted at its first update only; traced.
 
-    ``return`` is what was rewarded in it, for each episode that ended.
+    ``return`` is what was rewarded in it, for each episode that ended. Where rollouts may end early, ``collected`` is
+    the share of their steps that was taken.
     """
     counted = (update == 0).astype(jnp.float32)
     episodes = carry.sums["episodes"] * counted
-    return {
+    means = {
         name: Mean(total * counted, episodes) for name, total in carry.sums.items() if name not in ("steps", "episodes")
     }
+    if "valid" in carry.rollout:
+        means["collected"] = Mean(carry.sums["steps"] * counted, carry.rollout["valid"].size * counted)
+    return means
 
 
 def policy_of(network: Network, model: Model) -> Policy:

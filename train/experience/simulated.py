@@ -8,11 +8,11 @@ import numpy as np
 
 from train import devices
 from train.environments.gym import Simulators
-from train.experience import rollouts
+from train.experience import preemption, rollouts
 from train.experience.rollouts import Acted, Carry, Size
 from train.networks import Network
 from train.ppo import PPOOptions
-from train.task import Model, Place
+from train.task import Cutoff, Model, Place
 
 _AT_A_TIME = 8  # simulators of an evaluation
 _LONGEST = 100_000  # steps of an episode that is evaluated
@@ -58,10 +58,11 @@ class Collector:
             policy = rollouts.policy_of(network, model)
             return rollouts.act(policy, seen, previous_action, start, recurrent, draw), key
 
-        def finish(carry: Carry, steps: Any, last_value: Any, recurrent: Any, key: Any) -> Carry:
+        def finish(carry: Carry, steps: Any, last_value: Any, recurrent: Any, key: Any, taken: Any) -> Carry:
             steps = jax.tree.map(lambda leaf: jax.numpy.asarray(leaf), steps)
             following = carry._replace(recurrent=recurrent, key=key)
-            return rollouts.collected(carry, steps, last_value, ppo, following)
+            taken = taken if "valid" in carry.rollout else None  # a rollout that cannot end early is whole
+            return rollouts.collected(carry, steps, last_value, ppo, following, taken)
 
         self._act, self._finish = place.map(act), place.map(finish)
         self.close = self._simulators.close
@@ -72,10 +73,22 @@ class Collector:
         Raises:
             GaveUpError: A simulator has died, raised or not answered in time.
         """
+        return self.collect(model, carry, None)[0]
+
+    def prepare(self, model: Model, carry: Carry) -> None:
+        """Begins the first episodes, and compiles what acts."""
+        self._seen = self._simulators.reset(self._seeds)
+        self._ask(model, self._seen, self._previous, self._start, carry.recurrent, carry.key)
+
+    def collect(self, model: Model, carry: Carry, cutoff: Cutoff | None) -> tuple[Carry, int]:
+        """The same for a rollout that may end early, and how many steps of each environment are in it."""
         if self._seen is None:
             self._seen = self._simulators.reset(self._seeds)
         recurrent, key, made = carry.recurrent, carry.key, []
-        for _ in range(self._size.steps):
+        for step in range(self._size.steps):
+            part, within = divmod(step * preemption.PARTS, self._size.steps)
+            if within == 0 and preemption.ends(cutoff, part):
+                break
             seen, previous_action, start = self._seen, self._previous, self._start
             acted, following_key = self._ask(model, seen, previous_action, start, recurrent, key)
             action, log_prob, value = (self._host(leaf) for leaf in acted[:3])
@@ -105,8 +118,11 @@ class Collector:
             )
             recurrent, key = acted.recurrent, following_key
         last, key = self._ask(model, self._seen, self._previous, self._start, recurrent, key)
+        taken = len(made)
+        made += [jax.tree.map(np.zeros_like, made[0])] * (self._size.steps - taken)
         steps = jax.tree.map(lambda *leaves: self._by_worker(np.stack(leaves), 1), *made)
-        return self._finish(carry, self._place.put(steps), last.value, recurrent, key)
+        number = self._place.put(np.full(len(self._place.workers), taken, np.int32))
+        return self._finish(carry, self._place.put(steps), last.value, recurrent, key, number), taken
 
     def _ask(
         self, model: Model, seen: Any, previous_action: np.ndarray, start: np.ndarray, recurrent: Any, key: Any

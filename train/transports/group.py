@@ -176,6 +176,7 @@ class MpiGroup(Group):
         self.comm = comm.Dup()
         self.rank = comm.rank
         self.size = comm.size
+        self._others: list[Any] = []
 
     def everyone(self, value: T) -> list[T]:
         """The values (picklable) of all processes, on all."""
@@ -202,13 +203,19 @@ class MpiGroup(Group):
 
         return jax.tree.map(mean, on_host(tree))
 
+    def another(self) -> Any:
+        """A further communicator of the same processes, for a use of its own; it lives as long as the group."""
+        self._others.append(self._met().Dup())
+        return self._others[-1]
+
     def abort(self) -> None:
         """Ends all processes at once."""
         self.world.Abort(1)
 
     def close(self) -> None:
-        """Frees the communicator."""
-        self.comm.Free()
+        """Frees the communicators."""
+        for comm in (*self._others, self.comm):
+            comm.Free()
 
     def _met(self) -> Any:
         """The communicator, once all have come here; they sleep until then instead of polling."""

@@ -6,6 +6,24 @@ from typing import Any
 import jax
 
 
+class NobodyLate:
+    """A cutoff where no worker can be late; see ``train.task.Cutoff``."""
+
+    def begin(self, steps: range) -> None:
+        """There are no delays."""
+
+    def pause(self, share: float, may_end: bool) -> bool:
+        """Nobody is cut short."""
+        del share, may_end
+        return False
+
+    def done(self) -> None:
+        """Nobody wants to know."""
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
 class LocalPlace:
     """The devices of this process; see ``train.task.Place``."""
 
@@ -26,3 +44,8 @@ class LocalPlace:
     def map(self, function: Callable[..., Any], donate: Sequence[int] = ()) -> Callable[..., Any]:
         """Compiles a function of one worker's arrays."""
         return jax.jit(function, donate_argnums=tuple(donate))
+
+    def cutoff(self, share: float) -> NobodyLate:
+        """There is nobody else."""
+        del share
+        return NobodyLate()

@@ -21,6 +21,7 @@ from train.pytrees import as_shapes, on_host, with_leaves
 from train.task import Batch, Mean
 from train.transports import joining, launchers
 from train.transports.compiling import ByShape
+from train.transports.cutoff import MpiCutoff
 from train.transports.group import Group, MpiGroup
 from train.transports.reports import Reports
 from wagma_jax import algorithms
@@ -57,9 +58,19 @@ def join(options: RunOptions) -> Group:
 class MpiPlace:
     """Where the worker of this process is; see ``train.task.Place``."""
 
-    num_workers: int
-    rank: int
+    options: RunOptions
+    group: MpiGroup
     equal_shapes = False
+
+    @property
+    def num_workers(self) -> int:
+        """P."""
+        return self.options.workers
+
+    @property
+    def rank(self) -> int:
+        """Of this process and of its worker."""
+        return self.group.rank
 
     @property
     def workers(self) -> range:
@@ -84,10 +95,14 @@ class MpiPlace:
         """Compiles a function of one worker's arrays."""
         return jax.jit(function, donate_argnums=tuple(donate))
 
+    def cutoff(self, share: float) -> MpiCutoff:
+        """A cutoff at this share of the workers; all processes call it, and wait for each other."""
+        return MpiCutoff(self.group, self.options, share)
 
-def place(options: RunOptions, group: Group) -> MpiPlace:
+
+def place(options: RunOptions, group: MpiGroup) -> MpiPlace:
     """Where the worker of this process is."""
-    return MpiPlace(options.workers, group.rank)
+    return MpiPlace(options, group)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,9 +194,10 @@ class MpiWorkers:
         sent, optimizer, carry, metrics = self._before(model, optimizer, carry, batch.arrays, *scalars)
         jax.block_until_ready(sent)
         where = self.place.num_workers, self.place.rank
-        if seconds := self._delays.pause(self._options.seed, self.steps, *where, time.perf_counter() - begun):
+        seconds = self._delays.pause(self._options.seed, self.steps, *where, time.perf_counter() - begun)
+        if seconds and not batch.delayed:
             self._pause(seconds)
-        worked = time.perf_counter() - begun
+        worked = batch.worked + time.perf_counter() - begun
         self.steps += 1
         combined, info = self.exchange.average(sent, tally=tally)
         model, optimizer = self._after_exchange(model, optimizer, combined, np.float32(share))

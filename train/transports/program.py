@@ -24,6 +24,7 @@ from train.task import Batch, Mean
 from train.transports.compiling import ByShape
 from train.transports.group import Group
 from train.transports.joining import join
+from train.transports.local import NobodyLate
 from wagma_jax.algorithms import Strategy
 
 AXIS = "data"
@@ -64,6 +65,11 @@ class ProgramPlace:
         """Compiles a function of one worker's arrays for all workers."""
         mapped = wagma.for_workers(function, axis_name=AXIS, mesh=self.mesh)
         return jax.jit(mapped, donate_argnums=tuple(donate))
+
+    def cutoff(self, share: float) -> NobodyLate:
+        """All workers of one program are done at the same time."""
+        del share
+        return NobodyLate()
 
 
 def place(options: RunOptions, group: Group) -> ProgramPlace:
