@@ -20,7 +20,7 @@ from tests.train.runs import TIMES
 from train import parsing, run
 from train.checkpoints import look, steps
 from train.environments.point_goal import batches
-from train.experience import feeds, on_devices, rollouts
+from train.experience import feeds, on_devices, rollouts, simulated
 from train.experience.rollouts import Size
 from train.fields import flag
 from train.learner import Learner
@@ -242,6 +242,12 @@ def test_it_learns_in_a_simulator(tmp_path):
     assert all(np.isfinite(row["loss"]) for row in logged)
     assert all(0 <= row["success"] <= 1 for row in logged)
     assert all(-6 < row["return"] <= 1 for row in logged)
+
+
+def test_a_process_may_have_no_episode_to_evaluate():
+    task = Navigation(options())
+    scored = simulated.evaluate("none", 1.0, task.network, 4, {}, [])
+    assert [each.shape for each in scored] == [(0,)] * 3
 
 
 def test_a_simulator_that_raises_ends_the_run_with_its_name(tmp_path):

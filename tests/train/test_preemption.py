@@ -11,6 +11,7 @@ import ranks
 from tests.train import runs
 from tests.train.test_navigation import MAZES, PPO, options, words
 from train import run
+from train.bench.bounds import bounds as bounds_of
 from train.environments.point_goal import batches
 from train.experience import on_devices, preemption
 from train.navigation import WORKLOAD, Navigation
@@ -218,10 +219,17 @@ def test_where_nobody_can_be_cut_short_it_is_refused(changes, message):
 
 
 def test_with_epochs_the_run_ends_by_the_steps_that_were_taken():
-    given = {"preempt": 0.6, "transport": "mpi", "steps": None, "epochs": 1.0}
-    options(**given, algorithm="allreduce").check()
-    options(**given, algorithm="wagma", sync_period=1, every="iteration").check()
-    assert options(**given).ends_by_units
-    assert not options(**given | {"preempt": None}).ends_by_units
+    given = {"transport": "mpi", "steps": None, "epochs": 0.01}
+    options(**given, algorithm="allreduce", preempt=0.6).check()
+    options(**given, algorithm="wagma", sync_period=1, every="iteration", preempt=0.6).check()
+    assert options(**given, preempt=0.6).ends_by_units
+    assert not options(**given).ends_by_units
+    # so a bench does not know what its waiting allows, since nobody knows who will be cut short
+    reference = {"work_seconds": [1.0, 1.0], "local_steps": [10, 10]}
+    bounds = [
+        bounds_of(options(**given, algorithm="allreduce", preempt=share), Navigation(options()), reference)
+        for share in (0.6, None)
+    ]
+    assert [each.rule is None for each in bounds] == [True, False]
     parsed = run.parse(WORKLOAD, ["--transport", "mpi", "--algorithm", "allreduce", "--preempt", "0.6"])
     assert parsed.preempt == 0.6

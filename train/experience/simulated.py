@@ -176,6 +176,8 @@ def evaluate(name: str, timeout: float, network: Network, actions: int, model: M
         keys = jax.vmap(jax.random.split, out_axes=1)(keys)
         return jax.vmap(jax.random.categorical)(keys[1], output.logits).astype(np.int32), recurrent, keys[0]
 
+    if not seeds:  # more processes than episodes
+        return Scored(*np.zeros((3, 0), np.float32))
     count = min(_AT_A_TIME, len(seeds))
     model = jax.device_put(model)
     found = np.zeros((3, len(seeds)), np.float32)
