@@ -49,7 +49,7 @@ ALLOWED = {
     "wagma_jax/protocol/facts.py": {"wagma_jax.protocol.messages"},
     "wagma_jax/protocol/increments.py": set(),
     "wagma_jax/protocol/lifecycle.py": {"wagma_jax.protocol.messages", "wagma_jax.protocol.tree"},
-    "wagma_jax/protocol/plan.py": {"wagma_jax.schedule"},
+    "wagma_jax/protocol/plan.py": {"wagma_jax.protocol.facts", "wagma_jax.schedule"},
     "wagma_jax/protocol/machine.py": {"wagma_jax.protocol.lifecycle"},
     "wagma_jax/protocol/rounds.py": {
         "wagma_jax.protocol.facts", "wagma_jax.protocol.lifecycle", "wagma_jax.protocol.messages",
@@ -205,9 +205,9 @@ ALLOWED = {
     },
     "wagma_jax/exchange/exchange.py": {
         "wagma_jax.averaging", "wagma_jax.exchange.alone", "wagma_jax.exchange.base", "wagma_jax.exchange.deferred",
-        "wagma_jax.exchange.engine", "wagma_jax.exchange.finite",
-        "wagma_jax.exchange.gathering",
-        "wagma_jax.exchange.groups", "wagma_jax.exchange.info", "wagma_jax.exchange.models",
+        "wagma_jax.exchange.engine", "wagma_jax.exchange.finite", "wagma_jax.exchange.gathering",
+        "wagma_jax.exchange.groups", "wagma_jax.exchange.info", "wagma_jax.exchange.isolation",
+        "wagma_jax.exchange.models",
         "wagma_jax.exchange.preparation", "wagma_jax.exchange.schedules", "wagma_jax.exchange.standing",
         "wagma_jax.exchange.startup", "wagma_jax.exchange.storage", "wagma_jax.exchange.tallies",
         "wagma_jax.exchange.transformation", "wagma_jax.ledger.entries", "wagma_jax.protocol", "wagma_jax.schedule",

@@ -57,7 +57,7 @@ class Learner:
     optimizer: optax.GradientTransformationExtraArgs
     exchanges: Literal["models", "gradients"]
     seed: int
-    moments: Moments = "local"
+    moments: Moments = "own"
 
     def optimizer_state(self, model: Model) -> Any:
         """The optimizer's state before the first step."""
@@ -129,7 +129,7 @@ class Learner:
         """The second half of a step: maps what the exchange returned to (model, optimizer's state)."""
         if self.exchanges == "gradients":
             return self._apply(combined["params"], combined["stats"], model, optimizer, share)
-        if self.moments == "local":
+        if self.moments == "own":
             return combined, optimizer
         model = {name: part for name, part in combined.items() if name != moments.KEY}
         return model, moments.replace(optimizer, combined[moments.KEY])

@@ -12,7 +12,7 @@ import optax
 
 from wagma_jax.averaging import Policy, average_inexact
 
-Moments = Literal["local", "sync", "round", "second-sync", "second-round"]
+Moments = Literal["own", "sync", "round", "second-sync", "second-round"]
 KEY = "moments"
 """Where they are in the tree that is exchanged."""
 
@@ -24,19 +24,19 @@ def select(state: Any, which: Moments) -> dict[str, Any]:
 
     Args:
         state: Of an optax optimizer.
-        which: Which of them, and when; "local": none.
+        which: Which of them, and when; "own": none.
 
     Raises:
         ValueError: The optimizer has none of those.
     """
-    if which == "local":
+    if which == "own":
         return {}
     names = _SECOND if which.startswith("second") else _ALL
     places = [(name, tree) for name in names for _, tree in optax.tree.get_all_with_path(state, name)]
     if not places or len(places) > len(dict(places)):
         raise ValueError(
             f"--moments {which} needs an optimizer with moments called {' or '.join(names)}, as those of optax are, "
-            f"and one of each name, got {[name for name, _ in places] or 'none'}: use --moments local, or another "
+            f"and one of each name, got {[name for name, _ in places] or 'none'}: use --moments own, or another "
             "optimizer"
         )
     return dict(places)

@@ -63,7 +63,7 @@ class RunOptions(AlgorithmOptions):
         on_nonfinite: Over MPI, what a worker contributes whose model is not finite. share: that, so that soon nobody's
             is. skip: the model that it has published before, with which it also goes on.
         moments: When the moments of the optimizer (those of Adam, the momentum of SGD) are averaged as the models are:
-            local: never; sync: at sync rounds; round: in every round. second-sync and second-round: of Adam's, only the
+            own: never; sync: at sync rounds; round: in every round. second-sync and second-round: of Adam's, only the
             second. For algorithms that average models after the step.
         meet_every: Over MPI, rounds between meetings: barriers at which all workers can evaluate, save and stop. Sync
             rounds are meetings, too. None: no others, but every 50 rounds where there are no sync rounds.
@@ -112,7 +112,7 @@ class RunOptions(AlgorithmOptions):
     quorum: int = option(1, resume="restarts", mpi_only=True)
     clock: Literal["step", "round"] = option("step", resume="restarts", mpi_only=True)
     on_nonfinite: Literal["share", "skip"] = option("share", resume="restarts")
-    moments: Moments = option("local", resume="restarts")
+    moments: Moments = option("own", resume="restarts")
     meet_every: int | None = option(None, resume="free", mpi_only=True)
     timeout_seconds: float = option(600.0, resume="free")
     straggler: str = option("none", resume="free", mpi_only=True)
@@ -169,7 +169,7 @@ class RunOptions(AlgorithmOptions):
                 f"--{name}.* is for --algorithm {name}, got {getattr(self, name)} with --algorithm {self.algorithm}: "
                 "leave it out, or choose that algorithm"
             )
-        if self.moments != "local" and not find(self.algorithm).takes_means:
+        if self.moments != "own" and not find(self.algorithm).takes_means:
             raise ValueError(
                 f"--moments {self.moments} is for algorithms that average models after the step, got --algorithm "
                 f"{self.algorithm}: leave it out, or use one of "

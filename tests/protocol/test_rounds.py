@@ -67,8 +67,11 @@ def test_without_groups_only_sync_rounds_are_more_than_a_count():
     local = rounds(GroupSchedule(4, 1, 3), 1)
     state = State()
     for t in range(2):
+        passed = local.passed_alone(state, t)
         state, actions = local.step(state, messages.Arrive(t))
         assert (state.round, actions) == (t + 1, [])
+        assert passed == state
+    assert local.passed_alone(state, 2) is None, "all have to arrive"
     state, actions = local.step(state, messages.Arrive(2))
     assert sends(actions) == [(0, "SYNC", 2), (3, "SYNC", 2), (0, "READY", 2)]
 

@@ -28,22 +28,22 @@ def trained(out, which):
 
 
 @pytest.fixture(scope="module")
-def local(tmp_path_factory):
-    return trained(tmp_path_factory.mktemp("moments") / "local", "local")
+def own(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("moments") / "own", "own")
 
 
 @pytest.mark.parametrize("which", ["sync", "round", "second-sync", "second-round"])
-def test_which_are_averaged_when(which, local, tmp_path):
+def test_which_are_averaged_when(which, own, tmp_path):
     found = trained(tmp_path / which, which)
     for (name, step), values in found.items():
         distinct = len(np.unique(values.round(6), axis=0))
         averaged = (name == "nu" or not which.startswith("second")) and (step == ALL or which.endswith("round"))
         assert distinct == ((1 if step == ALL else 2) if averaged else 4), (name, step)
         if averaged and which.endswith("sync"):  # until then all is as without it
-            np.testing.assert_allclose(values, np.broadcast_to(local[name, step].mean(0), values.shape), rtol=1e-4)
+            np.testing.assert_allclose(values, np.broadcast_to(own[name, step].mean(0), values.shape), rtol=1e-4)
     if which.endswith("sync"):
         for name in ("mu", "nu"):
-            np.testing.assert_array_equal(found[name, GROUPS], local[name, GROUPS])
+            np.testing.assert_array_equal(found[name, GROUPS], own[name, GROUPS])
 
 
 def test_they_are_found_by_their_names_and_put_back():
@@ -56,7 +56,7 @@ def test_they_are_found_by_their_names_and_put_back():
         changed = moments.replace(state, new)
         assert jax.tree.structure(changed) == jax.tree.structure(state)
         jax.tree.map(np.testing.assert_array_equal, moments.select(changed, "sync"), new)
-    assert moments.select(optax.adam(1e-3).init(params), "local") == {}
+    assert moments.select(optax.adam(1e-3).init(params), "own") == {}
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,14 @@ class Alone:
         engine: The worker's.
         staging: Packs its models.
         finite: Maps a packed model to itself, or to None if it is not to be published.
+
+    Attributes:
+        always: Whether all groups are of one.
     """
 
     def __init__(self, engine: RoundsEngine, staging: Staging, finite: Callable[[Buffers], Buffers | None]):
         self._engine, self._staging, self._finite = engine, staging, finite
-        self._always = engine.machine.plan.schedule.group_size == 1
+        self.always = engine.machine.plan.schedule.group_size == 1
         self._newest: tuple[int, Any] | None = None  # the newest such round and its model, while it is not published
 
     def passes(self, params: Any, counter: int, lasting: bool) -> int | None:
@@ -37,7 +40,7 @@ class Alone:
         Returns:
             The round, or None.
         """
-        t = self._engine.pass_alone(counter) if self._always and lasting else None
+        t = self._engine.pass_alone(counter) if self.always and lasting else None
         self._newest = None if t is None else (t, params)
         return t
 

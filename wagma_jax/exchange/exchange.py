@@ -16,12 +16,14 @@ from wagma_jax.exchange.engine import Engine
 from wagma_jax.exchange.finite import OnNonfinite
 from wagma_jax.exchange.gathering import Gathering
 from wagma_jax.exchange.info import MERGE_NAMES, ExchangeInfo, describe
+from wagma_jax.exchange.isolation import own_settings
 from wagma_jax.exchange.models import Taken
 from wagma_jax.exchange.preparation import Prepared
 from wagma_jax.exchange.schedules import DEFAULT_SYNC_PERIOD
 from wagma_jax.exchange.standing import Standing
 from wagma_jax.exchange.tallies import check_tally
 from wagma_jax.ledger import entries
+from wagma_jax.protocol.messages import Tally
 from wagma_jax.protocol.rounds import Clock
 from wagma_jax.protocol.rules import Merge, Steps
 from wagma_jax.schedule import GroupSchedule
@@ -158,47 +160,51 @@ class GroupExchange(Exchange):
             RuntimeError: The exchange is closed.
         """
         self._finish_steps()
-        with self._call("average"):
+        with self._call("average", computes=not self._alone.always):
             entered = time.perf_counter()
             leaves, tally = self._staging.check(params), check_tally(tally)
             self._warn_of_own_start()
             t = self._alone.passes(params, self._counter, lasting=not transformation.in_step())
             if t is not None:
                 return params, self._passed(t, entered)
-            whole = self._packs_whole()
-            model = self._finite(self._staging.pack(leaves, whole))
-            nonfinite = model is None
-            if nonfinite:  # also of the leaves that this round does not average
-                leaves = self._staging.check(self._staging.unpack(leaves, self._engine.models.outbox.model))
-            ready = time.perf_counter()
-            self._stands = self._returned = None
-            self._call.count_on()
-            published = self._engine.models.outbox.version
-            complete = lambda own, leaves=leaves: self._staging.completed(own, self._staging.pack_rest(leaves))
-            t = self._engine.arrive(model, self._counter, tally, complete)
-            self._deferred.note(None if whole or self.schedule.is_sync(t) else leaves)
-            self._start, self._leaves = None, leaves
-            del model, params, complete
-            newest, taken, waits = self._engine.take(t, self.timeout_seconds)
-            woken = time.perf_counter()
-            tree = self._merged(taken)
-            if self.schedule.is_sync(t):
-                self._base = self._stands = self._returned = t
-            elif taken.result is None and self._engine.machine.is_alone(t):
-                self._base = t
-            self._counter = t if self._engine.machine.clock == "step" else max(t, newest)
-            self.info = describe(self.schedule, self.rank, t, taken, published, woken - ready, self._base, nonfinite)
-            self._leaves = []
-            if self._recorder is not None:
-                source = t if self.info.is_sync else None if taken.result is None else taken.result.round
-                leave, merge = time.perf_counter(), MERGE_NAMES[taken.merge]
-                self._recorder.add(
-                    entries.Call(
-                        t, entered, ready, woken, leave, merge, source, self._base, dict(waits), nonfinite,
-                        weight=taken.weight,
-                    )
-                )  # fmt: skip
-            return tree, self.info
+            with own_settings():
+                return self._average(entered, leaves, tally)
+
+    def _average(self, entered: float, leaves: list[Any], tally: Tally) -> tuple[Any, ExchangeInfo]:
+        whole = self._packs_whole()
+        model = self._finite(self._staging.pack(leaves, whole))
+        nonfinite = model is None
+        if nonfinite:  # also of the leaves that this round does not average
+            leaves = self._staging.check(self._staging.unpack(leaves, self._engine.models.outbox.model))
+        ready = time.perf_counter()
+        self._stands = self._returned = None
+        self._call.count_on()
+        published = self._engine.models.outbox.version
+        complete = lambda own, leaves=leaves: self._staging.completed(own, self._staging.pack_rest(leaves))
+        t = self._engine.arrive(model, self._counter, tally, complete)
+        self._deferred.note(None if whole or self.schedule.is_sync(t) else leaves)
+        self._start, self._leaves = None, leaves
+        del model, complete
+        newest, taken, waits = self._engine.take(t, self.timeout_seconds)
+        woken = time.perf_counter()
+        tree = self._merged(taken)
+        if self.schedule.is_sync(t):
+            self._base = self._stands = self._returned = t
+        elif taken.result is None and self._engine.machine.is_alone(t):
+            self._base = t
+        self._counter = t if self._engine.machine.clock == "step" else max(t, newest)
+        self.info = describe(self.schedule, self.rank, t, taken, published, woken - ready, self._base, nonfinite)
+        self._leaves = []
+        if self._recorder is not None:
+            source = t if self.info.is_sync else None if taken.result is None else taken.result.round
+            leave, merge = time.perf_counter(), MERGE_NAMES[taken.merge]
+            self._recorder.add(
+                entries.Call(
+                    t, entered, ready, woken, leave, merge, source, self._base, dict(waits), nonfinite,
+                    weight=taken.weight,
+                )
+            )  # fmt: skip
+        return tree, self.info
 
     # what the calls that rest need to know
 

@@ -41,27 +41,42 @@ def own_settings() -> Iterator[None]:
         yield
         return
     entered: list[contextlib.AbstractContextManager[Any]] = []
-    try:
+    with untraced():
         try:
-            _enter(jax.set_mesh(None), entered)
-        except ValueError as error:
-            raise RuntimeError(
-                "the exchange was called while JAX traces a function, where there are no values to exchange: call it "
-                "outside of jax.jit and other transformations, or use as_transformation() inside of a jitted step"
-            ) from error
-        x64 = bool(_config.jax_enable_x64)
-        if not _caller.kept:  # making them anew would take most of the time
-            device = cpu_device() if _has_cpu() else None  # reported where all ranks learn of it
-            _caller.kept = _settings(device)
-        for setting in _caller.kept:
-            _enter(setting, entered)
-        _enter(jax.disable_jit(False), entered)  # good for once only, as those of transfer_guard()
-        _caller.x64 = x64
+            x64 = bool(_config.jax_enable_x64)
+            if not _caller.kept:  # making them anew would take most of the time
+                device = cpu_device() if _has_cpu() else None  # reported where all ranks learn of it
+                _caller.kept = _settings(device)
+            for setting in _caller.kept:
+                _enter(setting, entered)
+            _enter(jax.disable_jit(False), entered)  # good for once only, as those of transfer_guard()
+            _caller.x64 = x64
+            yield
+        finally:
+            _caller.x64 = None
+            while entered:
+                entered.pop().__exit__(None, None, None)
+
+
+@contextlib.contextmanager
+def untraced() -> Iterator[None]:
+    """Inside of it there is no mesh: one of ``own_settings``, by which JAX finds out whether it traces a function.
+
+    Raises:
+        RuntimeError: It does.
+    """
+    no_mesh: Any = jax.set_mesh(None)
+    try:
+        no_mesh.__enter__()
+    except ValueError as error:
+        raise RuntimeError(
+            "the exchange was called while JAX traces a function, where there are no values to exchange: call it "
+            "outside of jax.jit and other transformations, or use as_transformation() inside of a jitted step"
+        ) from error
+    try:
         yield
     finally:
-        _caller.x64 = None
-        while entered:
-            entered.pop().__exit__(None, None, None)
+        no_mesh.__exit__(None, None, None)
 
 
 def _enter(context: Any, entered: list[Any]) -> None:

@@ -116,8 +116,8 @@ class RoundsEngine(Engine):
         """
         with self._changed:
             t = self.machine.target(self.state, counter)
-            state, actions = self.machine.step(self.state, messages.Arrive(t))
-            if not self.machine.is_alone(t) or actions or state.round <= t:
+            state = self.machine.passed_alone(self.state, t)
+            if state is None:
                 return None
             self.state = state
             self.models.pass_over()

@@ -3,8 +3,10 @@
 import dataclasses
 import functools
 import hashlib
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
+from wagma_jax.protocol.facts import mask_of
 from wagma_jax.schedule import GroupSchedule
 
 
@@ -44,6 +46,31 @@ class Plan(Protocol):
     def peers(self, worker: int) -> tuple[int, ...]:
         """All others with whom a worker is ever in a round that is no sync round."""
         ...
+
+
+class Planned(NamedTuple):
+    """A step of a plan; with the other members, and the set of all, if it is no sync round."""
+
+    members: tuple[int, ...]
+    is_sync: bool
+    quorum: int
+    initiator: int | None
+    peers: tuple[int, ...]
+    mask: int
+
+
+def planned_for(plan: Plan, worker: int) -> Callable[[int], Planned]:
+    """The rounds of a worker, remembered: every event asks for one several times, and a plan's own memory hashes it."""
+
+    @functools.lru_cache(maxsize=256)
+    def planned(r: int) -> Planned:
+        step = plan.step(worker, r)
+        if step.is_sync:  # of all, who may be many, and talk along a tree
+            return Planned(*step, (), 0)
+        peers = tuple(member for member in step.members if member != worker)
+        return Planned(*step, peers, mask_of(step.members))
+
+    return planned
 
 
 @functools.lru_cache(maxsize=16)

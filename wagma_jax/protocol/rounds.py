@@ -50,7 +50,7 @@ from wagma_jax.protocol.messages import (
     Tally,
     added,
 )
-from wagma_jax.protocol.plan import Plan
+from wagma_jax.protocol.plan import Plan, Planned, planned_for
 
 Clock = Literal["step", "round"]
 
@@ -80,15 +80,7 @@ class State(NamedTuple):
     life: Life = Life()
 
 
-class _Planned(NamedTuple):
-    """A step of the plan; with the other members, and the set of all, if it is no sync round."""
-
-    members: tuple[int, ...]
-    is_sync: bool
-    quorum: int
-    initiator: int | None
-    peers: tuple[int, ...]
-    mask: int
+_CALM = Life()  # nobody rests, has failed or ends, as far as is known
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +142,26 @@ class Rounds:
     def is_alone(self, r: int) -> bool:
         """Whether nothing is exchanged in round r, in which this worker is alone."""
         return not self._planned(r).is_sync and len(self._planned(r).members) == 1
+
+    def passed_alone(self, state: State, r: int) -> State | None:
+        """The state after the trainer has arrived at round r, if it is alone there and nothing is to be done.
+
+        The same as ``step`` makes of it, in a fraction of the time where nothing else is known or going on.
+
+        Args:
+            state: The engine's state.
+            r: The trainer's target.
+
+        Returns:
+            None where others are to be told, or have to be waited for.
+        """
+        if not self.is_alone(r):
+            return None
+        knows_nothing = not state.facts.entries and state.called <= r and state.heard <= r
+        if knows_nothing and state.round == r and not state.exchanging and state.life == _CALM:
+            return state._replace(round=r + 1, arrived=r)
+        after, actions = self.step(state, Arrive(r))
+        return None if actions or after.round <= r else after
 
     def waits_for(self, state: State) -> tuple[int, ...]:
         """The workers without which this engine does not go on, as far as it knows; they may be asked in turn."""
@@ -362,17 +374,9 @@ class Rounds:
         return state._replace(facts=state.facts.add(kind, r, self.worker))
 
     @functools.cached_property
-    def _planned(self) -> Callable[[int], "_Planned"]:
-        """Round r. Remembered here: every event asks for it several times, and a plan's own memory hashes the plan."""
-
-        def planned(r: int) -> _Planned:
-            step = self.plan.step(self.worker, r)
-            if step.is_sync:  # of all, who may be many, and talk along a tree
-                return _Planned(*step, (), 0)
-            peers = tuple(member for member in step.members if member != self.worker)
-            return _Planned(*step, peers, mask_of(step.members))
-
-        return functools.lru_cache(maxsize=256)(planned)
+    def _planned(self) -> Callable[[int], Planned]:
+        """Round r."""
+        return planned_for(self.plan, self.worker)
 
     @functools.cached_property
     def _children(self) -> int:
