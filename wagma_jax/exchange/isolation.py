@@ -65,8 +65,8 @@ def untraced() -> Iterator[None]:
     Raises:
         RuntimeError: It does.
     """
-    no_mesh: Any = jax.set_mesh(None)
     try:
+        no_mesh: Any = jax.set_mesh(None)
         no_mesh.__enter__()
     except ValueError as error:
         raise RuntimeError(
