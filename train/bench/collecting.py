@@ -42,7 +42,8 @@ def collect(plan: Plan, cases: Sequence[Case], out: Path, stopped: Sequence[Stop
         out: Their folder.
         stopped: Those that came to no result.
     """
-    tasks = {one.workload: task_of(one) for one in reversed(cases)}
+    first = {one.workload: one for one in reversed(cases)}
+    tasks = {label: task_of(one) for label, one in first.items()}
     runs = _finished(cases, out, tasks)
     workloads = {}
     for label, task in tasks.items():
