@@ -15,11 +15,15 @@ from train.task import Score
 
 Found = Mapping[str, Any]
 
-_COLORS = ("#d62728", "#555555", "#1f77b4", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#17becf", "#bcbd22", "#e377c2")
+_COLORS = (
+    "#d62728", "#555555", "#1f77b4", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#17becf", "#bcbd22", "#e377c2",
+    "#393b79", "#98df8a", "#ffbb78", "#aec7e8",
+)  # fmt: skip
 _STYLES = ("-", "--", "-.", ":")
 _COLUMNS = 3  # panels beside each other
 _POINTS = 200  # at which the curves of several seeds are compared
-_LETTERS = 11  # of a title in an inch
+_LETTERS = 11  # of a title or a legend in an inch
+_NARROWEST = 8.0  # inches
 _SHOWN = 0.75  # of the examples: what a panel's axis of scores is chosen by
 
 
@@ -44,7 +48,7 @@ def throughput(found: Found, workload: str) -> Figure:
     """Bars of examples per second, grouped by scenario, with the range of the seeds and the ideal."""
     rows = [row for row in found["rows"] if row["workload"] == workload]
     arms, scenarios = _labels(rows, "arm"), _labels(rows, "scenario")
-    figure = Figure(figsize=(max(7.0, 1.2 + 0.28 * len(scenarios) * (len(arms) + 1)), 4.6), layout="constrained")
+    figure = Figure(figsize=(max(_NARROWEST, 1.2 + 0.28 * len(scenarios) * (len(arms) + 1)), 4.6), layout="constrained")
     axis = figure.subplots()
     width = 0.84 / len(arms)
     for row in rows:
@@ -71,7 +75,7 @@ def throughput(found: Found, workload: str) -> Figure:
     axis.yaxis.set_major_formatter("{x:,.0f}")
     axis.grid(axis="y", alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=min(len(arms) + 1, 5), frameon=False, fontsize="small")
+    _legend(figure, *axis.get_legend_handles_labels())
     return figure
 
 
@@ -94,7 +98,7 @@ def _curves(found: Found, workload: str, axis: int, xlabel: str) -> Figure:
     arms, scenarios = _labels(rows, "arm"), _labels(rows, "scenario")
     columns = min(_COLUMNS, len(scenarios))
     lines = -(-len(scenarios) // columns)
-    figure = Figure(figsize=(5.2 * columns, 3.6 * lines + 0.7), layout="constrained")
+    figure = Figure(figsize=(max(_NARROWEST, 5.2 * columns), 3.6 * lines + 0.9), layout="constrained")
     panels = figure.subplots(lines, columns, squeeze=False)
     scale = 100 if score.unit == "%" else 1
     for panel, scenario in itertools.zip_longest(panels.flat, scenarios):
@@ -119,10 +123,16 @@ def _curves(found: Found, workload: str, axis: int, xlabel: str) -> Figure:
         panel.grid(alpha=0.3)
     for index, arm in enumerate(arms):
         panels.flat[0].plot([], [], color=_color(index), linestyle=_style(index), label=arm)
-    handles, names = panels.flat[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=min(len(arms), 5), frameon=False)
+    _legend(figure, *panels.flat[0].get_legend_handles_labels())
     _title(figure, found, "median and range of the seeds; dotted: the target")
     return figure
+
+
+def _legend(figure: Figure, handles: Sequence[Any], names: Sequence[str]) -> None:
+    """Below the picture, in as many columns as fit beside each other."""
+    fitting = int(_LETTERS * figure.get_figwidth() / (max(map(len, names)) + 8))
+    columns = min(max(fitting, 1), len(names), 5)
+    figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False, fontsize="small")
 
 
 def _title(figure: Figure, found: Found, about: str) -> None:
