@@ -63,8 +63,9 @@ def test_a_rank_that_forgets_to_close_ends_all():
 def test_a_rank_that_is_stuck_is_named_and_ended():
     status, output = run(2, "stuck")
     assert status == 1, output
+    # rank 1's engine may still serve a round before its trainer takes the GIL for ever
     assert re.fullmatch(
-        r"TimeoutError: round 2 has waited for \d+\.\d s: rank 1 does not answer: it is gone, or stuck in code that "
+        r"TimeoutError: round \d has waited for \d+\.\d s: rank 1 does not answer: it is gone, or stuck in code that "
         r"holds Python's GIL",
         raised(0, output),
     ), output
