@@ -7,10 +7,9 @@ merge is a mean with weights that are not negative, so that no second moment can
 
 from typing import Any, Literal
 
-import jax
 import optax
 
-from wagma_jax.averaging import Policy, average_inexact
+from wagma_jax.averaging import PolicyFunction, sync_under
 
 Moments = Literal["own", "sync", "round", "second-sync", "second-round"]
 KEY = "moments"
@@ -47,14 +46,6 @@ def replace(state: Any, averaged: dict[str, Any]) -> Any:
     return optax.tree.set(state, **averaged) if averaged else state
 
 
-def policy(which: Moments) -> Any:
+def policy(which: Moments) -> PolicyFunction | None:
     """Which leaves of an exchanged tree are averaged when, for an exchange; None: all in every round."""
-    if not which.endswith("sync"):
-        return None
-
-    def at_sync(path: jax.tree_util.KeyPath, leaf: Any) -> Policy:
-        found = average_inexact(path, leaf)
-        is_moment = isinstance(path[0], jax.tree_util.DictKey) and path[0].key == KEY
-        return "sync" if found == "mean" and is_moment else found
-
-    return at_sync
+    return sync_under(KEY) if which.endswith("sync") else None

@@ -36,6 +36,21 @@ def average_inexact(path: jax.tree_util.KeyPath, leaf: Any) -> Policy:
     return "mean" if jnp.issubdtype(_dtype(path, leaf), jnp.inexact) else "keep"
 
 
+def sync_under(key: str) -> PolicyFunction:
+    """The policy that averages what is under a key at sync rounds only, and all else as :func:`average_inexact` does.
+
+    Args:
+        key: Of the outermost dictionary.
+    """
+
+    def policy(path: jax.tree_util.KeyPath, leaf: Any) -> Policy:
+        found = average_inexact(path, leaf)
+        is_under = path and getattr(path[0], "key", None) == key
+        return "sync" if found == "mean" and is_under else found
+
+    return policy
+
+
 def leaf_policies(tree: Any, policy: PolicyFunction | None = None) -> list[Policy]:
     """The policy of every leaf, in the order of ``jax.tree.leaves(tree)``.
 

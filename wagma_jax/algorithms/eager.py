@@ -11,7 +11,7 @@ from wagma_jax import collectives
 from wagma_jax.algorithms.base import Algorithm, Settings, Strategy, averaging
 from wagma_jax.algorithms.mixing import averaged, with_averaged
 from wagma_jax.averager import GroupAverageState, boolean_per_worker
-from wagma_jax.averaging import Policy, PolicyFunction, average_inexact
+from wagma_jax.averaging import PolicyFunction, sync_under
 from wagma_jax.collectives import AxisName
 from wagma_jax.schedule import GroupSchedule
 
@@ -52,14 +52,8 @@ class EagerState(NamedTuple):
     pending: tuple[jax.Array, ...]
 
 
-def statistics_at_sync(path: jax.tree_util.KeyPath, leaf: Any) -> Policy:
-    """The policy of eager-SGD: what is under the key "stats" has a mean at sync rounds, all other leaves in every one.
-
-    Statistics of a model, unlike gradients, are no increments: sums of them mean nothing.
-    """
-    policy = average_inexact(path, leaf)
-    is_statistic = path and getattr(path[0], "key", None) == "stats"
-    return "sync" if policy == "mean" and is_statistic else policy
+statistics_at_sync = sync_under("stats")
+"""The policy of eager-SGD. Statistics of a model, unlike gradients, are no increments: sums of them mean nothing."""
 
 
 def xla(settings: Settings) -> Strategy:
