@@ -48,8 +48,10 @@ class Formulas:
         models: list[Buffers] = list(arguments[len(numbers) :])
         wanted = self.share if formula in SHARES else self.model
         place = next((i for i, model in enumerate(models) if self._is_spare(model, wanted)), None)
-        memory = self._pool.take(wanted) if place is None else models[place]
-        if memory:
+        if place is None:
+            memory = self._pool.withdraw(wanted)
+        else:
+            memory = models[place]
             self._pool.spend(memory)
         constants = tuple(number if isinstance(number, int) else None for number in numbers)
         weights = [np.float32(number) for number in numbers if not isinstance(number, int)]

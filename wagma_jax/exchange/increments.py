@@ -123,9 +123,7 @@ class Increments:
 
     def memory(self, size: int) -> Buffers | None:
         """Memory for a result of ``size`` buffers, None if there is none."""
-        memory = self._pool.take(self._signature(size))
-        self._pool.spend(memory or ())  # on the result
-        return memory
+        return self._pool.withdraw(self._signature(size))
 
     def put(self, exchanged: Exchanged, contribution: Contribution, result: Buffers, tally: Tally) -> None:
         """The result of a round."""

@@ -238,8 +238,7 @@ class PairsEngine(Engine):
     def _memory(self) -> Buffers:
         """Memory for a model that comes, of which the next live model is made."""
         with self._changed:
-            like, memory = self.live.model, self._pool.take(self._swapping)
-            self._pool.spend(memory or ())
+            like, memory = self.live.model, self._pool.withdraw(self._swapping)
         return self._staging.copy(like) if memory is None else memory
 
     # global means

@@ -105,11 +105,15 @@ class Pool:
 
     def take(self, wanted: Signature) -> Buffers | None:
         """Free memory of a signature, which the caller holds; None if there is not enough."""
+        buffers = self.withdraw(wanted)
+        self.hold(buffers or ())
+        return buffers
+
+    def withdraw(self, wanted: Signature) -> Buffers | None:
+        """The same for a computation that donates it at once: nobody holds it."""
         if not self.has(wanted):
             return None
-        buffers = tuple(self._free[shape].pop() for shape in wanted)
-        self.hold(buffers)
-        return buffers
+        return tuple(self._free[shape].pop() for shape in wanted)
 
     def clear(self) -> None:
         """Forgets everything."""
