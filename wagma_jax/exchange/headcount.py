@@ -5,8 +5,9 @@ import time
 
 from mpi4py import MPI
 
+from wagma_jax.exchange.mailbox import LOOKS
+
 _DONE, _ENOUGH = 1, 2  # tags; the communicator is this module's alone
-_LOOKS = 3  # as in a mailbox: what comes in by one look is seen by the next
 _SLEEP = 5e-4  # seconds between two looks of the thread that counts
 _LAST_SECONDS = 1.0  # for what is still on its way when it ends
 
@@ -47,7 +48,7 @@ class Headcount:
         """Whether enough processes are done with the stage, as far as is known here."""
         if self._counter is not None:
             return self._counter.announced >= self._begun
-        return any(self._enough[-1].Test() for _ in range(_LOOKS))
+        return any(self._enough[-1].Test() for _ in range(LOOKS))
 
     def done(self) -> None:
         """This process is done with the stage."""
@@ -115,7 +116,7 @@ class _Counter:
                 return
 
     def _look(self) -> None:
-        for _ in range(_LOOKS):
+        for _ in range(LOOKS):
             while (message := self._comm.Improbe(MPI.ANY_SOURCE, _DONE)) is not None:
                 message.Recv([bytearray(0), MPI.BYTE])
                 self._heard += 1
