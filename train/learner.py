@@ -69,7 +69,8 @@ class Learner:
 
     def check(self) -> None:
         """Raises ValueError if the optimizer has no such moments; nothing is compiled."""
-        jax.eval_shape(lambda model: self.exchanged(model, self.optimizer_state(model)), as_shapes(self.task.like))
+        if self.moments != "own":
+            jax.eval_shape(lambda model: self.exchanged(model, self.optimizer_state(model)), as_shapes(self.task.like))
 
     def exchanged(self, model: Model, optimizer: Any) -> Any:
         """A tree with the structure, shapes and dtypes of those that are exchanged, at the first step or any other.

@@ -194,9 +194,10 @@ class MpiWorkers:
         sent, optimizer, carry, metrics = self._before(model, optimizer, carry, batch.arrays, *scalars)
         jax.block_until_ready(sent)
         where = self.place.num_workers, self.place.rank
-        seconds = self._delays.pause(self._options.seed, self.steps, *where, time.perf_counter() - begun)
-        if seconds and not batch.delayed:
-            self._pause(seconds)
+        if not batch.delayed:
+            seconds = self._delays.pause(self._options.seed, self.steps, *where, time.perf_counter() - begun)
+            if seconds:
+                self._pause(seconds)
         worked = batch.worked + time.perf_counter() - begun
         self.steps += 1
         combined, info = self.exchange.average(sent, tally=tally)

@@ -141,7 +141,8 @@ class Rounds:
 
     def is_alone(self, r: int) -> bool:
         """Whether nothing is exchanged in round r, in which this worker is alone."""
-        return not self._planned(r).is_sync and len(self._planned(r).members) == 1
+        planned = self._planned(r)
+        return not planned.is_sync and len(planned.members) == 1
 
     def passed_alone(self, state: State, r: int) -> State | None:
         """The state after the trainer has arrived at round r, if it is alone there and nothing is to be done.
