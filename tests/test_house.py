@@ -79,7 +79,8 @@ ALLOWED = {
     "wagma_jax/exchange/ending.py": {"wagma_jax.exchange.children", "wagma_jax.exchange.tags"},
     "wagma_jax/exchange/mailbox.py": {"wagma_jax.exchange.tags"},
     "wagma_jax/exchange/gathering.py": {
-        "wagma_jax.exchange.errors", "wagma_jax.exchange.isolation", "wagma_jax.exchange.mailbox",
+        "wagma_jax.exchange.ending", "wagma_jax.exchange.errors", "wagma_jax.exchange.isolation",
+        "wagma_jax.exchange.mailbox",
         "wagma_jax.exchange.survey", "wagma_jax.exchange.tags", "wagma_jax.protocol",
     },
     "wagma_jax/exchange/survey.py": {"wagma_jax.exchange.mailbox", "wagma_jax.protocol"},
@@ -131,7 +132,8 @@ ALLOWED = {
     "wagma_jax/exchange/events.py": {"wagma_jax.exchange.mailbox", "wagma_jax.protocol.messages"},
     "wagma_jax/exchange/waiting.py": {"wagma_jax.exchange.mailbox", "wagma_jax.protocol.machine"},
     "wagma_jax/exchange/engine.py": {
-        "wagma_jax.exchange.errors", "wagma_jax.exchange.events", "wagma_jax.exchange.farewell",
+        "wagma_jax.exchange.ending", "wagma_jax.exchange.errors", "wagma_jax.exchange.events",
+        "wagma_jax.exchange.farewell",
         "wagma_jax.exchange.isolation", "wagma_jax.exchange.mailbox", "wagma_jax.exchange.recorder",
         "wagma_jax.exchange.storage", "wagma_jax.exchange.waiting", "wagma_jax.exchange.wire",
         "wagma_jax.ledger.entries", "wagma_jax.protocol",

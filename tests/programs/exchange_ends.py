@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 
+import jax.numpy as jnp
 from exchange_small import FAR_MORE, a_run_goes_well, expect, open_small, train
 from mpi4py import MPI
 
@@ -117,7 +118,15 @@ def before():
 
 
 def inside_start():
-    """Rank 1 fails inside of its constructor, when rank 0 is in MPI's own waits."""
+    """Rank 1 fails inside of its constructor, when rank 0 has a thread in MPI's own waits, and one that computes on."""
+
+    def compute_on():
+        matrix = jnp.ones((64, 64))
+        while True:
+            jnp.matmul(matrix, matrix).block_until_ready()
+
+    if RANK == 0:
+        ending.thread(compute_on, "computes on").start()
     if RANK == 1:
 
         def broken(*arguments):

@@ -12,6 +12,7 @@ from typing import Any
 
 from mpi4py import MPI
 
+from wagma_jax.exchange import ending
 from wagma_jax.exchange.errors import ExchangeError, described
 from wagma_jax.exchange.events import Events
 from wagma_jax.exchange.farewell import Count, Farewell, Verdict
@@ -73,9 +74,7 @@ class Engine:
         self._left = self._progress = time.perf_counter()  # when the trainer was last in a call, anything happened here
         self._inquiry = Inquiry(self.mailbox, machine.worker)
         self._farewell = Farewell(self.mailbox, machine.worker, machine.num_workers)
-        self._thread = threading.Thread(
-            target=isolated(self._run), name=f"wagma exchange {machine.worker}", daemon=True
-        )
+        self._thread = ending.thread(isolated(self._run), f"wagma exchange {machine.worker}")
 
     # the trainer's side
 

@@ -6,7 +6,6 @@ messages meanwhile: from those that have failed, and from those that want to kno
 
 import pickle
 import sys
-import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from mpi4py import MPI
 
-from wagma_jax.exchange import tags
+from wagma_jax.exchange import ending, tags
 from wagma_jax.exchange.errors import ExchangeError
 from wagma_jax.exchange.isolation import isolated
 from wagma_jax.exchange.mailbox import Mailbox
@@ -146,7 +145,7 @@ class Gathering:
             except BaseException as error:
                 errors.append(error)
 
-        thread = threading.Thread(target=isolated(target), name=f"wagma start {self.rank}", daemon=True)
+        thread = ending.thread(isolated(target), f"wagma start {self.rank}")
         thread.start()
         self._wait(lambda: not thread.is_alive())
         if errors:
