@@ -204,6 +204,7 @@ class Navigation(Defaults):
         self.size = Size(options.rollout, options.batch_size, self.spaces.num_actions)
         self.updates = self.ppo.epochs * self.ppo.minibatches
         self.updates_per_step = self.updates if options.every == "iteration" else 1
+        self.steps_per_delay = self.updates // self.updates_per_step  # it is collecting that takes uneven time
         collected = options.rollout * options.batch_size
         self.units_per_step = max(collected * self.updates_per_step // self.updates, 1)
         shape = (self.updates_per_step,) if self.updates_per_step > 1 else ()

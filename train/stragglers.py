@@ -32,6 +32,7 @@ class Straggler:
         rank: Of fixed.
         sigma: Of lognormal.
         file: Of trace; see ``train.traces``.
+        period: Steps of a worker from one of its delays to the next; the first one is delayed.
     """
 
     kind: Kind = "none"
@@ -40,6 +41,7 @@ class Straggler:
     rank: int = 0
     sigma: float = 0.0
     file: str = ""
+    period: int = 1
 
     @property
     def whole_steps(self) -> bool:
@@ -65,10 +67,13 @@ class Straggler:
     def delays(self, seed: int, step: int, num_workers: int) -> np.ndarray:
         """By how many seconds each worker is late at this step; float64 [num_workers].
 
-        Of a trace, the seconds of the whole step. Each worker has a replica of its own, drawn from the seed; several
+        The draws do not depend on the period: it only spreads them over more steps. Of a trace, the seconds of the whole step. Each worker has a replica of its own, drawn from the seed; several
         workers share one where there are more workers than replicas, all replicas equally often. After its last step
         the trace begins again.
         """
+        if step % self.period:
+            return np.zeros(num_workers)
+        step //= self.period
         if self.kind == "trace":
             times = traces.read(self.file)
             row = times[step % len(times), _columns(seed, times.shape[1], num_workers)]
@@ -101,12 +106,20 @@ class Straggler:
             )
 
 
-def parse(text: str) -> Straggler:
+def parse(text: str, period: int = 1) -> Straggler:
     """Reads the words of the command line.
+
+    Args:
+        text: The words.
+        period: See :class:`Straggler`.
 
     Raises:
         ValueError: They are not understood.
     """
+    return dataclasses.replace(_parse(text), period=period)
+
+
+def _parse(text: str) -> Straggler:
     kind, *words = text.split(":")
     try:
         if kind == "none" and not words:

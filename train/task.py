@@ -79,14 +79,14 @@ class Score(NamedTuple):
 class Cutoff(Protocol):
     """Cuts late workers short: they end a stage of their work once enough workers are done with it.
 
-    The injected delays of a stage pass while it lasts, so that a worker which is cut short is spared the rest of them.
+    The injected delay of a stage passes while it lasts, so that a worker which is cut short is spared the rest of it.
     """
 
-    def begin(self, steps: range) -> None:
+    def begin(self, number: int) -> None:
         """A stage begins. All workers must be done with the one before, as they are where all wait for all.
 
         Args:
-            steps: Those whose injected delays belong to it, as ``Feed.next`` counts them.
+            number: Of the injected delay that belongs to it; one comes every ``Task.steps_per_delay`` steps.
         """
         ...
 
@@ -174,6 +174,7 @@ class Defaults:
 
     units_per_epoch: int | None = None
     updates_per_step: int = 1
+    steps_per_delay: int = 1
 
     def carry(self, key: jax.Array) -> Any:
         """Nothing is carried from step to step."""
@@ -204,6 +205,7 @@ class Task(Protocol):
         units_per_epoch: Units of the training set; None if there are no epochs.
         updates_per_step: How often a worker calls ``gradients`` and its optimizer between two exchanges. If more than
             once, leaves of a batch are [updates, ...], and only algorithms that exchange models will do.
+        steps_per_delay: An injected delay belongs to the first of so many steps: to the one whose work takes uneven time.
         like: Shapes and dtypes of one worker's model.
         batch_shapes: Every shape that one worker's batch may have, as trees of ``jax.ShapeDtypeStruct``. The step is
             compiled for all of them before the run is timed, so there should be few.
@@ -221,6 +223,8 @@ class Task(Protocol):
     def units_per_epoch(self) -> int | None: ...  # noqa: D102
     @property
     def updates_per_step(self) -> int: ...  # noqa: D102
+    @property
+    def steps_per_delay(self) -> int: ...  # noqa: D102
     @property
     def like(self) -> Model: ...  # noqa: D102
     @property

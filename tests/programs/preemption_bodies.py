@@ -73,7 +73,7 @@ def counts(comm, needed, stages):
 def one_is_late(comm, share, straggler, iterations, abandoned=False):
     """Parts that this worker has collected in each iteration, what they count for, and how long the collecting took.
 
-    An iteration has two steps, each with a delay. It begins with the second one, as a run does that is resumed there.
+    An iteration has two steps, and one delay. The run begins with the second one, as a run does that is resumed there.
     """
     options = Options(transport="mpi", workers=comm.size, straggler=straggler, preempt=share)
     group = MpiGroup(comm)

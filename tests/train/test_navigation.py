@@ -179,6 +179,7 @@ def test_averaging_once_in_an_iteration_takes_the_same_updates(two_rollouts):
     task, model, carry, _ = two_rollouts
     together = Navigation(options(every="iteration"))
     assert (task.units_per_step, together.units_per_step) == (8, 32)
+    assert (task.steps_per_delay, together.steps_per_delay) == (4, 1)
     assert together.batch_shapes[0]["update"].shape == (4,)
     one, all_of_it = (Learner(each, WORKLOAD.optimizer(options()), "models", 0) for each in (task, together))
     step = jax.jit(one.before)
@@ -219,14 +220,16 @@ def test_over_mpi_it_gives_the_numbers_of_one_program(trained, tmp_path):
     pytest.importorskip("mpi4jax", reason="the extra mpi is not installed", exc_type=ImportError)
     _, expected, rows = trained
     out = tmp_path / "several"
-    command = [*words(out=out), "--quorum", "2", "--meet-every", "2"]
+    command = [*words(out=out), "--quorum", "2", "--meet-every", "2", "--straggler", "fixed:1:0.4"]
     ranks.run("train_bodies.navigation_run", command, num_ranks=2, timeout=100)
     text = (out / "metrics.jsonl").read_text()
     for ours, theirs in zip(map(json.loads, text.splitlines()), rows, strict=True):
         for name in ours.keys() - TIMES - {"eval", "consensus_distance"}:
             number = np.nan if ours[name] is None else ours[name]  # of episodes, if none has ended
             assert number == pytest.approx(theirs[name], rel=1e-3, abs=1e-5, nan_ok=True), name
-    assert runs.summary(out)["eval"] == pytest.approx(expected["eval"], abs=0.1)
+    summary = runs.summary(out)
+    assert summary["eval"] == pytest.approx(expected["eval"], abs=0.1)
+    assert 3 * 0.4 <= summary["work_seconds"][1] < 12 * 0.4  # a delay for each of three iterations, not for each step
 
 
 # --- Simulators ---

@@ -56,6 +56,18 @@ def test_lognormal_has_its_median_and_its_sigma():
     assert np.std(draws) == pytest.approx(0.5, rel=0.05)
 
 
+@pytest.mark.parametrize("text", ["rotating:0.5:2", "fixed:1:0.2", "lognormal:0.5:2", "trace:slow-worker:0.2"])
+def test_a_delay_in_every_so_many_steps(text):
+    """The draws are those of the same delays in every step, so that what is late does not depend on what a step is."""
+    whole, spread = parse(text), parse(text, 3)
+    for step in range(7):
+        expected = np.zeros(3) if step % 3 else whole.delays(5, step // 3, 3)
+        np.testing.assert_array_equal(spread.delays(5, step, 3), expected)
+        assert spread.pause(5, step, 3, worker=1, spent=0.01) == pytest.approx(
+            max(expected[1] - 0.01 * spread.whole_steps, 0.0)
+        )
+
+
 def test_too_few_workers():
     with pytest.raises(ValueError, match="names 3 workers, and there are 2: name fewer"):
         parse("rotating:1:3").check(2)

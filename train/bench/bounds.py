@@ -37,7 +37,7 @@ def bounds(options: RunOptions, task: Task, reference: Mapping[str, Any]) -> Bou
         task: Its task.
         reference: Summary of the run without communication with the same seed and straggler.
     """
-    straggler = stragglers.parse(options.straggler)
+    straggler = stragglers.parse(options.straggler, task.steps_per_delay)
     length = options.length(task.units_per_step, task.units_per_epoch)
     times = step_times(straggler, options.seed, reference, length.total_steps())
     if times is None:
@@ -70,7 +70,7 @@ def step_times(straggler: Straggler, seed: int, reference: Mapping[str, Any], st
     work, counts = np.array(work, float), np.array(counts)
     delays = np.array([straggler.delays(seed, step, len(work)) for step in range(max(steps, *counts))])
     before = np.array([delays[:count, worker].sum() for worker, count in enumerate(counts)])
-    if straggler.whole_steps:
+    if straggler.whole_steps and straggler.period == 1:
         return delays[:steps] * np.maximum(work / before, 1.0)  # computation that takes longer than its time
     return delays[:steps] + np.maximum(work - before, 0.0) / counts
 

@@ -67,7 +67,7 @@ class Estimates:
         task = load(case.module).create(options)
         step = self._step_seconds(case, options, task)
         length = options.length(task.units_per_step, task.units_per_epoch)
-        straggler, rounds = stragglers.parse(options.straggler), length.total_steps()
+        straggler, rounds = stragglers.parse(options.straggler, task.steps_per_delay), length.total_steps()
         if options.transport != "mpi":
             return START_SECONDS + rounds * step * options.workers
         step *= max(options.workers / (os.cpu_count() or 1), 1.0)

@@ -45,7 +45,7 @@ def ends(cutoff: Cutoff | None, part: int) -> bool:
 class Preempted(ExperienceFeed):
     """A feed of rollouts that may end early; see ``ExperienceFeed``.
 
-    All delays of an iteration pass while it is collected, where preemption can spare a worker the rest of them.
+    The delay of an iteration passes while it is collected, where preemption can spare a worker the rest of it.
 
     Args:
         place: Where the worker is; there is one in each process.
@@ -82,7 +82,7 @@ class Preempted(ExperienceFeed):
             self._cutoff = self._place.cutoff(self._share)
         begun = time.perf_counter()
         if done == 0:
-            self._cutoff.begin(range(step, step + self._updates // self._together))
+            self._cutoff.begin(step * self._together // self._updates)
             carry, steps = self._collector.collect(model, carry, self._cutoff)
             self._cutoff.done()
             self._total = steps * self._environments

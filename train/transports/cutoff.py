@@ -28,10 +28,9 @@ class MpiCutoff:
         self._pause = stragglers.delay(options.straggler_kind)
         self._begun = self._seconds = self._passed = 0.0
 
-    def begin(self, steps: range) -> None:
-        """A stage begins, into which the delays of these steps belong."""
-        seed, workers = self._options.seed, self._options.workers
-        self._seconds = sum(float(self._delays.delays(seed, step, workers)[self._rank]) for step in steps)
+    def begin(self, number: int) -> None:
+        """A stage begins, into which this delay belongs."""
+        self._seconds = float(self._delays.delays(self._options.seed, number, self._options.workers)[self._rank])
         self._begun, self._passed = time.perf_counter(), 0.0
         self._headcount.begin()
 

@@ -9,7 +9,7 @@ import jax
 class NobodyLate:
     """A cutoff where no worker can be late; see ``train.task.Cutoff``."""
 
-    def begin(self, steps: range) -> None:
+    def begin(self, number: int) -> None:
         """There are no delays."""
 
     def pause(self, share: float, may_end: bool) -> bool:

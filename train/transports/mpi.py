@@ -147,7 +147,7 @@ class MpiWorkers:
     ):
         self.group, self.place = group, place
         self._options, self._learner, self._position = options, learner, position
-        self._delays = stragglers.parse(options.straggler)
+        self._delays = stragglers.parse(options.straggler, learner.task.steps_per_delay)
         self._pause = stragglers.delay(options.straggler_kind)
         self._worker, self._exchange_state = np.int32(place.rank), None
         if isinstance(found, _Found):
@@ -195,7 +195,8 @@ class MpiWorkers:
         jax.block_until_ready(sent)
         where = self.place.num_workers, self.place.rank
         if not batch.delayed:
-            seconds = self._delays.pause(self._options.seed, self.steps, *where, time.perf_counter() - begun)
+            spent = batch.worked + time.perf_counter() - begun
+            seconds = self._delays.pause(self._options.seed, self.steps, *where, spent)
             if seconds:
                 self._pause(seconds)
         worked = batch.worked + time.perf_counter() - begun

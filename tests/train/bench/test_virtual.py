@@ -87,6 +87,17 @@ def test_step_times_of_a_trace(tmp_path):
     np.testing.assert_allclose(times, [[0.5, 0.75], [1.5, 2.25]])
 
 
+def test_step_times_where_only_some_steps_are_delayed(tmp_path):
+    reference = {"work_seconds": [2.0, 4.0], "local_steps": [4, 4]}
+    times = step_times(parse("fixed:1:1", 2), 0, reference, 5)
+    np.testing.assert_allclose(times, [[0.5, 0.5 + delay] for delay in (1, 0, 1, 0, 1)])
+    path = tmp_path / "own.csv"
+    path.write_text("1,1\n3,3\n")
+    # worker 1 has computed for 2 of its 4 seconds outside of the steps that take the trace's times
+    times = step_times(parse(f"trace:{path}:1", 2), 0, reference, 4)
+    np.testing.assert_allclose(times, [[0.5, 1.0], [0.0, 0.5], [1.5, 2.0], [0.0, 0.5]])
+
+
 def test_bounds_of_a_run():
     options = Options(transport="mpi", workers=2, steps=10, straggler="fixed:1:1", batch_size=4, algorithm="allreduce")
     reference = {"work_seconds": [1.0, 5.0], "local_steps": [4, 4]}  # 0.25 s of computation, and the delay
