@@ -1,6 +1,5 @@
 """Feeds of experience: every iteration begins with a rollout, by the model as it is after the exchange."""
 
-import time
 from collections.abc import Callable
 
 import numpy as np
@@ -32,10 +31,9 @@ class ExperienceFeed:
     def next(self, step: int, model: Model, carry: Carry) -> tuple[Batch, Carry]:
         """The batch of a step; collects at the first one of an iteration."""
         done = step * self._together % self._updates
-        begun = time.perf_counter()
         if done == 0:
             carry = self._collect(model, carry)
-        return self._batch(done)._replace(worked=time.perf_counter() - begun), carry
+        return self._batch(done), carry
 
     def _batch(self, done: int) -> Batch:
         """The batch of the step that begins after so many updates of the iteration."""
