@@ -303,6 +303,6 @@ def test_the_example_of_the_page_runs():
 
 @pytest.mark.long
 def test_it_learns_to_find_its_way(tmp_path, optimized):
-    summary, _ = run.train(WORKLOAD, Options(out=tmp_path / "run", steps=3000))
+    summary, _ = run.train(WORKLOAD, Options(out=tmp_path / "run", steps=3000, learning_rate=4e-3))
     assert summary["eval"]["success"] > 0.8
     assert summary["eval"]["spl"] > 0.6
