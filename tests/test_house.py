@@ -198,8 +198,12 @@ ALLOWED = {
         "wagma_jax.exchange.startup", "wagma_jax.exchange.storage", "wagma_jax.exchange.tallies",
         "wagma_jax.exchange.transformation", "wagma_jax.gossip", "wagma_jax.ledger.entries", "wagma_jax.protocol",
     },
+    "wagma_jax/exchange/late.py": {
+        "wagma_jax.averaging", "wagma_jax.exchange.staging", "wagma_jax.exchange.storage",
+    },
     "wagma_jax/exchange/groups.py": {
-        "wagma_jax.exchange.finite", "wagma_jax.exchange.gathering", "wagma_jax.exchange.models",
+        "wagma_jax.exchange.finite", "wagma_jax.exchange.gathering", "wagma_jax.exchange.late",
+        "wagma_jax.exchange.models",
         "wagma_jax.exchange.preparation", "wagma_jax.exchange.rounds", "wagma_jax.exchange.schedules",
         "wagma_jax.exchange.staging", "wagma_jax.exchange.standing", "wagma_jax.exchange.startup",
         "wagma_jax.exchange.storage", "wagma_jax.exchange.weighing", "wagma_jax.exchange.wire", "wagma_jax.protocol",
@@ -209,7 +213,7 @@ ALLOWED = {
         "wagma_jax.averaging", "wagma_jax.exchange.alone", "wagma_jax.exchange.base", "wagma_jax.exchange.deferred",
         "wagma_jax.exchange.engine", "wagma_jax.exchange.finite", "wagma_jax.exchange.gathering",
         "wagma_jax.exchange.groups", "wagma_jax.exchange.info", "wagma_jax.exchange.isolation",
-        "wagma_jax.exchange.models",
+        "wagma_jax.exchange.late", "wagma_jax.exchange.models",
         "wagma_jax.exchange.preparation", "wagma_jax.exchange.schedules", "wagma_jax.exchange.standing",
         "wagma_jax.exchange.startup", "wagma_jax.exchange.storage", "wagma_jax.exchange.tallies",
         "wagma_jax.exchange.transformation", "wagma_jax.ledger.entries", "wagma_jax.protocol", "wagma_jax.schedule",
@@ -232,8 +236,8 @@ ALLOWED = {
     "wagma_jax/exchange/replay/steps.py": {"wagma_jax.ledger"},
     "wagma_jax/exchange/replay": {
         "wagma_jax.averaging", "wagma_jax.exchange.arithmetic", "wagma_jax.exchange.formulas",
-        "wagma_jax.exchange.increments", "wagma_jax.exchange.isolation", "wagma_jax.exchange.pool",
-        "wagma_jax.exchange.replay", "wagma_jax.exchange.staging", "wagma_jax.exchange.storage",
+        "wagma_jax.exchange.increments", "wagma_jax.exchange.isolation", "wagma_jax.exchange.late",
+        "wagma_jax.exchange.pool", "wagma_jax.exchange.replay", "wagma_jax.exchange.staging", "wagma_jax.exchange.storage",
         "wagma_jax.exchange.summing", "wagma_jax.exchange.weighing", "wagma_jax.gossip", "wagma_jax.ledger",
         "wagma_jax.protocol.mixing",
     },

@@ -169,11 +169,13 @@ class RunOptions(AlgorithmOptions):
                 f"--{name}.* is for --algorithm {name}, got {getattr(self, name)} with --algorithm {self.algorithm}: "
                 "leave it out, or choose that algorithm"
             )
-        if self.moments != "own" and not find(self.algorithm).takes_means:
+        chosen = find(self.algorithm)
+        if self.moments != "own" and not chosen.takes_means(getattr(self, chosen.name, None)):
+            means = [name for name, each in ALGORITHMS.items() if each.takes_means(each.options and each.options())]
+            got = f" with {getattr(self, chosen.name)}" if chosen.name in means else ""
             raise ValueError(
                 f"--moments {self.moments} is for algorithms that average models after the step, got --algorithm "
-                f"{self.algorithm}: leave it out, or use one of "
-                f"{', '.join(name for name, each in ALGORITHMS.items() if each.takes_means)}"
+                f"{chosen.name}{got}: leave it out, or use one of {', '.join(means)}"
             )
         if self.moments.endswith("sync") and self.sync_period is None:
             raise ValueError(f"--moments {self.moments} needs sync rounds, got --sync-period None: use --moments round")

@@ -67,9 +67,9 @@ class Straggler:
     def delays(self, seed: int, step: int, num_workers: int) -> np.ndarray:
         """By how many seconds each worker is late at this step; float64 [num_workers].
 
-        The draws do not depend on the period: it only spreads them over more steps. Of a trace, the seconds of the whole step. Each worker has a replica of its own, drawn from the seed; several
-        workers share one where there are more workers than replicas, all replicas equally often. After its last step
-        the trace begins again.
+        The draws do not depend on the period: it only spreads them over more steps. Of a trace, the seconds of the
+        whole step. Each worker has a replica of its own, drawn from the seed; several workers share one where there are
+        more workers than replicas, all replicas equally often. After its last step the trace begins again.
         """
         if step % self.period:
             return np.zeros(num_workers)

@@ -205,7 +205,7 @@ class Task(Protocol):
         units_per_epoch: Units of the training set; None if there are no epochs.
         updates_per_step: How often a worker calls ``gradients`` and its optimizer between two exchanges. If more than
             once, leaves of a batch are [updates, ...], and only algorithms that exchange models will do.
-        steps_per_delay: An injected delay belongs to the first of so many steps: to the one whose work takes uneven time.
+        steps_per_delay: An injected delay belongs to the first of so many steps, whose work takes uneven time.
         like: Shapes and dtypes of one worker's model.
         batch_shapes: Every shape that one worker's batch may have, as trees of ``jax.ShapeDtypeStruct``. The step is
             compiled for all of them before the run is timed, so there should be few.

@@ -139,6 +139,25 @@ def merge(total: jax.Array, own: jax.Array, size: Any, late: Any = None) -> jax.
     return mean.astype(own.dtype)
 
 
+def merge_by_adding(total: jax.Array, own: jax.Array, before: jax.Array, size: Any) -> jax.Array:
+    """A late worker's model after an ordinary round: ``sum / S + (W' - W)``, its last step added to the group's mean.
+
+    Where :func:`merge` keeps a share of 1 / (S + 1) of a late worker's step, this keeps all of it.
+
+    Args:
+        total: Sum of the group's contributions, in the accumulation dtype, shape of ``own``; it holds an older model of
+            this worker.
+        own: This worker's W', in the leaf's dtype.
+        before: W, with which the step began that has made W' of it.
+        size: As in :func:`merge`.
+
+    Returns:
+        The new leaf, in the dtype of ``own``.
+    """
+    step = own.astype(total.dtype) - before.astype(total.dtype)
+    return (divided(total, size) + step).astype(own.dtype)
+
+
 def divided(total: jax.Array, size: Any) -> jax.Array:
     """``total / size``; for a traced size with the same bits wherever it is compiled.
 

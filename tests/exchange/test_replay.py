@@ -14,10 +14,14 @@ from wagma_jax.ledger.entries import GlobalMean
 
 
 @pytest.mark.parametrize(
-    ("clock", "quorum", "group_size", "sync_period", "rounds", "weighting"),
-    [("round", 1, 2, 7, 24, "equal"), ("step", 1, 3, None, 16, "equal")]
+    ("clock", "quorum", "group_size", "sync_period", "rounds", "weighting", "late_merge"),
+    [
+        ("round", 1, 2, 7, 24, "equal", "average"),
+        ("step", 1, 3, None, 16, "equal", "average"),
+        ("round", 1, 3, 7, 16, "equal", "add"),
+    ]
     + [
-        pytest.param(*settings, 40, weighting, marks=pytest.mark.long)
+        pytest.param(*settings, 40, *rules, marks=pytest.mark.long)
         for settings in (
             ("step", 1, 2, 7),
             ("step", 2, 2, 7),
@@ -27,13 +31,13 @@ from wagma_jax.ledger.entries import GlobalMean
             ("step", 1, 3, None),
             ("round", 1, 1, 5),
         )
-        for weighting in ("equal", "steps")
+        for rules in (("equal", "average"), ("steps", "average"), ("equal", "add"))
     ],
 )
-def test_replay_gives_the_same_bits(tmp_path, clock, quorum, group_size, sync_period, rounds, weighting):
+def test_replay_gives_the_same_bits(tmp_path, clock, quorum, group_size, sync_period, rounds, weighting, late_merge):
     pytest.importorskip("mpi4jax", reason="the extra mpi is not installed", exc_type=ImportError)
     skips = clock == "round" or quorum == 2
-    settings = (str(tmp_path), clock, quorum, group_size, sync_period, rounds, skips, weighting)
+    settings = (str(tmp_path), clock, quorum, group_size, sync_period, rounds, skips, weighting, late_merge)
     (calls, late, nonfinite, _), *_ = ranks.run("replay_rounds.run", *settings)
     assert calls > rounds
     assert (nonfinite > 10) == skips

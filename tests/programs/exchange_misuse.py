@@ -43,6 +43,7 @@ def other_settings(comm):
         "clock": "step",
         "on_nonfinite": "share",
         "weighting": "equal",
+        "late_merge": "average",
     }
     others = {
         "group_size": 1,
@@ -52,6 +53,7 @@ def other_settings(comm):
         "clock": "round",
         "on_nonfinite": "skip",
         "weighting": "steps",
+        "late_merge": "add",
     }
     for name, value in others.items():
         here = settings | ({name: value} if comm.rank == 1 else {})
@@ -71,6 +73,7 @@ def bad_settings(comm):
         ("quorum", "many", ValueError, "quorum must be an integer, got 'many' (str)"),
         ("on_nonfinite", "drop", ValueError, "on_nonfinite must be 'share' or 'skip', got 'drop'"),
         ("weighting", "size", ValueError, "weighting must be 'equal' or 'steps', got 'size'"),
+        ("late_merge", "sum", ValueError, "late_merge must be 'average' or 'add', got 'sum'"),
         ("clock", "wall", ValueError, "clock must be 'step' or 'round', got 'wall'"),
         ("timeout_seconds", 0, ValueError, "timeout_seconds must be positive, got 0"),
         ("timeout_seconds", math.nan, ValueError, "timeout_seconds must be positive, got nan"),

@@ -44,7 +44,9 @@ def bits(tree):
     return b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree))
 
 
-def run(comm, folder, clock, quorum, group_size, sync_period, rounds, skips=False, weighting="equal"):
+def run(
+    comm, folder, clock, quorum, group_size, sync_period, rounds, skips=False, weighting="equal", late_merge="average"
+):
     """Some rounds, a meeting, a consensus in their midst, and some more; unequal numbers of them.
 
     With ``skips`` models are not finite now and then.
@@ -53,7 +55,7 @@ def run(comm, folder, clock, quorum, group_size, sync_period, rounds, skips=Fals
         On the first rank, how many calls were replayed, how many were late, and how many brought no finite model.
     """
     options = {"group_size": group_size, "sync_period": sync_period, "quorum": quorum, "clock": clock}
-    options["weighting"] = weighting
+    options |= {"weighting": weighting, "late_merge": late_merge}
     return _compared(
         comm, folder, lambda **common: wagma.GroupExchange(comm, start(), **common, **options), rounds, skips
     )

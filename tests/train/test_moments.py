@@ -8,6 +8,7 @@ import pytest
 from tests.train import runs
 from train import moments
 from train.checkpoints import look, read_as_saved
+from wagma_jax.algorithms.wagma import WagmaOptions
 
 GROUPS, ALL = 3, 4  # steps done: after an ordinary round of groups of two, and after a sync round
 
@@ -63,6 +64,10 @@ def test_they_are_found_by_their_names_and_put_back():
     ("options", "message"),
     [
         ({"moments": "round", "algorithm": "dpsgd"}, "--algorithm dpsgd: leave it out, or use one of local, wagma"),
+        (
+            {"moments": "round", "transport": "mpi", "wagma": WagmaOptions(late_merge="add")},
+            "got --algorithm wagma with WagmaOptions.*late_merge='add'",
+        ),
         ({"moments": "sync", "algorithm": "allreduce"}, "is for algorithms that average models after the step"),
         ({"moments": "second-sync", "sync_period": None, "optimizer": "adam"}, "needs sync rounds"),
         ({"moments": "second-round", "optimizer": "sgd"}, "needs an optimizer with moments called nu"),

@@ -172,6 +172,7 @@ def test_command_line(tmp_path):
         ({"transport": "mpi", "late_probability": 0.1}, "where lateness is real: use --straggler"),
         ({"transport": "mpi", "late_trace": "slow-worker"}, "where lateness is real: use --straggler"),
         ({"wagma": WagmaOptions("steps")}, "weighting='steps' of wagma needs a process for each worker"),
+        ({"wagma": WagmaOptions(late_merge="add")}, "late_merge='add' of wagma needs a process for each worker"),
         ({"transport": "mpi", "coordinator": "host:1"}, "are for --transport xla: leave them out"),
     ],
 )
@@ -192,6 +193,8 @@ def test_shards_by_the_round_clock_are_what_somebody_has_asked_for():
 def test_weights_are_for_processes():
     options = {"wagma": WagmaOptions("steps"), "workers": 4, "transport": "mpi"}
     assert runs.Options(**options).averaging_schedule().num_workers == 4
+    with pytest.raises(ValueError, match="late_merge of wagma must be average or add, got 'sum'"):
+        WagmaOptions(late_merge="sum")
     with pytest.raises(ValueError, match="weighting of wagma must be equal or steps, got 'size'"):
         WagmaOptions("size")
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from wagma_jax.exchange import Exchange, GossipExchange, GroupExchange
     from wagma_jax.exchange.finite import OnNonfinite
     from wagma_jax.exchange.groups import Weighting
+    from wagma_jax.exchange.late import LateMerge
     from wagma_jax.protocol.mixing import Mixing
     from wagma_jax.protocol.rounds import Clock
 
@@ -68,7 +69,13 @@ class Settings:
         return GroupSchedule(self.num_workers, size, self.sync_period, self.rotate)
 
     def exchange(
-        self, comm: Any, tree: Any, schedule: GroupSchedule, quorum: int = 1, weighting: "Weighting" = "equal"
+        self,
+        comm: Any,
+        tree: Any,
+        schedule: GroupSchedule,
+        quorum: int = 1,
+        weighting: "Weighting" = "equal",
+        late_merge: "LateMerge" = "average",
     ) -> "GroupExchange":
         """An exchange by this schedule with these settings; see ``GroupExchange`` for what it raises.
 
@@ -79,6 +86,7 @@ class Settings:
             quorum: How many members of a group start its exchange. It is not taken from the settings, since it means
                 nothing in groups of one, nor at sync rounds.
             weighting: What contributions weigh.
+            late_merge: What a late worker makes of its group's sum.
         """
         from wagma_jax.exchange import GroupExchange
 
@@ -91,6 +99,7 @@ class Settings:
             on_nonfinite=self.on_nonfinite,
             policy=self.policy,
             weighting=weighting,
+            late_merge=late_merge,
             **self.of_every_exchange(),
         )
 
@@ -158,8 +167,8 @@ class Algorithm:
         options: The dataclass of the options that this algorithm alone has, or None.
         drifts: Across processes, whether parameters drift apart although gradients are exchanged. After the step of a
             sync round, a training loop then goes on with ``exchange.consensus(model)``.
-        takes_means: Whether a step's results are averaged, whatever they are: what comes back is a mean of what workers
-            hand in. Otherwise models are mixed, and the step's change is added to that.
+        takes_means: Maps its options to whether a step's results are averaged, whatever they are: what comes back is a
+            mean of what workers hand in. Otherwise the step's change is added to models that are mixed.
         schedule: Builds what the algorithm amounts to across processes, who averages with whom; None: the schedule of
             its strategy.
     """
@@ -171,7 +180,7 @@ class Algorithm:
     mpi: "Callable[[Settings, Any, Any], Exchange] | None" = None
     options: type | None = None
     drifts: bool = False
-    takes_means: bool = False
+    takes_means: Callable[[Any], bool] = lambda options: False
     schedule: Callable[[Settings], Any] | None = None
 
 

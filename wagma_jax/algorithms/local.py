@@ -44,5 +44,10 @@ def local_sgd(
 
 
 ALGORITHM = Algorithm(
-    "local", "local SGD: global model mean every sync_period rounds", "models", xla, mpi, takes_means=True
+    "local",
+    "local SGD: global model mean every sync_period rounds",
+    "models",
+    xla,
+    mpi,
+    takes_means=lambda options: True,
 )

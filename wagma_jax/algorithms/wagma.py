@@ -6,6 +6,7 @@ from typing import Literal, get_args
 from wagma_jax.algorithms.base import Algorithm, Settings, Strategy, averaging
 
 Weighting = Literal["equal", "steps"]
+LateMerge = Literal["average", "add"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,11 +16,18 @@ class WagmaOptions:
     Attributes:
         weighting: Over MPI, what contributions weigh. equal: all the same. steps: as many as their worker's steps since
             it last contributed, so that one that is always slow does not draw the others back.
+        late_merge: Over MPI, what a late worker makes of its group's sum. average: the mean of all members' models and
+            its own new one, as in the paper. add: the group's mean, and its last step, of which nothing is lost.
     """
 
     weighting: Weighting = "equal"
+    late_merge: LateMerge = "average"
 
     def __post_init__(self):
+        if self.late_merge not in get_args(LateMerge):
+            raise ValueError(
+                f"late_merge of wagma must be average or add, got {self.late_merge!r}: average is the paper's"
+            )
         if self.weighting not in get_args(Weighting):
             raise ValueError(
                 f"weighting of wagma must be equal or steps, got {self.weighting!r}: equal counts all contributions "
@@ -35,13 +43,18 @@ def xla(settings: Settings) -> Strategy:
             f"weighting={options.weighting!r} of wagma needs a process for each worker, got one program, whose workers "
             "all take a step in every round: start with wagma launch, or leave it out"
         )
+    if options.late_merge != "average":
+        raise ValueError(
+            f"late_merge={options.late_merge!r} of wagma needs a process for each worker, got one program, where "
+            "lateness is simulated by the paper's rule: start with wagma launch, or leave it out"
+        )
     return averaging(settings.schedule(), settings, settings.simulate_lateness, settings.policy)
 
 
 def mpi(settings: Settings, comm, tree):
     """The first member of a group to arrive starts its exchange."""
     options = settings.options or WagmaOptions()
-    return settings.exchange(comm, tree, settings.schedule(), settings.quorum, options.weighting)
+    return settings.exchange(comm, tree, settings.schedule(), settings.quorum, options.weighting, options.late_merge)
 
 
 ALGORITHM = Algorithm(
@@ -51,6 +64,6 @@ ALGORITHM = Algorithm(
     xla,
     mpi,
     WagmaOptions,
-    takes_means=True,
+    takes_means=lambda options: options.late_merge == "average",
     schedule=lambda settings: settings.schedule(),
 )

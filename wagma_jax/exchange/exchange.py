@@ -17,6 +17,7 @@ from wagma_jax.exchange.finite import OnNonfinite
 from wagma_jax.exchange.gathering import Gathering
 from wagma_jax.exchange.info import MERGE_NAMES, ExchangeInfo, describe
 from wagma_jax.exchange.isolation import own_settings
+from wagma_jax.exchange.late import Late, LateMerge
 from wagma_jax.exchange.models import Taken
 from wagma_jax.exchange.preparation import Prepared
 from wagma_jax.exchange.schedules import DEFAULT_SYNC_PERIOD
@@ -63,6 +64,10 @@ class GroupExchange(Exchange):
             this worker's model was last contributed (at sync rounds since the last global mean), so that a worker that
             is slow does not draw the others back by contributing an older model again. ``docs/algorithm.md``
             has the rule. It takes memory for one more model.
+        late_merge: What a late worker makes of its group's sum. "average": ``(sum + W') / (S + 1)`` (the paper). "add":
+            ``sum / S + (W' - W)``, the mean and the worker's last step: what this call was given less what the one
+            before has returned. It loses nothing of the step, and takes memory for one more model. Not for trees with
+            leaves that have to stay positive, such as Adam's second moments, nor with weights.
         timeout_seconds: How long a call waits for others before it raises TimeoutError; ``consensus``, ``meet`` and
             ``close`` count from the last progress of another that they heard of. The constructor waits as long for all
             to come, and then at least two minutes, in which they compile.
@@ -100,12 +105,15 @@ class GroupExchange(Exchange):
         policy: PolicyFunction | None = None,
         on_nonfinite: OnNonfinite = "share",
         weighting: groups.Weighting = "equal",
+        late_merge: LateMerge = "average",
         timeout_seconds: float = 600.0,
         first_round: int = 0,
         state: Mapping[str, Any] | None = None,
         ledger: Path | str | None = None,
     ):
-        check = groups.Check(schedule, group_size, sync_period, rotate, quorum, clock, on_nonfinite, weighting)
+        check = groups.Check(
+            schedule, group_size, sync_period, rotate, quorum, clock, on_nonfinite, weighting, late_merge
+        )
         self._begin(
             comm,
             params,
@@ -130,6 +138,9 @@ class GroupExchange(Exchange):
         standing = arguments.standing
         self.schedule: GroupSchedule = arguments.own.schedule
         self._on_nonfinite = arguments.own.on_nonfinite
+        assert self._start is not None
+        self._late = Late(self._staging, arguments.own.late_merge == "add", self._start)
+        self._late.warm_up()
         # the version of the publication if that is what the last call returned
         self._returned: int | None = standing.version if arguments.published is None else None
         self.info = ExchangeInfo(standing.round, False, False, 0, 0.0, (), (), standing.base)
@@ -175,7 +186,9 @@ class GroupExchange(Exchange):
         model = self._finite(self._staging.pack(leaves, whole))
         nonfinite = model is None
         if nonfinite:  # also of the leaves that this round does not average
-            leaves = self._staging.check(self._staging.unpack(leaves, self._engine.models.outbox.model))
+            stand_in = self._engine.models.outbox.model
+            leaves = self._staging.check(self._staging.unpack(leaves, stand_in))
+            self._late.returned(stand_in)  # there is no step to add
         ready = time.perf_counter()
         self._stands = self._returned = None
         self._call.count_on()
@@ -223,6 +236,7 @@ class GroupExchange(Exchange):
     def _rested(self, newest: int, is_mean: bool) -> None:
         if is_mean:
             self._returned = newest
+            self._late.returned(self._engine.models.outbox.model)
 
     def _saved(self, round_: int) -> dict[str, Any]:
         version, model, steps = self._engine.models.outbox
@@ -251,16 +265,19 @@ class GroupExchange(Exchange):
 
     def _merged(self, taken: Taken) -> Any:
         """The new tree; notes which round's result is in it."""
-        if taken.merge is None:  # the mean
+        if taken.result is None:  # the mean, or W' itself
+            self._late.returned(taken.buffers)
+        if taken.merge is None:
             return self._staging.unpack(self._leaves, taken.buffers)
-        if taken.result is None:  # W' itself
+        if taken.result is None:
             return self._staging.unpack(self._leaves, self._staging.ordinary(taken.buffers))
         total, size = taken.result.total, taken.result.weight
         own = self._staging.ordinary(taken.buffers)
         if taken.merge == Merge.LATE:
-            merged = self._staging.merge_late(total, own, size, taken.weight)
+            merged = self._late.merge(total, own, size, taken.weight)
         else:
             merged = self._staging.narrow(total, own, 1 if taken.result.is_mean else size)
+        self._late.returned(merged)
         tree = self._staging.unpack(self._leaves, merged, needed=False)
         self._base = taken.result.round
         spent = self._staging.spent(total, merged)

@@ -3,9 +3,10 @@
 import dataclasses
 from typing import Any, Literal, NamedTuple, get_args
 
-from wagma_jax.exchange import finite, schedules
+from wagma_jax.exchange import finite, late, schedules
 from wagma_jax.exchange.finite import OnNonfinite
 from wagma_jax.exchange.gathering import Gathering
+from wagma_jax.exchange.late import LateMerge
 from wagma_jax.exchange.models import Models
 from wagma_jax.exchange.preparation import Prepared, exchange_once, gather_once
 from wagma_jax.exchange.rounds import RoundsEngine
@@ -32,6 +33,7 @@ class GroupSettings(NamedTuple):
         clock: What a call counts.
         on_nonfinite: What is contributed in the place of a model that is not finite.
         weighting: What contributions weigh.
+        late_merge: What a late worker makes of its group's sum.
     """
 
     schedule: GroupSchedule
@@ -39,6 +41,7 @@ class GroupSettings(NamedTuple):
     clock: Clock
     on_nonfinite: OnNonfinite
     weighting: Weighting
+    late_merge: LateMerge
 
     def recorded(self) -> dict[str, Any]:
         """What the first entry of a ledger says of them."""
@@ -51,7 +54,7 @@ class GroupSettings(NamedTuple):
             "quorum": self.quorum,
             "clock": self.clock,
             "on_nonfinite": self.on_nonfinite,
-            "options": {"weighting": self.weighting},
+            "options": {"weighting": self.weighting, "late_merge": self.late_merge},
         }
 
 
@@ -67,6 +70,7 @@ class Check:
     clock: Clock
     on_nonfinite: OnNonfinite
     weighting: Weighting
+    late_merge: LateMerge
 
     def __call__(self, num_workers: int) -> GroupSettings:
         """The settings; ValueError or TypeError if one is wrong."""
@@ -78,7 +82,8 @@ class Check:
             raise ValueError(
                 f"weighting must be 'equal' or 'steps', got {self.weighting!r}: equal counts all contributions alike"
             )
-        return GroupSettings(schedule, quorum, self.clock, self.on_nonfinite, self.weighting)
+        late.check_choice(self.late_merge, self.weighting)
+        return GroupSettings(schedule, quorum, self.clock, self.on_nonfinite, self.weighting, self.late_merge)
 
 
 def make_engine(gathering: Gathering, arguments: Arguments, prepared: Prepared) -> RoundsEngine:

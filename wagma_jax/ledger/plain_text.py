@@ -59,6 +59,7 @@ def title(summary: Summary) -> str:
     sync = "no sync rounds" if start.sync_period is None else f"a sync every {start.sync_period} rounds"
     groups = f"gossip among {start.group_size}" if start.method == "gossip" else f"groups of {start.group_size}"
     groups += ", weighted by steps" if start.options.get("weighting") == "steps" else ""
+    groups += ", late workers add their steps" if start.options.get("late_merge") == "add" else ""
     return (
         f"{_count(start.num_workers, 'rank')}, {groups}, {sync}: {_count(summary.rounds, 'round')} "
         f"({_count(summary.syncs, 'sync')}) in {summary.seconds:,.1f} s"

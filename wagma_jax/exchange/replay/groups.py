@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from wagma_jax.exchange.isolation import isolated, own_settings
+from wagma_jax.exchange.late import Late
 from wagma_jax.exchange.replay import origins
 from wagma_jax.exchange.replay.origins import Consensus, Handed, Key, Model, Total
 from wagma_jax.exchange.replay.steps import Steps, programs
@@ -39,12 +40,15 @@ class GroupsRun:
         self._count_uses()
         self._store: dict[Key, Buffers] = {}
         self._params = [params] * len(parts)
+        self._late: list[Late] = []
         self._calls = [0] * len(parts)
         self._consensuses = [0] * len(parts)
         leaves = staging.check(params)
         for rank in range(len(parts)):
             with own_settings():
-                self._keep(Model(rank, parts[0].start.first_round - 1), staging.pack(leaves))
+                model = staging.pack(leaves)
+                self._keep(Model(rank, parts[0].start.first_round - 1), model)
+                self._late.append(Late(staging, parts[0].start.options.get("late_merge") == "add", model))
 
     def execute(self) -> list[Any]:
         """The parameters of every rank in the end."""
@@ -148,6 +152,7 @@ class GroupsRun:
                 return False
             if stand_in is not None:
                 leaves = staging.check(staging.unpack(leaves, own))
+                self._late[rank].returned(own)
             if isinstance(entry, ConsensusCall):
                 self._keep(Handed(rank, self._consensuses[rank]), own)
             elif stand_in is None:
@@ -167,10 +172,11 @@ class GroupsRun:
             if isinstance(entry, Call) and entry.merge != "mean":
                 total, own, weight = staging.copy(total), staging.ordinary(own), self._weight(key)
                 if entry.merge == "late":
-                    result = staging.merge_late(total, own, weight, entry.weight)
+                    result = self._late[rank].merge(total, own, weight, entry.weight)
                 else:
                     result = staging.narrow(total, own, weight)
             self._release(key)
+        self._late[rank].returned(result)
         self._params[rank] = staging.unpack(leaves, result)
         pending[rank] = None
         self._entries[rank] += 1
