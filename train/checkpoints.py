@@ -146,7 +146,7 @@ class Checkpoints:
     def _write(self, path: Path, pieces: Mapping[str, Any]) -> None:
         import orbax.checkpoint as ocp
 
-        self._writer = self._writer or ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+        self._writer = self._writer or _new_writer()
         trees = {name: ocp.args.StandardSave({_TREE: tree}) for name, tree in pieces.items()}
         self._writer.save(path, args=ocp.args.Composite(**trees))
 
@@ -161,6 +161,19 @@ class Checkpoints:
                 if path.name.isdigit() and int(path.name) not in whole[: self._keep]:
                     (path / POSITION).unlink(missing_ok=True)
                     shutil.rmtree(path, ignore_errors=True)
+
+
+def _new_writer() -> Any:
+    import orbax.checkpoint as ocp
+
+    # By default orbax (0.12) makes the folders of a save in the background too, and announces them to the other
+    # processes under the number of the save. Every process counts by itself, and a save by one process alone, such as
+    # the export of a consensus, counts on that one only. From then on the others look for another number, so they write
+    # before the folders are there, and the first process deletes what it finds: the save hangs or fails, or the
+    # checkpoint lacks arrays. Folders that are made before `save` returns need no numbers.
+    options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+    handler = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(async_options=options))
+    return ocp.AsyncCheckpointer(handler, async_options=options)
 
 
 def is_whole(checkpoint: Path) -> bool:

@@ -97,6 +97,9 @@ def test_two_processes_under_mpirun_resume_the_run_of_one(alone, tmp_path):
     assert "starting again from the consensus of 4 workers at step 12" in " ".join(output.split())
     moved = runs.consensus(tmp_path / "fewer" / "consensus") - runs.consensus(alone / "consensus")
     assert 0 < np.abs(moved).max() < 0.2
+    assert output.count("making the folder of a checkpoint") == 1
+    saved = runs.consensus(tmp_path / "fewer" / "checkpoints" / "13")  # what all processes have written together
+    np.testing.assert_allclose(saved, runs.consensus(tmp_path / "fewer" / "consensus"), rtol=1e-6)
 
 
 def test_what_is_wrong_on_one_process_ends_all_of_them(tmp_path):
