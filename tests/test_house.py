@@ -238,8 +238,8 @@ ALLOWED = {
         "wagma_jax.averaging", "wagma_jax.exchange.arithmetic", "wagma_jax.exchange.formulas",
         "wagma_jax.exchange.increments", "wagma_jax.exchange.isolation", "wagma_jax.exchange.late",
         "wagma_jax.exchange.pool", "wagma_jax.exchange.replay", "wagma_jax.exchange.staging",
-        "wagma_jax.exchange.storage", "wagma_jax.exchange.summing", "wagma_jax.exchange.weighing", "wagma_jax.gossip", "wagma_jax.ledger",
-        "wagma_jax.protocol.mixing",
+        "wagma_jax.exchange.storage", "wagma_jax.exchange.summing", "wagma_jax.exchange.weighing",
+        "wagma_jax.gossip", "wagma_jax.ledger", "wagma_jax.protocol.mixing",
     },
     "wagma_jax/exchange/__init__.py": {
         "wagma_jax.exchange.base", "wagma_jax.exchange.children", "wagma_jax.exchange.eager",
