@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from train import settings
 from train.pytrees import plain, restored
 
 MAX_VIRTUAL_DEVICES = 8
@@ -20,7 +21,7 @@ def worker_mesh(num_workers: int, axis_name: str, num_processes: int = 1) -> Mes
     share the workers evenly. All processes have equally many workers, in the order of the processes.
 
     Raises:
-        ValueError: The workers cannot be spread evenly over the processes.
+        ValueError: The workers cannot be spread evenly over the processes, or JAX finds no device.
     """
     if num_workers % num_processes:
         raise ValueError(
@@ -31,6 +32,7 @@ def worker_mesh(num_workers: int, axis_name: str, num_processes: int = 1) -> Mes
         with contextlib.suppress(RuntimeError):  # JAX is running already, with the devices that it has
             if getattr(jax.config, "jax_num_cpu_devices", 0) < here:
                 jax.config.update("jax_num_cpu_devices", here)
+    settings.check_platforms(needs_cpu=False)
     by_process = [[d for d in jax.devices() if d.process_index == p] for p in range(num_processes)]
     fewest = min(map(len, by_process))
     if fewest >= here:

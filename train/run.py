@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 import jax
 import optax
 
-from train import console, exports, folders, loop, results, resume
+from train import console, exports, folders, loop, results, resume, settings
 from train.budget import Budget, Length
 from train.checkpoints import Checkpoints, Position
 from train.errors import GaveUpError
@@ -25,7 +25,7 @@ from train.parsing import parse as parse_options
 from train.pytrees import as_shapes
 from train.task import Task
 from train.transports import local, mpi, program
-from train.transports.group import Group, KeepsTogether
+from train.transports.group import Group, JaxGroup, KeepsTogether
 from wagma_jax import algorithms
 
 SUMMARY = "summary.json"
@@ -110,12 +110,12 @@ def prepare(workload: Workload[O], options: O, group: Group | None = None) -> Pr
     """
     transport: Any = TRANSPORTS[options.transport]
     if group is None:
-        options.check()
+        _check(options)
         group = transport.join(options)
     assert group is not None
     place = transport.place(options, group)  # before anything else makes JAX initialize its devices
     console.set_speaker(group.is_first)
-    group.agreed(options.check)
+    group.agreed(lambda: _check(options))
     task = group.agreed(lambda: _check_alone(workload, options))
     marks = resume.fingerprint(task.fingerprint)
     shared = {flag(name): value for name, value in options.to_json().items() if name != "process_id"}
@@ -143,6 +143,12 @@ def prepare(workload: Workload[O], options: O, group: Group | None = None) -> Pr
     budget = Budget(position.total_steps, position.first_step, position.first_share, units)
     state = None if found is None else found.state
     return Prepared(workload, options, task, transport, group, place, learner, position, budget, state, out)
+
+
+def _check(options: RunOptions) -> None:
+    """What can be checked of options and settings by themselves."""
+    settings.check()
+    options.check()
 
 
 def _save(options: RunOptions, task: Task, out: Path) -> None:
@@ -325,7 +331,7 @@ def evaluate(workload: Workload[O], options: O) -> tuple[dict[str, float], Task]
         ValueError: ``options.evaluate`` is none of these, or its model does not fit the data.
     """
     assert options.evaluate is not None
-    options.check()
+    _check(options)
     task = workload.create(options)
     model = resume.load_consensus(options.evaluate, as_shapes(task.like))
     return task.scores([task.evaluate(model, local.LocalPlace())]), task
@@ -351,7 +357,7 @@ def main(workload: Workload[Any], arguments: Sequence[str] | None = None) -> Non
             console.console.print(results.evaluation_table(scores, task.score))
             return
         if options.transport != "mpi":  # over MPI one process says for all what is wrong
-            options.check()
+            _check(options)
         group = TRANSPORTS[options.transport].join(options)
         with group.ending_together(ValueError, AlreadyCompleteError):
             prepared = prepare(workload, options, group)
@@ -360,7 +366,7 @@ def main(workload: Workload[Any], arguments: Sequence[str] | None = None) -> Non
         return
     except ValueError as error:
         # all processes raise the same, and over MPI the first speaks for all
-        sys.exit(f"{name}: {error}" if group.is_first or jax.process_count() > 1 else 1)
+        sys.exit(f"{name}: {error}" if isinstance(group, JaxGroup) or group.is_first else 1)
     except KeyboardInterrupt:
         sys.exit(130)
     launcher = f"wagma launch -n {group.size} -- " if prepared.options.transport == "mpi" else ""

@@ -3,13 +3,14 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from processes import run_all
 
 from tests.train import runs
 from tests.train.toy import Toy
-from train import devices
+from train import devices, settings
 from train.devices import mesh_of, worker_mesh
 from wagma_jax.algorithms.sgp import SgpOptions
 from wagma_jax.algorithms.wagma import WagmaOptions
@@ -181,6 +182,44 @@ def test_bad_options_are_refused_before_anything_is_written(options, message, tm
     with pytest.raises(ValueError, match=message):
         runs.train(**{"steps": 8, "out": tmp_path / "run", **options})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("disable_jit", True, "since every step is compiled"),
+        ("enable_x64", True, "since all numbers have 32 bits"),
+        ("numpy_rank_promotion", "raise", "since the models broadcast"),
+        ("numpy_dtype_promotion", "strict", "since losses and models mix dtypes"),
+        ("transfer_guard_host_to_device", "disallow", "since batches come from NumPy"),
+    ],
+)
+def test_settings_of_jax_for_other_programs_are_refused(name, value, reason, tmp_path, request):
+    setting, variable = f"jax_{name}", f"JAX_{name.upper()}"
+    before = jax.config.values[setting]
+    before = "allow" if before is None else getattr(before, "value", before)
+    request.addfinalizer(lambda: jax.config.update(setting, before))
+    jax.config.update(setting, value)
+    with pytest.raises(ValueError, match=rf"^{variable}={value} cannot be obeyed, {reason}.*: unset {variable}$"):
+        runs.train(tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
+def test_platforms_that_are_not_there_are_named(tmp_path, request):
+    environment = {"JAX_PLATFORMS": "abacus"}
+    ((status, output),) = run_all([[*runs.COMMAND, "--out", tmp_path / "run"]], environment=environment, timeout=60)
+    assert status == 1
+    assert "toy: JAX finds no device (Unable to initialize backend 'abacus': " in output
+    assert output.rstrip().endswith(
+        "): JAX_PLATFORMS=abacus must name what this host has, as in JAX_PLATFORMS=cpu, or be unset"
+    )
+    assert "Traceback" not in output
+    platforms = jax.config.values["jax_platforms"]
+    request.addfinalizer(lambda: jax.config.update("jax_platforms", platforms))
+    jax.config.update("jax_platforms", "cuda")
+    with pytest.raises(ValueError, match=r"^JAX_PLATFORMS=cuda leaves out the CPU, .*: use JAX_PLATFORMS=cuda,cpu$"):
+        settings.check_platforms(needs_cpu=True)
+    settings.check_platforms(needs_cpu=False)
 
 
 def test_shards_by_the_round_clock_are_what_somebody_has_asked_for():

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from train import checkpoints, stragglers
+from train import checkpoints, settings, stragglers
 from train.checkpoints import Position, Saved
 from train.counts import Counts, Distance
 from train.learner import Begin, Learner, State, square_distance
@@ -101,7 +101,12 @@ class MpiPlace:
 
 
 def place(options: RunOptions, group: MpiGroup) -> MpiPlace:
-    """Where the worker of this process is."""
+    """Where the worker of this process is.
+
+    Raises:
+        ValueError: On all processes: JAX lacks a device on one of them.
+    """
+    group.agreed(lambda: settings.check_platforms(needs_cpu=True))
     return MpiPlace(options, group)
 
 
