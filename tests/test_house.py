@@ -67,6 +67,7 @@ ALLOWED = {
     "wagma_jax/jax_internals.py": set(),
     "wagma_jax/threads.py": {"wagma_jax.cpus", "wagma_jax.jax_internals"},
     "wagma_jax/lineage.py": set(),
+    "wagma_jax/leaving.py": {"wagma_jax.lineage"},
     "wagma_jax/cpus.py": set(),
     "wagma_jax/descriptors.py": set(),
     "wagma_jax/exchange/barrier.py": set(),
@@ -76,7 +77,7 @@ ALLOWED = {
     "wagma_jax/exchange/tags.py": set(),
     "wagma_jax/exchange/errors.py": set(),
     "wagma_jax/exchange/children.py": {"wagma_jax.lineage"},
-    "wagma_jax/exchange/ending.py": {"wagma_jax.exchange.children", "wagma_jax.exchange.tags"},
+    "wagma_jax/exchange/ending.py": {"wagma_jax.exchange.children", "wagma_jax.leaving"},
     "wagma_jax/exchange/mailbox.py": {"wagma_jax.exchange.tags"},
     "wagma_jax/exchange/gathering.py": {
         "wagma_jax.exchange.ending", "wagma_jax.exchange.errors", "wagma_jax.exchange.isolation",
@@ -248,7 +249,7 @@ ALLOWED = {
     },
     "wagma_jax/__init__.py": {
         "wagma_jax.algorithms", "wagma_jax.averager", "wagma_jax.averaging", "wagma_jax.collectives",
-        "wagma_jax.exchange", "wagma_jax.keys", "wagma_jax.schedule", "wagma_jax.threads",
+        "wagma_jax.exchange", "wagma_jax.keys", "wagma_jax.leaving", "wagma_jax.schedule", "wagma_jax.threads",
         "wagma_jax.transformations", "wagma_jax.workers",
     },
     "wagma_jax/ledger/entries.py": {"wagma_jax.schedule"},

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+importlib.import_module("wagma_jax.leaving").watch()
 if sys.modules.get("jax") is not None:  # and, mostly, has no clients yet
     importlib.import_module("wagma_jax.threads").reserve_one()
 

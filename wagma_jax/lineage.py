@@ -46,6 +46,11 @@ def parent(environment: Mapping[str, str] = os.environ) -> int | None:
     return int(process)
 
 
+def is_launched(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether a launcher has started this process, or what has started it, as a rank."""
+    return bool(_identity(environment))
+
+
 def forget(environment: MutableMapping[str, str]) -> None:
     """Removes what :func:`mark` has added, for the ranks of another run that a rank's child starts."""
     if environment.pop(MARK, None) is not None and environment.get(MPI4PY) == "false":

@@ -9,14 +9,15 @@ import pytest
 from processes import ROOT, run_ranks
 
 PROGRAM = ROOT / "tests" / "programs" / "exchange_ends.py"
+WITHOUT = ROOT / "tests" / "programs" / "exchange_absent.py"
 HANGS = 40.0  # seconds: those who do not fail would go on for 60
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("mpi4py") is None, reason="the extra mpi is not installed")
 
 
-def run(num_ranks, *arguments):
+def run(num_ranks, *arguments, program=PROGRAM):
     """(exit status, output), after all processes have ended by themselves."""
-    status, output = run_ranks(num_ranks, PROGRAM, *arguments, timeout=200)
+    status, output = run_ranks(num_ranks, program, *arguments, timeout=200)
     ended = time.time()
     pids = re.findall(r"^\[\d\] pid (\d+)$", output, re.MULTILINE)
     assert len(pids) == num_ranks, output
@@ -82,6 +83,12 @@ def test_a_rank_that_fails_before_its_constructor_ends_all():
     status, output = run(2, "before")
     assert status == 1, output
     assert raised(1, output) == "LookupError: no data"
+
+
+def test_a_rank_that_leaves_before_it_loads_the_exchange_ends_all():
+    status, output = run(2, program=WITHOUT)
+    assert status == 3, output
+    assert "[1] wagma_jax: rank 1 has ended with exit code 3 before it had an exchange: all end\n" in output
 
 
 def test_a_rank_that_fails_inside_its_constructor_ends_all():

@@ -42,7 +42,7 @@ def joined() -> None:
         MPI.Init_thread()  # a rank of a run that a rank of another one has started: the variable was for a child
     if MPI.Is_initialized():
         lineage.mark()
-        with contextlib.suppress(OSError, ValueError):  # another MPI than Open MPI
+        with contextlib.suppress(OSError, ValueError):  # another MPI than Open MPI: ending sees to forked children
             _state[:] = [ctypes.c_int32.in_dll(ctypes.CDLL(MPI.__file__), "ompi_mpi_state")]
 
 

@@ -16,15 +16,16 @@ from typing import Any
 
 from mpi4py import MPI
 
-from wagma_jax.exchange import children, tags
+from wagma_jax import leaving
+from wagma_jax.exchange import children
+from wagma_jax.leaving import GOODBYE_SECONDS
 
 SWITCH_INTERVAL = 2e-4  # seconds for which a thread may hold Python's GIL while an exchange is open
-GOODBYE_SECONDS = 3.0  # after a failure: how long a process waits for the others to end, before it ends them
 THREADS_SECONDS = 0.5  # how long the end of a process waits for the threads of exchanges that have failed
 
 _open: dict[Hashable, Callable[[], None]] = {}  # what to call for those that are open at the end; keeps them alive
 _switch_interval: list[float] = []
-_failed = False
+_failed = _had = False  # whether an exchange of this process has; whether there was one
 _exit_code = 0  # of a SystemExit that has left an exchange
 _final_code = 0  # of the process, as far as is known at its end
 _threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
@@ -32,6 +33,8 @@ _threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 
 def opened(exchange: Hashable, abort: Callable[[], None]) -> None:
     """An exchange is open; ``abort`` is called if it still is at the end of the process."""
+    global _had
+    _had = True
     if not _open:
         _switch_interval[:] = [sys.getswitchinterval()]
         sys.setswitchinterval(min(_switch_interval[0], SWITCH_INTERVAL))
@@ -52,7 +55,7 @@ def closed(exchange: Hashable, failed: bool) -> None:
 def exits(code: Any) -> None:
     """A SystemExit with this code has left an exchange."""
     global _exit_code
-    _exit_code = 0 if code is None else code & 255 if isinstance(code, int) else 1
+    _exit_code = leaving.status(code)
 
 
 def thread(target: Callable[[], None], name: str) -> threading.Thread:
@@ -64,8 +67,15 @@ def thread(target: Callable[[], None], name: str) -> threading.Thread:
 
 def _leave_threads() -> None:
     """The last step: threads that are stuck inside of MPI, or compute on, end with the process."""
+    if children.is_child():
+        # forked, and it cannot be hidden from mpi4py, which would call MPI_Finalize in this rank's place
+        if MPI.Is_initialized() and not MPI.Is_finalized():
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(leaving.exit_status())
+        return
     end = time.perf_counter() + THREADS_SECONDS
-    threads = [] if children.is_child() else list(_threads)
+    threads = list(_threads)
     for one in threads:
         one.join(max(0.0, end - time.perf_counter()))
     if _final_code and any(one.is_alive() for one in threads):
@@ -80,33 +90,14 @@ def _at_exit() -> None:
     global _final_code
     if children.is_child():
         return
-    uncaught = hasattr(sys, "last_value")  # an exception, perhaps before any exchange, for which others wait
-    code = _final_code = _exit_code or int(bool(_open) or uncaught)
+    left = leaving.exit_status()
+    code = _final_code = _exit_code or left or int(bool(_open))
     for abort in list(_open.values()):
         abort()
-    if not (_failed or uncaught) or MPI.Is_finalized():
-        return
-    world = MPI.COMM_WORLD
-    end = time.perf_counter() + GOODBYE_SECONDS
-    others = set(range(world.size)) - {world.rank}
-    requests = [world.isend(code, rank, tags.GOODBYE) for rank in others]
-    if not code:
-        return
-    codes = {code}
-    status = MPI.Status()
-    while others and time.perf_counter() < end:
-        message = world.improbe(MPI.ANY_SOURCE, tags.GOODBYE, status)
-        if message is None:
-            time.sleep(0.01)
-            continue
-        codes.add(message.recv())
-        others.discard(status.Get_source())
-    del requests
-    # mpirun takes the code of the first process to end: this one's, if those who wait in MPI_Finalize have lower ones
-    if others or (code > 1 and min(codes) < max(codes) == code):
-        sys.stdout.flush()
-        sys.stderr.flush()
-        world.Abort(max(codes))
+    # of an exception, perhaps before any exchange, for which others wait
+    failed = _failed or hasattr(sys, "last_value") or (left and not _had)
+    if failed and MPI.Is_initialized() and not MPI.Is_finalized():
+        leaving.goodbye(code, GOODBYE_SECONDS, had_exchange=_had)
 
 
 atexit.register(_leave_threads)

@@ -9,5 +9,4 @@ PUSH = 10
 MAIL = 11
 CLOCK = 13
 # of communicators that are the user's: unlikely to be used by others, and every MPI allows tags up to 32767
-START = 32_501
-GOODBYE = 32_502
+START = 32_501  # wagma_jax/leaving.py has the next one
