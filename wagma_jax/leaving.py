@@ -33,7 +33,7 @@ class _Exit(SystemExit):
         return value
 
     @code.setter
-    def code(self, value: Any) -> None:
+    def code(self, value: Any) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         self.args = (value,)
 
 

@@ -23,7 +23,8 @@ def add_places(parser: Parser, ranks_help: str, mpirun_example: str) -> None:
     add = parser.add_argument
     add("-n", type=_integer, metavar="RANKS", help=ranks_help)
     add("--hosts", metavar="NAME:SLOTS,...", help="machines and the ranks each takes; this machine if left out")
-    add("--interface", metavar="SUBNET", help="network between the hosts, for example 10.0.0.0/24, or its interface")
+    interface_help = "network between the hosts, for example 10.0.0.0/24, or its interface"
+    add("--interface", type=_interface, metavar="SUBNET", help=interface_help)
     add("--mpirun-args", metavar="WORDS", default="", help=f'further arguments: --mpirun-args="{mpirun_example}"')
 
 
@@ -56,6 +57,15 @@ def _integer(text: str) -> int:
         return int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected a number of ranks, got {text!r}: write for example -n 4") from None
+
+
+def _interface(text: str) -> str:
+    if ":" in text:  # mpirun would say that it finds no network
+        raise argparse.ArgumentTypeError(
+            f"expected a subnet of IPv4 or the name of an interface, got {text!r}: MPI selects no networks by subnets "
+            "of IPv6, so write for example --interface eth0"
+        )
+    return text
 
 
 def seconds(text: str) -> float:
