@@ -110,12 +110,12 @@ def prepare(workload: Workload[O], options: O, group: Group | None = None) -> Pr
     """
     transport: Any = TRANSPORTS[options.transport]
     if group is None:
-        _check(options)
+        check(options)
         group = transport.join(options)
     assert group is not None
     place = transport.place(options, group)  # before anything else makes JAX initialize its devices
     console.set_speaker(group.is_first)
-    group.agreed(lambda: _check(options))
+    group.agreed(lambda: check(options))
     task = group.agreed(lambda: _check_alone(workload, options))
     marks = resume.fingerprint(task.fingerprint)
     shared = {flag(name): value for name, value in options.to_json().items() if name != "process_id"}
@@ -145,8 +145,8 @@ def prepare(workload: Workload[O], options: O, group: Group | None = None) -> Pr
     return Prepared(workload, options, task, transport, group, place, learner, position, budget, state, out)
 
 
-def _check(options: RunOptions) -> None:
-    """What can be checked of options and settings by themselves."""
+def check(options: RunOptions) -> None:
+    """Raises ValueError for options, or settings of JAX, that are wrong by themselves."""
     settings.check()
     options.check()
 
@@ -331,7 +331,8 @@ def evaluate(workload: Workload[O], options: O) -> tuple[dict[str, float], Task]
         ValueError: ``options.evaluate`` is none of these, or its model does not fit the data.
     """
     assert options.evaluate is not None
-    _check(options)
+    check(options)
+    settings.check_platforms(needs_cpu=False)
     task = workload.create(options)
     model = resume.load_consensus(options.evaluate, as_shapes(task.like))
     return task.scores([task.evaluate(model, local.LocalPlace())]), task
@@ -357,7 +358,7 @@ def main(workload: Workload[Any], arguments: Sequence[str] | None = None) -> Non
             console.console.print(results.evaluation_table(scores, task.score))
             return
         if options.transport != "mpi":  # over MPI one process says for all what is wrong
-            _check(options)
+            check(options)
         group = TRANSPORTS[options.transport].join(options)
         with group.ending_together(ValueError, AlreadyCompleteError):
             prepared = prepare(workload, options, group)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from models.transformer import BOS, PAD, TRANSFORMERS, Transformer, TransformerConfig
-from train import console, parsing, recipe, resume, run, translating
+from train import console, parsing, recipe, resume, run, settings, translating
 from train.data.text import Pairs, buckets, catalog, measures, tokens, vocabulary
 from train.data.text.feed import PairFeed, batch_shape
 from train.data.text.order import BucketOrder
@@ -235,7 +235,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     try:
         options = run.parse(WORKLOAD, arguments)
-        options.check()
+        run.check(options)
+        settings.check_platforms(needs_cpu=False)
         translate(options)
     except ValueError as error:
         sys.exit(f"train.translation: {error}")
