@@ -214,6 +214,7 @@ def test_platforms_that_are_not_there_are_named(tmp_path, request):
         "): JAX_PLATFORMS=abacus must name what this host has, as in JAX_PLATFORMS=cpu, or be unset"
     )
     assert "Traceback" not in output
+    jax.local_devices()  # found before the setting changes, as with a GPU and its name
     platforms = jax.config.values["jax_platforms"]
     request.addfinalizer(lambda: jax.config.update("jax_platforms", platforms))
     jax.config.update("jax_platforms", "cuda")
