@@ -5,7 +5,10 @@ need what users have.
 """
 
 import contextlib
+import fcntl
+import functools
 import os
+from pathlib import Path
 
 from jaxlib import version
 
@@ -13,7 +16,8 @@ from jaxlib import version
 # program in one module of LLVM save another third. Newer versions do not know the first flag and refuse to start.
 _QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
 _USUAL = {"xla_cpu_use_fusion_emitters": True, "xla_cpu_parallel_codegen_split_count": 32}
-_HAS_FLAGS = version.__version__.startswith("0.10.")
+_IS_KNOWN = version.__version__.startswith("0.10.")
+_WHOLE = b"whole"  # what files of programs end with
 
 AS_USERS_DO = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "false", "XLA_FLAGS": ""}
 """The environment of a process that compiles as users do."""
@@ -23,9 +27,55 @@ def prepare():
     """Sets the environment for quick compilations, which processes that tests start inherit. Before jax is imported."""
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
     given = os.environ.get("XLA_FLAGS", "")
-    if _HAS_FLAGS and "xla_cpu_use_fusion_emitters" not in given:
+    if _IS_KNOWN and "xla_cpu_use_fusion_emitters" not in given:
         ours = " ".join(f"--{name}={str(value).lower()}" for name, value in _QUICK.items())
         os.environ["XLA_FLAGS"] = f"{given} {ours}".strip()
+
+
+@functools.cache
+def share():
+    """Equal programs are compiled once in a run of the tests, by whichever process needs them first.
+
+    JAX's own cache is for programs that take long: it does not wait for a process that compiles the same, as ranks do
+    at the same time, and goes through all entries for each new one. Here each program has a file, which its lock
+    guards, and what a process has loaded stays. Called in a process of the tests after jax is imported; what tests
+    start as users do has JAX's cache alone.
+    """
+    from jax._src import compilation_cache, compiler
+
+    if not _IS_KNOWN:
+        return
+    folder = Path(os.environ["WAGMA_TEST_COMPILATIONS"], "shared")
+    folder.mkdir(exist_ok=True)
+    loaded = {}
+    read, compile_and_write = compilation_cache.get_executable_and_time, compiler._compile_and_write_cache
+
+    def get(cache_key, compile_options, backend, executable_devices):
+        found = loaded.get((backend, cache_key))
+        return read(cache_key, compile_options, backend, executable_devices) if found is None else (found, 0)
+
+    def compile_once(backend, computation, executable_devices, compile_options, host_callbacks, name, cache_key):
+        compile_it = functools.partial(
+            compile_and_write,
+            *(backend, computation, executable_devices, compile_options, host_callbacks, name, cache_key),
+        )
+        if host_callbacks:  # functions of this process
+            return compile_it()
+        with (folder / cache_key).open("a+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0)
+            content = file.read()
+            if content.endswith(_WHOLE):
+                serialized = content.removesuffix(_WHOLE)
+                executable = backend.deserialize_executable(serialized, executable_devices, compile_options)
+            else:  # nothing, or what a process has left that was killed
+                executable = compile_it()
+                file.truncate(0)
+                file.write(executable.serialize() + _WHOLE)
+        loaded[backend, cache_key] = executable
+        return executable
+
+    compilation_cache.get_executable_and_time, compiler._compile_and_write_cache = get, compile_once
 
 
 @contextlib.contextmanager
@@ -42,7 +92,7 @@ def as_users_do():
         return options
 
     jax.config.update("jax_disable_most_optimizations", False)
-    if _HAS_FLAGS:
+    if _IS_KNOWN:
         compiler.get_compile_options = get_compile_options
     try:
         yield

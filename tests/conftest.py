@@ -27,6 +27,7 @@ import ranks  # noqa: E402
 
 _OUR_RANKS = ranks.prepare()
 
+compilations.share()
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 

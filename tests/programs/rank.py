@@ -41,8 +41,13 @@ def execute(task):
     if WORLD.rank < num_ranks:
         module, _, function = name.rpartition(".")
         faulthandler.dump_traceback_later(0.9 * timeout)
+        is_new = module not in sys.modules
         body = getattr(importlib.import_module(module), function)
         compilations = importlib.import_module("compilations")
+        if "jax" in sys.modules:
+            compilations.share()
+        if is_new:
+            gc.freeze()  # or each collection that a body asks for goes through all modules
         with compilations.as_users_do() if optimized else contextlib.nullcontext():
             result = body(comm, *arguments)
         faulthandler.cancel_dump_traceback_later()
