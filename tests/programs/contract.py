@@ -108,9 +108,11 @@ def converges(comm, name, rounds):
         z = points @ params
         return float(np.mean(np.logaddexp(0, z) - labels * z))
 
-    best = np.zeros(3)
-    for _ in range(2000):
-        best -= 0.5 * np.mean([logistic(best, rank) for rank in range(comm.size)], 0)
+    best, x = np.zeros(3), points.reshape(-1, 3)
+    for _ in range(10):  # Newton's method
+        chance = 1 / (1 + np.exp(-(x @ best)))
+        curvature = (x.T * (chance * (1 - chance))) @ x
+        best -= np.linalg.solve(curvature, x.T @ (chance - labels.ravel()))
 
     def run(gradient, rate):
         with Worker(name, comm, gradient, settings_of(name, comm, synchronous=False)) as worker:
