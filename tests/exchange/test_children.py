@@ -41,8 +41,9 @@ def test_children_of_ranks():
     for rank in range(2):
         lines = [line.removeprefix(f"[{rank}] ") for line in output.splitlines() if line.startswith(f"[{rank}] ")]
         refusals = [line for line in lines if "which is no rank: exchange in the rank itself" in line]
-        assert [line.split("()")[0] for line in refusals] == ["average", "pool [4, 9] GroupExchange"]
-        assert refusals[1].endswith(" False"), "the child of the pool has not initialized MPI"
+        assert [line.split("()")[0] for line in refusals] == ["average", "pool [4, 9] GroupExchange"][: rank + 1]
+        assert rank == 0 or refusals[1].endswith(" False"), "the child of the pool has not initialized MPI"
         assert "ZeroDivisionError: of the child" in lines
         ends = [line for line in lines if line.split()[0] in ("exit", "average", "fail", "leaves", "alone", "went")]
-        assert ends == ["exit 3", "average 4", "fail 1", "leaves 0", "alone None", "went on to 5"], output
+        alone = ["alone None"] if rank == 1 else []
+        assert ends == ["exit 3", "average 4", "fail 1", "leaves 0", *alone, "went on to 5"], output

@@ -1,4 +1,4 @@
-"""Each rank starts children in every way while its exchange is open, and goes on."""
+"""Ranks start children in every way while their exchange is open, and go on."""
 
 import contextlib
 import multiprocessing
@@ -54,10 +54,11 @@ def main():
         forked("fail", fail)
         if forked("leaves", lambda: True):
             return
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            print("pool", pool.map(square, [2, 3]), *pool.map(construct, [0])[0], flush=True)
-        code = "from train.transports import launchers; import os; print('alone', launchers.launched(os.environ))"
-        subprocess.run([sys.executable, "-c", code], check=True)
+        if MPI.COMM_WORLD.rank == 1:  # on one rank, since children of these kinds import all over again
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                print("pool", pool.map(square, [2, 3]), *pool.map(construct, [0])[0], flush=True)
+            code = "from train.transports import launchers; import os; print('alone', launchers.launched(os.environ))"
+            subprocess.run([sys.executable, "-c", code], check=True)
         for _ in range(5):
             params, info = exchange.average(params)
     print("went on to", info.round, flush=True)
