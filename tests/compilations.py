@@ -38,21 +38,15 @@ def share():
 
     JAX's own cache is for programs that take long: it does not wait for a process that compiles the same, as ranks do
     at the same time, and goes through all entries for each new one. Here each program has a file, which its lock
-    guards, and what a process has loaded stays. Called in a process of the tests after jax is imported; what tests
-    start as users do has JAX's cache alone.
+    guards. Called in a process of the tests after jax is imported; what tests start as users do has JAX's cache alone.
     """
-    from jax._src import compilation_cache, compiler
+    from jax._src import compiler
 
     if not _IS_KNOWN:
         return
     folder = Path(os.environ["WAGMA_TEST_COMPILATIONS"], "shared")
     folder.mkdir(exist_ok=True)
-    loaded = {}
-    read, compile_and_write = compilation_cache.get_executable_and_time, compiler._compile_and_write_cache
-
-    def get(cache_key, compile_options, backend, executable_devices):
-        found = loaded.get((backend, cache_key))
-        return read(cache_key, compile_options, backend, executable_devices) if found is None else (found, 0)
+    compile_and_write = compiler._compile_and_write_cache
 
     def compile_once(backend, computation, executable_devices, compile_options, host_callbacks, name, cache_key):
         compile_it = functools.partial(
@@ -67,15 +61,13 @@ def share():
             content = file.read()
             if content.endswith(_WHOLE):
                 serialized = content.removesuffix(_WHOLE)
-                executable = backend.deserialize_executable(serialized, executable_devices, compile_options)
-            else:  # nothing, or what a process has left that was killed
-                executable = compile_it()
-                file.truncate(0)
-                file.write(executable.serialize() + _WHOLE)
-        loaded[backend, cache_key] = executable
+                return backend.deserialize_executable(serialized, executable_devices, compile_options)
+            executable = compile_it()
+            file.truncate(0)  # of what a process has left that was killed
+            file.write(executable.serialize() + _WHOLE)
         return executable
 
-    compilation_cache.get_executable_and_time, compiler._compile_and_write_cache = get, compile_once
+    compiler._compile_and_write_cache = compile_once
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import gc
 import os
 import shutil
+import sys
 import tempfile
 
 # Before jax is imported. One cache of compilations for a run of the tests: workers of xdist and processes that tests
@@ -14,6 +15,9 @@ _CACHE = os.environ.setdefault(
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
 os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(10 << 30)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+# Each process that tests start would compile our modules by itself.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 # Open MPI's component ofi sleeps for a second at the start of each process where it finds no fabric.
 os.environ.setdefault("OMPI_MCA_btl", "^ofi")
 
