@@ -1,5 +1,6 @@
 """Wait-avoiding group model averaging for training scripts: one object per process."""
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -178,7 +179,7 @@ class GroupExchange(Exchange):
             t = self._alone.passes(params, self._counter, lasting=not transformation.in_step())
             if t is not None:
                 return params, self._passed(t, entered)
-            with own_settings():
+            with own_settings() if self._alone.always else contextlib.nullcontext():  # otherwise they hold already
                 return self._average(entered, leaves, tally)
 
     def _average(self, entered: float, leaves: list[Any], tally: Tally) -> tuple[Any, ExchangeInfo]:

@@ -57,8 +57,8 @@ class Survey:
         shardings = [leaf.sharding if is_array else None for leaf, is_array in pairs]
         committed = [leaf.committed if is_array else False for leaf, is_array in pairs]
         if self._places is None or self._seen != (shardings, committed):
-            self._seen = shardings, committed
             self._places = self._look(list(map(Place, shardings, committed)))
+        self._seen = shardings, committed  # the same objects, which a step mostly returns, are compared at once
         return self._places
 
     def _look(self, each: list[Place]) -> Places:

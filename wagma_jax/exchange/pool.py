@@ -9,7 +9,7 @@ computation that donates it, or to the trainer. Fresh pages are what costs in la
 import collections
 import functools
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +19,6 @@ from wagma_jax.exchange.storage import Buffers, storage_dtype, sum_dtype
 
 Signature = tuple[tuple[int, Any], ...]
 """Sizes and dtypes of buffers: what makes them interchangeable."""
-
-
-class _Held(NamedTuple):
-    buffer: jax.Array
-    holds: int
 
 
 @functools.lru_cache(maxsize=64)
@@ -56,7 +51,7 @@ class Pool:
     """
 
     def __init__(self, most: int, *wanted: Signature):
-        self._held: dict[int, _Held] = {}  # by the identity of the buffer, which is referred to here
+        self._held: dict[int, tuple[jax.Array, int]] = {}  # buffer and holds, by the identity of the buffer
         self._free: dict[tuple[int, Any], list[jax.Array]] = collections.defaultdict(list)
         self._most: collections.Counter[tuple[int, Any]] = collections.Counter()
         for kind in dict.fromkeys(wanted):
@@ -73,15 +68,16 @@ class Pool:
     def hold(self, buffers: Buffers) -> None:
         """One more uses the buffers, which may be new here."""
         for buffer in buffers:
-            self._held[id(buffer)] = _Held(buffer, self._holds(buffer) + 1)
+            held = self._held.get(id(buffer))
+            self._held[id(buffer)] = buffer, 1 if held is None else held[1] + 1
 
     def release(self, buffers: Buffers) -> None:
         """One fewer uses them. After the last their memory is free."""
         for buffer in buffers:
-            left = self._holds(buffer) - 1
-            assert left >= 0, "released by one who does not hold it"
-            if left:
-                self._held[id(buffer)] = _Held(buffer, left)
+            held = self._held.get(id(buffer))
+            assert held is not None, "released by one who does not hold it"
+            if held[1] > 1:
+                self._held[id(buffer)] = buffer, held[1] - 1
             else:
                 del self._held[id(buffer)]
                 self._keep(buffer)
@@ -122,7 +118,7 @@ class Pool:
 
     def _holds(self, buffer: jax.Array) -> int:
         held = self._held.get(id(buffer))
-        return 0 if held is None else held.holds
+        return 0 if held is None else held[1]
 
     def _keep(self, buffer: jax.Array) -> None:
         shape = buffer.size, buffer.dtype
