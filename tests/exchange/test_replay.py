@@ -18,7 +18,7 @@ from wagma_jax.ledger.entries import GlobalMean
     [
         ("round", 1, 2, 7, 24, "equal", "average"),
         ("step", 1, 3, None, 16, "equal", "average"),
-        ("round", 1, 3, 7, 16, "equal", "add"),
+        ("round", 1, 3, 7, 24, "equal", "add"),
     ]
     + [
         pytest.param(*settings, 40, *rules, marks=pytest.mark.long)

@@ -98,7 +98,9 @@ class Exchange:
         self._gathering, self._control = gathering, gathering.comm
         with isolation.own_settings():
             prepared = prepare(gathering, arguments)
-            self._engine: Any = self._make_engine(gathering, arguments, prepared)
+            make = functools.partial(self._make_engine, gathering, arguments, prepared)
+            self._engine: Any = startup.done_by_all(gathering, make)
+            self._warm_up(gathering, arguments, prepared)
             record_start(gathering, arguments)
         self._data, self._differs = prepared.data, prepared.differs
         self._start: Buffers | None = prepared.model
@@ -271,7 +273,11 @@ class Exchange:
     # what algorithms add
 
     def _make_engine(self, gathering: Gathering, arguments: startup.Arguments, prepared: Prepared) -> Engine:
-        """Compiles everything, and makes the engine; called by all ranks together."""
+        """Makes the engine, and waits for nobody; raises ValueError if this rank's model or state does not do."""
+        raise NotImplementedError
+
+    def _warm_up(self, gathering: Gathering, arguments: startup.Arguments, prepared: Prepared) -> None:
+        """Compiles everything, and makes every exchange once; called by all ranks together."""
         raise NotImplementedError
 
     def _opened(self, arguments: startup.Arguments) -> None:

@@ -193,6 +193,9 @@ class EagerExchange(Exchange):
     def _make_engine(self, gathering: Gathering, arguments: startup.Arguments, prepared: Prepared) -> Engine:
         return partial.make_engine(gathering, arguments, prepared)
 
+    def _warm_up(self, gathering: Gathering, arguments: startup.Arguments, prepared: Prepared) -> None:
+        partial.warm_up(gathering, arguments, prepared, self._engine.models)
+
     def _opened(self, arguments: startup.Arguments) -> None:
         own, num_workers = arguments.own, self._gathering.comm.size
         self.schedule = GroupSchedule(num_workers, num_workers, own.sync_period)

@@ -75,7 +75,7 @@ def _leave_threads() -> None:
             os._exit(leaving.exit_status())
         return
     end = time.perf_counter() + THREADS_SECONDS
-    threads = list(_threads)
+    threads = [one for one in _threads if one.ident is not None]  # those that were started
     for one in threads:
         one.join(max(0.0, end - time.perf_counter()))
     if _final_code and any(one.is_alive() for one in threads):

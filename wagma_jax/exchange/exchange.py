@@ -135,6 +135,9 @@ class GroupExchange(Exchange):
     def _make_engine(self, gathering: Gathering, arguments: startup.Arguments, prepared: Prepared) -> Engine:
         return groups.make_engine(gathering, arguments, prepared)
 
+    def _warm_up(self, gathering: Gathering, arguments: startup.Arguments, prepared: Prepared) -> None:
+        groups.warm_up(gathering, arguments, prepared, self._engine.weighing)
+
     def _opened(self, arguments: startup.Arguments) -> None:
         standing = arguments.standing
         self.schedule: GroupSchedule = arguments.own.schedule

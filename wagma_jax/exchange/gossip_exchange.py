@@ -155,7 +155,7 @@ class GossipExchange(Exchange):
             raise ValueError(f"state must be what GossipExchange.state() returned, got the weight {weight}")
         sources = own.schedule.receives_from(gathering.rank, standing.round) if own.mixing.lag else ()
         came = _restored(standing.kept.get("came"), len(sources), staging)
-        engine = GossipEngine(
+        return GossipEngine(
             Gossip(own.schedule, gathering.rank, own.mixing.early, own.mixing.lag),
             own.mixing,
             prepared.wire,
@@ -165,11 +165,12 @@ class GossipExchange(Exchange):
             standing.round + 1,
             arguments.recorder,
         )
-        staging.warm_up(prepared.model, arguments.leaves)
-        engine.warm_up()
-        everyone = tuple(range(own.schedule.num_workers))
+
+    def _warm_up(self, gathering: Gathering, arguments: startup.Arguments, prepared: Prepared) -> None:
+        arguments.staging.warm_up(prepared.model, arguments.leaves)
+        self._engine.warm_up()
+        everyone = tuple(range(arguments.own.schedule.num_workers))
         exchange_once(gathering, prepared.wire, [(everyone, -1, prepared.model)])
-        return engine
 
     def _opened(self, arguments: startup.Arguments) -> None:
         self.schedule: GossipSchedule = arguments.own.schedule

@@ -10,12 +10,9 @@ from wagma_jax.exchange.late import LateMerge
 from wagma_jax.exchange.models import Models
 from wagma_jax.exchange.preparation import Prepared, exchange_once, gather_once
 from wagma_jax.exchange.rounds import RoundsEngine
-from wagma_jax.exchange.staging import Staging
 from wagma_jax.exchange.standing import MOST_ROUNDS, Standing
 from wagma_jax.exchange.startup import Arguments, between, check_clock
-from wagma_jax.exchange.storage import Buffers
 from wagma_jax.exchange.weighing import Weighing
-from wagma_jax.exchange.wire import Wire
 from wagma_jax.protocol.plan import GroupPlan
 from wagma_jax.protocol.rounds import Clock, Rounds
 from wagma_jax.protocol.rules import Outbox, Steps
@@ -87,7 +84,7 @@ class Check:
 
 
 def make_engine(gathering: Gathering, arguments: Arguments, prepared: Prepared) -> RoundsEngine:
-    """Compiles everything, together with all other ranks, and makes the engine.
+    """Makes the engine.
 
     Raises:
         ValueError: The model is not finite, but has to be, or ``state`` holds other steps than a run counts.
@@ -99,7 +96,6 @@ def make_engine(gathering: Gathering, arguments: Arguments, prepared: Prepared) 
     if own.weighting == "steps":
         steps = restored_steps(standing) if arguments.resumes else Steps()
         weighing = Weighing(prepared.wire, staging.device)
-    warm_up(gathering, prepared.wire, staging, own.schedule, model, arguments.leaves, weighing)
     return RoundsEngine(
         Rounds(GroupPlan(own.schedule, own.quorum), gathering.rank, own.clock),
         prepared.wire,
@@ -123,17 +119,10 @@ def restored_steps(standing: Standing) -> Steps:
     return Steps(*(between(name, number, 0, MOST_ROUNDS) for name, number in zip(names, numbers, strict=True)))
 
 
-def warm_up(
-    gathering: Gathering,
-    wire: Wire,
-    staging: Staging,
-    schedule: GroupSchedule,
-    model: Buffers,
-    leaves: list[Any],
-    weighing: Weighing | None,
-) -> None:
+def warm_up(gathering: Gathering, arguments: Arguments, prepared: Prepared, weighing: Weighing | None) -> None:
     """Compiles everything, and makes every exchange once, so that no round waits for a compiler."""
-    staging.warm_up(model, leaves, weighing is not None)
+    staging, schedule, wire, model = arguments.staging, arguments.own.schedule, prepared.wire, prepared.model
+    staging.warm_up(model, arguments.leaves, weighing is not None)
     ordinary = staging.ordinary(model)
     rank, everyone = wire.comm.rank, tuple(range(schedule.num_workers))
     rounds: dict[Any, int] = {}  # the first with these groups

@@ -183,7 +183,7 @@ class PairwiseExchange(Exchange):
         own, staging, standing = arguments.own, arguments.staging, arguments.standing
         model, published = prepared.model, prepared.published
         finite.check_start(own.on_nonfinite, model, published)
-        engine = PairsEngine(
+        return PairsEngine(
             Pairwise(own.schedule, gathering.rank, own.clock),
             prepared.wire,
             gathering.comm,
@@ -194,11 +194,12 @@ class PairwiseExchange(Exchange):
             _swaps(standing),
             arguments.recorder,
         )
-        staging.warm_up(model, arguments.leaves)
-        engine.warm_up()
-        everyone = tuple(range(own.schedule.num_workers))
-        exchange_once(gathering, prepared.wire, [(everyone, -1, model)])
-        return engine
+
+    def _warm_up(self, gathering: Gathering, arguments: startup.Arguments, prepared: Prepared) -> None:
+        arguments.staging.warm_up(prepared.model, arguments.leaves)
+        self._engine.warm_up()
+        everyone = tuple(range(arguments.own.schedule.num_workers))
+        exchange_once(gathering, prepared.wire, [(everyone, -1, prepared.model)])
 
     def _opened(self, arguments: startup.Arguments) -> None:
         self.schedule: PairSchedule = arguments.own.schedule

@@ -85,19 +85,24 @@ class _Machine(Rounds):
 
 
 def make_engine(gathering: Gathering, arguments: Arguments, prepared: Prepared) -> RoundsEngine:
-    """Compiles everything, together with all other ranks, and makes the engine.
+    """Makes the engine.
 
     Raises:
         ValueError: The state is of other parameters.
     """
-    own, staging, standing, wire = arguments.own, arguments.staging, arguments.standing, prepared.wire
+    own, staging, standing = arguments.own, arguments.staging, arguments.standing
     seed = own.seed if own.start == "majority" else None
     plan = PartialPlan(own.num_workers, own.sync_period, own.quorum, seed)
     store = Increments(plan.is_sync, staging, standing, staging.rest(prepared.model))
+    machine = _Machine(plan, gathering.rank, own.clock)
+    return RoundsEngine(machine, prepared.wire, gathering.comm, store, standing.round + 1, arguments.recorder)
+
+
+def warm_up(gathering: Gathering, arguments: Arguments, prepared: Prepared, store: Increments) -> None:
+    """Compiles everything, together with all other ranks."""
+    staging = arguments.staging
     staging.warm_up(prepared.model, arguments.leaves)
     store.warm_up()
-    everyone, ordinary = tuple(range(own.num_workers)), staging.ordinary(prepared.model)
+    everyone, ordinary = tuple(range(arguments.own.num_workers)), staging.ordinary(prepared.model)
     exchanges = [ordinary, prepared.model] if staging.has_rest else [prepared.model]
-    exchange_once(gathering, wire, [(everyone, -1, buffers) for buffers in exchanges])
-    machine = _Machine(plan, gathering.rank, own.clock)
-    return RoundsEngine(machine, wire, gathering.comm, store, standing.round + 1, arguments.recorder)
+    exchange_once(gathering, prepared.wire, [(everyone, -1, buffers) for buffers in exchanges])

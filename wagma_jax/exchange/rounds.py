@@ -35,6 +35,7 @@ class RoundsEngine(Engine):
 
     Attributes:
         models: What was published and averaged.
+        weighing: What weighs contributions, or None.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class RoundsEngine(Engine):
     ):
         super().__init__(machine, State(round=first_round, arrived=first_round - 1), wire, control, recorder)
         self.models: Any = models
-        self._weighing = weighing
+        self.weighing = weighing
 
     # the trainer's side
 
@@ -179,8 +180,8 @@ class RoundsEngine(Engine):
             self._inside = Inside(f"the exchange of round {r}", group, begin, r)
         memory = self.wire.memory(own.buffers) if own.memory is None else own.memory
         buffers, weights, weight = own.buffers, (), len(group)
-        if self._weighing is not None:
-            weights, buffers = self._weighing(group, own.steps, own.buffers, self.machine.plan.is_sync(r))
+        if self.weighing is not None:
+            weights, buffers = self.weighing(group, own.steps, own.buffers, self.machine.plan.is_sync(r))
             weight = sum(weights)
         divisor = weight if own.is_mean else 1
         contributed, result = self.wire.exchange(group, divisor, (r, own.version), buffers, memory)
@@ -207,5 +208,5 @@ class RoundsEngine(Engine):
 
     def _release(self) -> None:
         self.models.clear()
-        if self._weighing is not None:
-            self._weighing.release()
+        if self.weighing is not None:
+            self.weighing.release()

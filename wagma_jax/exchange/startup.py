@@ -5,7 +5,7 @@ import threading
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
 import numpy as np
@@ -23,6 +23,8 @@ from wagma_jax.exchange.staging import Staging
 from wagma_jax.exchange.standing import MOST_ROUNDS, Standing, restore
 from wagma_jax.exchange.storage import Buffers
 from wagma_jax.schedule import integer
+
+_Result = TypeVar("_Result")
 
 DEFAULT_TIMEOUT_SECONDS = 600.0
 BROADCAST_BYTES = 1 << 24  # at a time
@@ -135,6 +137,28 @@ def limit(timeout_seconds: Any) -> float:
     return min(seconds, threading.TIMEOUT_MAX) if seconds > 0 else DEFAULT_TIMEOUT_SECONDS
 
 
+def done_by_all(gathering: Gathering, work: Callable[[], _Result]) -> _Result:
+    """What ``work`` returns, which waits for nobody; raises on all ranks if it has raised on one.
+
+    Raises:
+        ValueError: It has raised on another rank.
+        Exception: What it raises.
+    """
+    result, text, error = None, "", None
+    try:
+        result = work()
+    except Exception as caught:
+        text, error = described(caught), caught
+    rank = gathering.first(error is not None)
+    if rank is not None:
+        text = gathering.broadcast_object(text, rank)
+        gathering.agreed_to_fail()
+        if error is not None:
+            raise error
+        raise ValueError(f"rank {rank} could not build its exchange: {text}")
+    return cast(_Result, result)
+
+
 def agree(gathering: Gathering, check: Callable[[], Arguments]) -> Arguments:
     """This rank's arguments; raises on all ranks if one has an error, or other arguments than rank 0.
 
@@ -146,20 +170,8 @@ def agree(gathering: Gathering, check: Callable[[], Arguments]) -> Arguments:
         ValueError: Another rank has an error, or the arguments differ.
         Exception: What ``check`` raises.
     """
-    arguments, text, error = None, "", None
-    try:
-        arguments = check()
-    except Exception as caught:
-        text, error = described(caught), caught
-    description = None if arguments is None else _description(arguments)
-    rank = gathering.first(error is not None)
-    if rank is not None:
-        text = gathering.broadcast_object(text, rank)
-        gathering.agreed_to_fail()
-        if error is not None:
-            raise error
-        raise ValueError(f"rank {rank} could not build its exchange: {text}")
-    assert arguments
+    arguments = done_by_all(gathering, check)
+    description = _description(arguments)
     digest = hashlib.sha256(repr(description).encode()).digest()  # of one size, however large the tree is
     known = {gathering.broadcast_object(digest, 0)}
     while (rank := gathering.first(digest not in known)) is not None:
