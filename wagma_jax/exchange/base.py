@@ -16,7 +16,7 @@ from wagma_jax.exchange.calls import Calls
 from wagma_jax.exchange.engine import Engine
 from wagma_jax.exchange.finite import OnNonfinite, is_finite
 from wagma_jax.exchange.gathering import Gathering
-from wagma_jax.exchange.preparation import Prepared, prepare, record_start
+from wagma_jax.exchange.preparation import Prepared, exchange_once, prepare, record_start
 from wagma_jax.exchange.storage import Buffers
 from wagma_jax.exchange.tallies import check_tally
 from wagma_jax.ledger import entries
@@ -278,7 +278,10 @@ class Exchange:
 
     def _warm_up(self, gathering: Gathering, arguments: startup.Arguments, prepared: Prepared) -> None:
         """Compiles everything, and makes every exchange once; called by all ranks together."""
-        raise NotImplementedError
+        arguments.staging.warm_up(prepared.model, arguments.leaves)
+        self._engine.warm_up()
+        everyone = tuple(range(gathering.comm.size))
+        exchange_once(gathering, prepared.wire, [(everyone, -1, prepared.model)])
 
     def _opened(self, arguments: startup.Arguments) -> None:
         """The engine is made, and about to start."""

@@ -271,10 +271,10 @@ class GroupExchange(Exchange):
         """The new tree; notes which round's result is in it."""
         if taken.result is None:  # the mean, or W' itself
             self._late.returned(taken.buffers)
-        if taken.merge is None:
-            return self._staging.unpack(self._leaves, taken.buffers)
-        if taken.result is None:
-            return self._staging.unpack(self._leaves, self._staging.ordinary(taken.buffers))
+            is_mean = taken.merge is None
+            return self._staging.unpack(
+                self._leaves, taken.buffers if is_mean else self._staging.ordinary(taken.buffers)
+            )
         total, size = taken.result.total, taken.result.weight
         own = self._staging.ordinary(taken.buffers)
         if taken.merge == Merge.LATE:

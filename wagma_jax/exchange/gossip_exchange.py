@@ -20,7 +20,7 @@ from wagma_jax.exchange.finite import OnNonfinite
 from wagma_jax.exchange.gathering import Gathering
 from wagma_jax.exchange.gossip_engine import GossipEngine, Holding
 from wagma_jax.exchange.info import ExchangeInfo
-from wagma_jax.exchange.preparation import Prepared, exchange_once
+from wagma_jax.exchange.preparation import Prepared
 from wagma_jax.exchange.staging import Staging
 from wagma_jax.exchange.standing import Standing
 from wagma_jax.exchange.storage import storage_dtype, sum_dtype
@@ -165,12 +165,6 @@ class GossipExchange(Exchange):
             standing.round + 1,
             arguments.recorder,
         )
-
-    def _warm_up(self, gathering: Gathering, arguments: startup.Arguments, prepared: Prepared) -> None:
-        arguments.staging.warm_up(prepared.model, arguments.leaves)
-        self._engine.warm_up()
-        everyone = tuple(range(arguments.own.schedule.num_workers))
-        exchange_once(gathering, prepared.wire, [(everyone, -1, prepared.model)])
 
     def _opened(self, arguments: startup.Arguments) -> None:
         self.schedule: GossipSchedule = arguments.own.schedule

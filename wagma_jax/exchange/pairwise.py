@@ -17,7 +17,7 @@ from wagma_jax.exchange.finite import OnNonfinite
 from wagma_jax.exchange.gathering import Gathering
 from wagma_jax.exchange.info import MERGE_NAMES
 from wagma_jax.exchange.pairs import PairsEngine
-from wagma_jax.exchange.preparation import Prepared, exchange_once
+from wagma_jax.exchange.preparation import Prepared
 from wagma_jax.exchange.standing import Standing
 from wagma_jax.exchange.tallies import check_tally
 from wagma_jax.ledger import entries
@@ -194,12 +194,6 @@ class PairwiseExchange(Exchange):
             _swaps(standing),
             arguments.recorder,
         )
-
-    def _warm_up(self, gathering: Gathering, arguments: startup.Arguments, prepared: Prepared) -> None:
-        arguments.staging.warm_up(prepared.model, arguments.leaves)
-        self._engine.warm_up()
-        everyone = tuple(range(arguments.own.schedule.num_workers))
-        exchange_once(gathering, prepared.wire, [(everyone, -1, prepared.model)])
 
     def _opened(self, arguments: startup.Arguments) -> None:
         self.schedule: PairSchedule = arguments.own.schedule
