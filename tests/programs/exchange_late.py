@@ -1,13 +1,11 @@
 """A body for MPI ranks: late workers add their steps, against a reference, after a resumption, and in a replay."""
 
-from pathlib import Path
-
 import jax
 import numpy as np
 import replay_rounds
 from exchange_small import expect
-from exchange_weights import AFTER, BEFORE, follow, turns
-from replay_rounds import bits, policy, start
+from exchange_weights import AFTER, BEFORE, OPTIONS, follow, goes_on, replays, turns
+from replay_rounds import bits, start
 
 import wagma_jax as wagma
 
@@ -41,13 +39,10 @@ class Added:
 def by_adding(comm, folder):
     """A worker that is often late, by construction: its results, the same after a resumption, and in a replay."""
     replay_rounds.SKIPS = False
-    options = {
-        "group_size": 2, "sync_period": 8, "clock": "round", "late_merge": "add", "policy": policy,
-        "timeout_seconds": 60,
-    }  # fmt: skip
+    options = OPTIONS | {"late_merge": "add"}
     with expect(ValueError, "late_merge='add' needs weighting='equal', got 'steps'"):
         wagma.GroupExchange(comm, start(), weighting="steps", **options)
-    seen, again = [], []
+    seen = []
     with wagma.GroupExchange(comm, start(), ledger=folder, **options) as exchange:
         params = turns(comm, exchange, BEFORE, exchange.params, 0, seen, {})
         exchange.meet()
@@ -57,9 +52,7 @@ def by_adding(comm, folder):
         last = exchange.consensus(params)
         moved = replay_rounds.local_step(comm.rank, len(seen), last)
         later, info = exchange.average(moved)
-    with wagma.GroupExchange(comm, at, state=state, **options) as exchange:
-        turns(comm, exchange, AFTER, at, middle, again, {})
-    assert [bits(tree) for _, _, tree in again] == [bits(tree) for _, _, tree in seen[middle:]]
+    goes_on(comm, at, state, options, seen, middle, {})
     everyone = comm.gather((seen, bits(last), bits(later), later["large"], last["large"], moved["large"], info.late))
     if everyone is None:
         return
@@ -68,11 +61,4 @@ def by_adding(comm, folder):
         if late:  # the other one's step is halved, and its own is whole
             other = next(each[5] for each in everyone if each[5] is not moved)
             np.testing.assert_allclose(later, (other + last) / 2 + (moved - last), rtol=1e-5, atol=1e-6)
-    results = [[], []]
-    final = replay_rounds.replay(
-        Path(folder), start(), replay_rounds.local_step, policy=policy,
-        observe=lambda rank, call, tree: results[rank].append(bits(tree)),
-    )  # fmt: skip
-    for rank, (calls, _, later, *_) in enumerate(everyone):
-        assert results[rank] == [*(bits(tree) for _, _, tree in calls), later], f"the replay of rank {rank}"
-        assert bits(final[rank]) == later
+    replays(folder, [([*(bits(tree) for _, _, tree in calls), later], later) for calls, _, later, *_ in everyone])

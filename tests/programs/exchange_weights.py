@@ -55,6 +55,9 @@ class Reference:
         return mean
 
 
+OPTIONS = {"group_size": 2, "sync_period": 8, "clock": "round", "policy": policy, "timeout_seconds": 60}
+
+
 def turns(comm, exchange, script, params, first, seen, weights=WEIGHTS):
     """Takes turns, of which the first is this rank's call of that number; the parameters afterwards."""
     for turn in script:
@@ -73,11 +76,8 @@ def turns(comm, exchange, script, params, first, seen, weights=WEIGHTS):
 def by_steps(comm, folder):
     """A worker that takes few steps, by construction: its results, the same after a resumption, and in a replay."""
     replay_rounds.SKIPS = False
-    options = {
-        "group_size": 2, "sync_period": 8, "clock": "round", "weighting": "steps", "policy": policy,
-        "timeout_seconds": 60,
-    }  # fmt: skip
-    seen, again = [], []
+    options = OPTIONS | {"weighting": "steps"}
+    seen = []
     with wagma.GroupExchange(comm, start(), ledger=folder, **options) as exchange:
         params = turns(comm, exchange, BEFORE, exchange.params, 0, seen)
         exchange.meet()
@@ -91,20 +91,31 @@ def by_steps(comm, folder):
         wagma.GroupExchange(comm, at, state=equal, **options)
     with expect(ValueError, "state must be what state() of such an exchange returned"):
         wagma.GroupExchange(comm, at, state=state, **(options | {"weighting": "equal"}))
-    with wagma.GroupExchange(comm, at, state=state, **options) as exchange:
-        turns(comm, exchange, AFTER, at, middle, again)
-    assert [bits(tree) for _, _, tree in again] == [bits(tree) for _, _, tree in seen[middle:]]
+    goes_on(comm, at, state, options, seen, middle)
     everyone = comm.gather((seen, bits(last)))
     if everyone is None:
         return
     follow(everyone)
+    replays(folder, [([bits(tree) for _, _, tree in calls], last) for calls, last in everyone])
+
+
+def goes_on(comm, at, state, options, seen, middle, weights=WEIGHTS):
+    """The last turns again, in an exchange that goes on from a state, give the same bits."""
+    again = []
+    with wagma.GroupExchange(comm, at, state=state, **options) as exchange:
+        turns(comm, exchange, AFTER, at, middle, again, weights)
+    assert [bits(tree) for _, _, tree in again] == [bits(tree) for _, _, tree in seen[middle:]]
+
+
+def replays(folder, expected):
+    """A replay gives the bits of all calls of each rank, and of its last parameters."""
     results = [[], []]
     final = replay(
         Path(folder), start(), replay_rounds.local_step, policy=policy,
         observe=lambda rank, call, tree: results[rank].append(bits(tree)),
     )  # fmt: skip
-    for rank, (calls, last) in enumerate(everyone):
-        assert results[rank] == [bits(tree) for _, _, tree in calls], f"the replay of rank {rank}"
+    for rank, (calls, last) in enumerate(expected):
+        assert results[rank] == calls, f"the replay of rank {rank}"
         assert bits(final[rank]) == last
 
 
