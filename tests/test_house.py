@@ -90,12 +90,13 @@ ALLOWED = {
     "wagma_jax/exchange/standing.py": {"wagma_jax.schedule"},
     "wagma_jax/exchange/storage.py": {"wagma_jax.averaging"},
     "wagma_jax/exchange/layouts.py": {"wagma_jax.averaging"},
+    "wagma_jax/exchange/flattening.py": {"wagma_jax.exchange.layouts", "wagma_jax.exchange.storage"},
     "wagma_jax/exchange/places.py": set(),
     "wagma_jax/exchange/tallies.py": {"wagma_jax.protocol"},
     "wagma_jax/exchange/finite.py": {"wagma_jax.exchange.storage"},
     "wagma_jax/exchange/staging.py": {
-        "wagma_jax.averaging", "wagma_jax.exchange.isolation", "wagma_jax.exchange.layouts",
-        "wagma_jax.exchange.places", "wagma_jax.exchange.storage",
+        "wagma_jax.averaging", "wagma_jax.exchange.flattening", "wagma_jax.exchange.isolation",
+        "wagma_jax.exchange.layouts", "wagma_jax.exchange.places", "wagma_jax.exchange.storage",
     },
     "wagma_jax/exchange/offsets.py": {
         "wagma_jax.exchange.gathering", "wagma_jax.exchange.tags", "wagma_jax.ledger.entries",

@@ -159,6 +159,8 @@ def integer(name: str, value, fix: str) -> int:
 
 
 def _round(t) -> int:
+    if type(t) is int and t >= 0:  # as nearly always: several calls a round
+        return t
     t = integer("t", t, "pass a round, counted from 0 (inside a traced step the averager knows the round)")
     if t < 0:
         raise ValueError(f"t must not be negative, got {t}: rounds are counted from 0")

@@ -10,6 +10,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 pytest.importorskip("mpi4jax", reason="the extra mpi is not installed", exc_type=ImportError)
 
+from wagma_jax.exchange import flattening
 from wagma_jax.exchange import staging as staging_module
 from wagma_jax.exchange.layouts import MOST_ELEMENTS, make_layouts
 from wagma_jax.exchange.staging import Staging
@@ -161,13 +162,13 @@ def test_positions_of_three_billion_elements_fit():
     assert [layout.size for layout in staging.layouts] == [n, n, n, n // 2 + 3008]
     wanted = [[leaves[part.leaf] for part in layout.parts] for layout in staging.layouts]
     for layout, some in zip(staging.layouts, wanted, strict=True):
-        text = jax.jit(lambda some, layout=layout: staging_module._joined(layout, some)).lower(some).as_text()
+        text = jax.jit(lambda some, layout=layout: flattening.joined(layout, some)).lower(some).as_text()
         assert f"tensor<{layout.size}xui16>" in text
         numbers = [int(number) for number in re.findall(r"dense<(-?\d+)>", text)]
         assert all(0 <= number <= n for number in numbers), "positions that overflow are negative"
         buffer = jax.ShapeDtypeStruct((layout.size,), jnp.uint16)
         starts = [jax.ShapeDtypeStruct((), jnp.int32)] * len(some)
-        pieces = jax.eval_shape(lambda *args, layout=layout: staging_module._split(layout, *args), buffer, starts)
+        pieces = jax.eval_shape(lambda *args, layout=layout: flattening.split(layout, *args), buffer, starts)
         assert sum(piece.size for piece in pieces) <= layout.size <= MOST_ELEMENTS
     whole = make_layouts([(n + 1,)], [np.dtype(np.float32)], ["mean"], n)
     assert [(part.start, part.size, part.is_whole) for layout in whole for part in layout.parts] == [

@@ -8,9 +8,10 @@ functions of the exchange enters ``own_settings`` first.
 
 import contextlib
 import functools
+import operator
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,42 +21,84 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
+class _Setting(NamedTuple):
+    """One setting of the exchange.
+
+    Attributes:
+        good: The values with which nothing is to be done.
+        context: Sets it to one of them.
+    """
+
+    good: tuple[Any, ...]
+    context: contextlib.AbstractContextManager[Any]
+
+
 class _Caller(threading.local):
-    """The caller's setting that matters inside of ``own_settings``; None outside of it."""
+    """What is known of one thread.
+
+    Attributes:
+        x64: The caller's setting that matters inside of ``own_settings``; None outside of it.
+        kept: The settings, which are entered again and again: making them takes time.
+        seen: The caller's settings when they were last looked at.
+        differing: Those to enter on account of them.
+    """
 
     x64: bool | None = None
-    kept: tuple[contextlib.AbstractContextManager[Any], ...] = ()  # this thread's, which are entered again and again
+    kept: tuple[_Setting, ...] = ()
+    seen: tuple[Any, ...] = ()
+    differing: tuple[Any, ...] = ()
 
 
 _caller = _Caller()
 
 
-@contextlib.contextmanager
-def own_settings() -> Iterator[None]:
+class own_settings:  # a generator would take twice the time to enter and leave
     """Inside of it, JAX in this thread has the settings of the exchange.
+
+    Args:
+        lasting: Whether the caller may change the process's settings meanwhile, from another thread.
 
     Raises:
         RuntimeError: It is entered while JAX traces a function.
     """
-    if _caller.x64 is not None:
-        yield
-        return
-    entered: list[contextlib.AbstractContextManager[Any]] = []
-    with untraced():
+
+    def __init__(self, lasting: bool = False):
+        self._lasting = lasting
+        self._entered: list[Any] = []  # nothing inside of another one
+
+    def __enter__(self) -> None:
+        if _caller.x64 is not None:
+            return
+        self._entered.append(_no_mesh())
         try:
             x64 = bool(_config.jax_enable_x64)
-            if not _caller.kept:  # making them anew would take most of the time
-                device = cpu_device() if _has_cpu() else None  # reported where all ranks learn of it
-                _caller.kept = _settings(device)
-            for setting in _caller.kept:
-                _enter(setting, entered)
-            _enter(jax.disable_jit(False), entered)  # good for once only, as those of transfer_guard()
+            seen = _callers(_config)
+            if seen != _caller.seen:
+                _caller.kept = _caller.kept or _settings()
+                pairs = zip(_caller.kept, seen, strict=True)
+                _caller.differing = tuple(setting.context for setting, value in pairs if value not in setting.good)
+                _caller.seen = seen
+            # in a short call only those that differ: all take some 5 us
+            for context in [setting.context for setting in _caller.kept] if self._lasting else _caller.differing:
+                context.__enter__()
+                self._entered.append(context)
+            if self._lasting or _config.jax_disable_jit:
+                context = jax.disable_jit(False)  # good for once only
+                context.__enter__()
+                self._entered.append(context)
             _caller.x64 = x64
-            yield
-        finally:
-            _caller.x64 = None
-            while entered:
-                entered.pop().__exit__(None, None, None)
+        except BaseException:
+            self._leave()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        if self._entered:
+            self._leave()
+
+    def _leave(self) -> None:
+        _caller.x64 = None
+        while self._entered:
+            self._entered.pop().__exit__(None, None, None)
 
 
 @contextlib.contextmanager
@@ -65,31 +108,32 @@ def untraced() -> Iterator[None]:
     Raises:
         RuntimeError: It does.
     """
+    context = _no_mesh()
     try:
-        no_mesh: Any = jax.set_mesh(None)
-        no_mesh.__enter__()
+        yield
+    finally:
+        context.__exit__(None, None, None)
+
+
+def _no_mesh() -> Any:
+    """``jax.set_mesh(None)``, entered."""
+    try:
+        context: Any = jax.set_mesh(None)
+        context.__enter__()
     except ValueError as error:
         raise RuntimeError(
             "the exchange was called while JAX traces a function, where there are no values to exchange: call it "
             "outside of jax.jit and other transformations, or use as_transformation() inside of a jitted step"
         ) from error
-    try:
-        yield
-    finally:
-        no_mesh.__exit__(None, None, None)
-
-
-def _enter(context: Any, entered: list[Any]) -> None:
-    context.__enter__()
-    entered.append(context)
+    return context
 
 
 def isolated(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """The function, called inside of ``own_settings``."""
+    """The function, called inside of ``own_settings``, for however long."""
 
     @functools.wraps(function)
     def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        with own_settings():
+        with own_settings(lasting=True):
             return function(*args, **kwargs)
 
     return wrapped
@@ -133,18 +177,32 @@ def _has_cpu() -> bool:
     return "cpu" in (_config.jax_platforms or "cpu").split(",")
 
 
-def _settings(device: Any) -> tuple[contextlib.AbstractContextManager[Any], ...]:
-    return (
-        jax.enable_x64(True),  # 64-bit leaves stay what they are; no dtype here depends on it
-        jax.default_device(device),
-        jax.numpy_dtype_promotion("standard"),
-        jax.numpy_rank_promotion("allow"),
-        jax.default_matmul_precision(None),
-        jax.debug_nans(False),  # models are checked by the user's own functions; here memory is uninitialized
-        jax.debug_infs(False),
-        jax.check_tracer_leaks(False),
-        jax.debug_key_reuse(False),
-        jax.transfer_guard_host_to_device("allow"),
-        jax.transfer_guard_device_to_device("allow"),
-        jax.transfer_guard_device_to_host("allow"),
-    )
+def _settings() -> tuple[_Setting, ...]:
+    """The settings, in the order of ``_WANTED``."""
+    wanted = {**_WANTED, "default_device": (cpu_device() if _has_cpu() else None,)}  # reported where all learn of it
+    return tuple(_setting(name, *values) for name, values in wanted.items())
+
+
+def _setting(name: str, value: Any, *also: Any) -> _Setting:
+    context = getattr(jax, name)(value)
+    with context:
+        kept = getattr(_config, f"jax_{name}")  # may be another object
+    return _Setting((kept, *also), context)
+
+
+_WANTED = {
+    "enable_x64": (True,),  # 64-bit leaves stay what they are; no dtype here depends on it
+    "default_device": (),  # known later
+    "numpy_dtype_promotion": ("standard",),
+    "numpy_rank_promotion": ("allow",),
+    "default_matmul_precision": (None,),
+    "debug_nans": (False,),  # models are checked by the user's own functions; here memory is uninitialized
+    "debug_infs": (False,),
+    "check_tracer_leaks": (False,),
+    "debug_key_reuse": (False,),
+    "transfer_guard_host_to_device": ("allow", None),  # None: as JAX is without it
+    "transfer_guard_device_to_device": ("allow", None),
+    "transfer_guard_device_to_host": ("allow", None),
+}
+"""The settings: the value that is set, and others as good."""
+_callers = operator.attrgetter(*(f"jax_{name}" for name in _WANTED))

@@ -1,7 +1,7 @@
 """Which leaf of a model is where in the flat buffers of an exchange; plain numbers, without arrays."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -79,3 +79,15 @@ def make_layouts(
                     break
         layouts.append(Layout(dtype, ordinary, size, tuple(parts)))
     return tuple(layouts)
+
+
+def pieces_of(layouts: Iterable[Layout]) -> list[tuple[list[int], tuple[int, ...]]] | None:
+    """Of each leaf in some buffers, in order: which of their parts it consists of, and its shape.
+
+    None: their parts are whole leaves, and in order.
+    """
+    found: dict[int, tuple[list[int], tuple[int, ...]]] = {}
+    for count, part in enumerate(part for layout in layouts for part in layout.parts):
+        found.setdefault(part.leaf, ([], part.shape))[0].append(count)
+    in_order = [of for of, _ in found.values()] == [[k] for k in range(len(found))] and list(found) == sorted(found)
+    return None if in_order else [found[leaf] for leaf in sorted(found)]

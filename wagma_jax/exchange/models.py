@@ -197,11 +197,12 @@ class Models:
 
     def _replace(self, outbox: Outbox, inbox: Inbox) -> None:
         """Replaces the records. This worker uses what is published, and the newest sum until it is taken."""
-        before = self.outbox, self.inbox
+        pairs = (self.outbox.model, outbox.model), (_total(self.inbox), _total(inbox))
         self.outbox, self.inbox = outbox, inbox
-        for use, records in ((self._pool.hold, (outbox, inbox)), (self._pool.release, before)):
-            use(records[0].model)
-            use(_total(records[1]))
+        for before, after in pairs:
+            if before is not after:
+                self._pool.hold(after)
+                self._pool.release(before)
 
 
 def _total(inbox: Inbox) -> Buffers:

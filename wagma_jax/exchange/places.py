@@ -1,6 +1,6 @@
 """Where the leaves of a model were, so that averages go back there: on which devices, and whether committed to them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -38,6 +38,18 @@ class Places(NamedTuple):
     simple: bool
 
 
+class Leaves(list[Any]):
+    """The leaves of one tree, and where some of them were found to be.
+
+    Attributes:
+        places: Of those of each set of buffers.
+    """
+
+    def __init__(self, leaves: Iterable[Any] = ()):
+        super().__init__(leaves)
+        self.places: dict[tuple[int, ...], Places] = {}
+
+
 class Survey:
     """Finds out where leaves are; remembers the last answer, since it is the same at most rounds.
 
@@ -52,10 +64,8 @@ class Survey:
 
     def __call__(self, leaves: Sequence[Any]) -> Places:
         """Where the leaves are."""
-        are_arrays = [isinstance(leaf, jax.Array) for leaf in leaves]
-        pairs = list(zip(leaves, are_arrays, strict=True))
-        shardings = [leaf.sharding if is_array else None for leaf, is_array in pairs]
-        committed = [leaf.committed if is_array else False for leaf, is_array in pairs]
+        shardings = [getattr(leaf, "sharding", None) for leaf in leaves]
+        committed = [getattr(leaf, "committed", False) for leaf in leaves]
         if self._places is None or self._seen != (shardings, committed):
             self._places = self._look(list(map(Place, shardings, committed)))
         self._seen = shardings, committed  # the same objects, which a step mostly returns, are compared at once

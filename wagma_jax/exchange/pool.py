@@ -29,7 +29,7 @@ def _counted(wanted: Signature) -> tuple[tuple[tuple[int, Any], int], ...]:
 
 def signature(buffers: Buffers) -> Signature:
     """The signature of buffers."""
-    return tuple((buffer.size, buffer.dtype) for buffer in buffers)
+    return tuple(map(_kind, buffers))
 
 
 def model_signature(layouts: Iterable[Layout]) -> Signature:
@@ -51,7 +51,7 @@ class Pool:
     """
 
     def __init__(self, most: int, *wanted: Signature):
-        self._held: dict[int, tuple[jax.Array, int]] = {}  # buffer and holds, by the identity of the buffer
+        self._held: dict[int, list[Any]] = {}  # buffer and holds, by the identity of the buffer
         self._free: dict[tuple[int, Any], list[jax.Array]] = collections.defaultdict(list)
         self._most: collections.Counter[tuple[int, Any]] = collections.Counter()
         for kind in dict.fromkeys(wanted):
@@ -69,7 +69,10 @@ class Pool:
         """One more uses the buffers, which may be new here."""
         for buffer in buffers:
             held = self._held.get(id(buffer))
-            self._held[id(buffer)] = buffer, 1 if held is None else held[1] + 1
+            if held is None:
+                self._held[id(buffer)] = [buffer, 1]
+            else:
+                held[1] += 1
 
     def release(self, buffers: Buffers) -> None:
         """One fewer uses them. After the last their memory is free."""
@@ -77,7 +80,7 @@ class Pool:
             held = self._held.get(id(buffer))
             assert held is not None, "released by one who does not hold it"
             if held[1] > 1:
-                self._held[id(buffer)] = buffer, held[1] - 1
+                held[1] -= 1
             else:
                 del self._held[id(buffer)]
                 self._keep(buffer)
@@ -96,7 +99,7 @@ class Pool:
 
     def has(self, wanted: Signature, releasing: Sequence[jax.Array] = ()) -> bool:
         """Whether there is memory of a signature, or will be once one more holder has released ``releasing``."""
-        there = [(each.size, each.dtype) for each in releasing if self._holds(each) == 1]
+        there = [_kind(each) for each in releasing if self._holds(each) == 1]
         return all(count <= there.count(kind) + len(self._free.get(kind, ())) for kind, count in _counted(wanted))
 
     def take(self, wanted: Signature) -> Buffers | None:
@@ -121,6 +124,11 @@ class Pool:
         return 0 if held is None else held[1]
 
     def _keep(self, buffer: jax.Array) -> None:
-        shape = buffer.size, buffer.dtype
-        if len(self._free[shape]) < self._most[shape]:
-            self._free[shape].append(buffer)
+        kind = _kind(buffer)
+        free = self._free[kind]
+        if len(free) < self._most[kind]:
+            free.append(buffer)
+
+
+def _kind(buffer: jax.Array) -> tuple[int, Any]:
+    return buffer.shape[0], buffer.dtype  # its size would take longer to get

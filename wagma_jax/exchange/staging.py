@@ -7,13 +7,12 @@ as buffers; arrays that are spread over several devices are staged through the h
 """
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from wagma_jax.averaging import (
     PolicyFunction,
@@ -24,13 +23,15 @@ from wagma_jax.averaging import (
     leaf_policies,
     merge,
 )
+from wagma_jax.exchange.flattening import concatenated, joined, split
 from wagma_jax.exchange.isolation import callers_x64, cpu_device, dtype_of
-from wagma_jax.exchange.layouts import MOST_ELEMENTS, Layout, make_layouts
-from wagma_jax.exchange.places import Survey, put, put_loose, without_mesh
-from wagma_jax.exchange.storage import Buffers, storage_dtype, stored, sum_dtype, values
+from wagma_jax.exchange.layouts import MOST_ELEMENTS, make_layouts, pieces_of
+from wagma_jax.exchange.places import Leaves, Places, Survey, put, put_loose, without_mesh
+from wagma_jax.exchange.storage import Buffers, stored, sum_dtype, values
 
 SMALL_LEAF_BYTES = 1 << 18  # models of smaller leaves (their mean) are copied out: views cost 20 us for each leaf
 FEW_PARTS = 128  # of a buffer, up to which its compiled copies need not be shared
+_Arrays = TypeVar("_Arrays", Buffers, list[Any])
 
 
 class Staging:
@@ -73,10 +74,11 @@ class Staging:
         self._rest = tuple(k for k in self._every if not self.layouts[k].ordinary)
         self._pack = {
             chosen: jit(
-                functools.partial(_concatenated, tuple(self.layouts[k] for k in chosen)), compiler_options=options
+                functools.partial(concatenated, tuple(self.layouts[k] for k in chosen)), compiler_options=options
             )
             for chosen in {self._every, self._ordinary, self._rest}
         }
+        self._pieces = {chosen: pieces_of(self.layouts[k] for k in chosen) for chosen in self._pack}
         self._surveys = {chosen: Survey(self.device) for chosen in self._pack}
         self.widens = any(accumulation_dtype(layout.dtype) != layout.dtype for layout in self.layouts)
         # a sum that is wider than the model cannot become the model in place
@@ -85,8 +87,8 @@ class Staging:
         self._divide = jit(_divided, donate_argnums=() if self.widens else 0)
         self._copy = jit(_copied)
         # these follow their arguments: to any device, committed or not
-        self._join = [jax.jit(functools.partial(_joined, layout)) for layout in self.layouts]
-        self._split = [jax.jit(functools.partial(_split, layout)) for layout in self.layouts]
+        self._join = [jax.jit(functools.partial(joined, layout)) for layout in self.layouts]
+        self._split = [jax.jit(functools.partial(split, layout)) for layout in self.layouts]
         self._starts: dict[Any, Any] = {}  # of the parts of each buffer, on each device
         self._left = False  # whether the last unpack() has left the buffers to their owner
 
@@ -102,7 +104,7 @@ class Staging:
             for name, shape, dtype, policy in zip(self.names, self.shapes, self.dtypes, self.policies, strict=True)
         ]
 
-    def check(self, tree: Any) -> list[Any]:
+    def check(self, tree: Any) -> Leaves:
         """The leaves of ``tree``.
 
         Raises:
@@ -110,15 +112,16 @@ class Staging:
             TypeError: A leaf is no array.
         """
         leaves, treedef = jax.tree.flatten(tree)
-        kinds = [leaf.aval if isinstance(leaf, jax.Array) else None for leaf in leaves]
-        if kinds == self._seen and None not in kinds and treedef == self.treedef:
+        leaves = Leaves(leaves)
+        kinds = [getattr(leaf, "aval", None) for leaf in leaves]
+        if kinds == self._seen and treedef == self.treedef:
             return leaves
         if treedef != self.treedef:
             raise ValueError(f"the tree must be built like params: expected {self.treedef}, got {treedef}")
         check_arrays(tree)
         for i, leaf in enumerate(leaves):
             self._check_leaf(i, leaf)
-        self._seen = kinds
+        self._seen = [] if None in kinds else kinds  # of what is no jax.Array nothing is known beforehand
         return leaves
 
     def _check_leaf(self, i: int, leaf: Any) -> None:
@@ -155,13 +158,20 @@ class Staging:
         if not chosen:
             return ()
         wanted = [[leaves[part.leaf] for part in self.layouts[k].parts] for k in chosen]
-        places = self._surveys[chosen]([leaves[i] for i in self._indices_of(chosen)])
+        places = self._places(leaves, chosen)
         if places.only is not None:
-            return jax.block_until_ready(self._pack_there(chosen, wanted, places.only))
+            return _ready(self._pack_there(chosen, wanted, places.only))
         if places.scattered:
             wanted = jax.tree.map(without_mesh, wanted)
             wanted = jax.device_put(wanted, self.device)  # starts all transfers before it waits for one
-        return jax.block_until_ready(self._pack[chosen](wanted))
+        return _ready(self._pack[chosen](wanted))
+
+    def _places(self, leaves: list[Any], chosen: tuple[int, ...]) -> Places:
+        """Where the leaves of these buffers are."""
+        known = leaves.places if isinstance(leaves, Leaves) else {}
+        if chosen not in known:
+            known[chosen] = self._surveys[chosen]([leaves[i] for i in self._indices_of(chosen)])
+        return known[chosen]
 
     def _indices_of(self, chosen: tuple[int, ...]) -> list[int]:
         if chosen == self._every:
@@ -180,7 +190,7 @@ class Staging:
 
     def to_arrays(self, buffers: Buffers) -> list[np.ndarray]:
         """Copies of the averaged leaves in NumPy, in the order of the tree."""
-        return [np.array(leaf) for _, leaf in sorted(self._views(range(len(self.layouts)), buffers).items())]
+        return [np.array(leaf) for leaf in self._views(self._every, buffers)]
 
     def from_arrays(self, arrays: Sequence[Any]) -> Buffers:
         """Buffers from what ``to_arrays`` has returned.
@@ -217,6 +227,8 @@ class Staging:
 
     def ordinary(self, buffers: Buffers) -> Buffers:
         """Those of all buffers that ordinary rounds exchange."""
+        if not self._rest:
+            return buffers
         return tuple(buffer for buffer, layout in zip(buffers, self.layouts, strict=True) if layout.ordinary)
 
     def completed(self, ordinary: Buffers, rest: Buffers) -> Buffers:
@@ -226,6 +238,8 @@ class Staging:
 
     def rest(self, buffers: Buffers) -> Buffers:
         """Those of all buffers that only sync rounds exchange."""
+        if not self._rest:
+            return ()
         return tuple(buffer for buffer, layout in zip(buffers, self.layouts, strict=True) if not layout.ordinary)
 
     def narrow(self, totals: Buffers, like: Buffers, size: int = 1) -> Buffers:
@@ -262,18 +276,19 @@ class Staging:
         everything = len(buffers) == len(self.layouts)
         chosen = self._every if everything else self._ordinary
         indices = self._indices_of(chosen)
-        places = self._surveys[chosen]([leaves[i] for i in indices])
+        places = self._places(leaves, chosen)
         there = self.device if places.only is None else places.only
         self._left = self.copies or places.only is not None
         if self._left:
-            found = self._split_at(chosen, buffers, there, places.committed)
+            new: list[Any] = self._split_at(chosen, buffers, there, places.committed)
         else:
-            found = self._views(chosen, self.copy(buffers) if needed else buffers)
-        new = [found[i] for i in indices]
+            new = self._views(chosen, self.copy(buffers) if needed else buffers)
         if not self._left or not places.simple:
             new = put(new, places.each, there)
         if self._left:
-            jax.block_until_ready(new)  # others may write to the buffers from now on
+            _ready(new)  # others may write to the buffers from now on
+        if len(new) == len(leaves):
+            return self.treedef.unflatten(new)
         result = list(leaves)
         for i, leaf in zip(indices, new, strict=True):
             result[i] = leaf
@@ -294,9 +309,9 @@ class Staging:
             return totals
         return merged if self._left else None
 
-    def _split_at(self, chosen: Sequence[int], buffers: Buffers, device: Any, committed: bool) -> dict[int, jax.Array]:
-        """Copies of the leaves on a device, by their indices: a buffer at a time goes there, and is cut there."""
-        pieces: list[list[jax.Array]] = []
+    def _split_at(self, chosen: tuple[int, ...], buffers: Buffers, device: Any, committed: bool) -> list[jax.Array]:
+        """Copies of the leaves on a device, in order: a buffer at a time goes there, and is cut there."""
+        pieces: list[jax.Array] = []
         with jax.default_device(device):  # of what is not committed
             for k, buffer in zip(chosen, buffers, strict=True):
                 key = k, device, committed
@@ -305,61 +320,37 @@ class Staging:
                     starts = [] if len(offsets) <= FEW_PARTS else offsets
                     self._starts[key] = jax.device_put(starts, device) if committed else put_loose(starts, device)
                 there = jax.device_put(buffer, device) if committed else np.asarray(buffer)
-                pieces.append(self._split[k](there, self._starts[key]))
-            return _gathered([self.layouts[k] for k in chosen], pieces, jnp.concatenate)
+                pieces += self._split[k](there, self._starts[key])
+            return self._gathered(chosen, pieces, jnp.concatenate)
 
-    def _views(self, chosen: Sequence[int], buffers: Buffers) -> dict[int, np.ndarray]:
-        """The leaves as views of the buffers, by their indices."""
-        layouts = [self.layouts[k] for k in chosen]
+    def _views(self, chosen: tuple[int, ...], buffers: Buffers) -> list[np.ndarray]:
+        """The leaves as views of the buffers, in order."""
         pieces = []
-        for layout, buffer in zip(layouts, buffers, strict=True):
-            array = np.asarray(buffer).view(layout.dtype)
-            pieces.append([array[part.offset : part.offset + part.size] for part in layout.parts])
-        return _gathered(layouts, pieces, np.concatenate)
+        for k, buffer in zip(chosen, buffers, strict=True):
+            array = np.asarray(buffer).view(self.layouts[k].dtype)
+            for part in self.layouts[k].parts:
+                piece = array[part.offset : part.offset + part.size]
+                pieces.append(piece.reshape(part.shape) if part.is_whole else piece)
+        return self._gathered(chosen, pieces, np.concatenate)
+
+    def _gathered(
+        self, chosen: tuple[int, ...], pieces: Sequence[Any], concatenate: Callable[[list[Any]], Any]
+    ) -> list[Any]:
+        """The leaves in order, from the pieces of all parts, of which whole leaves have their shapes."""
+        found = self._pieces[chosen]
+        if found is None:
+            return list(pieces)
+        return [
+            pieces[of[0]] if len(of) == 1 else concatenate([pieces[k] for k in of]).reshape(shape)
+            for of, shape in found
+        ]
 
 
-def _concatenated(layouts: tuple[Layout, ...], wanted: list[list[Any]]) -> Buffers:
-    return tuple(_joined(layout, leaves) for layout, leaves in zip(layouts, wanted, strict=True))
-
-
-def _joined(layout: Layout, leaves: list[Any]) -> jax.Array:
-    """A buffer from the leaf of each part."""
-    pieces = []
-    ends = [*(part.offset for part in layout.parts[1:]), layout.size]
-    for part, end, leaf in zip(layout.parts, ends, leaves, strict=True):
-        flat = jnp.asarray(leaf, layout.dtype).ravel()
-        pieces.append(stored(flat if part.is_whole else lax.slice(flat, (part.start,), (part.start + part.size,))))
-        if padding := end - part.offset - part.size:
-            pieces.append(jnp.zeros(padding, storage_dtype(layout.dtype)))
-    # explicitly a copy: JAX may hand an argument that is returned unchanged straight through
-    return jnp.concatenate(pieces) if len(pieces) > 1 else jnp.copy(pieces[0])
-
-
-def _split(layout: Layout, buffer: jax.Array, starts: list[jax.Array]) -> list[jax.Array]:
-    """The parts of a buffer; whole leaves in their shapes.
-
-    With offsets that are arguments, all parts of one shape share one compiled copy. Constant ones, without ``starts``,
-    are somewhat faster, but take ten times as long to compile.
-    """
-    pieces = []
-    for part, start in zip(layout.parts, starts or [part.offset for part in layout.parts], strict=True):
-        piece = values(lax.dynamic_slice(buffer, (start,), (part.size,)))
-        pieces.append(piece.reshape(part.shape) if part.is_whole else piece)
-    return pieces
-
-
-def _gathered(
-    layouts: Iterable[Layout], pieces: Sequence[Sequence[Any]], concatenate: Callable[[list[Any]], Any]
-) -> dict[int, Any]:
-    """The leaves by their indices, in their shapes, from the pieces of all parts."""
-    found: dict[int, list[Any]] = {}
-    shapes: dict[int, tuple[int, ...]] = {}
-    for layout, some in zip(layouts, pieces, strict=True):
-        for part, piece in zip(layout.parts, some, strict=True):
-            found.setdefault(part.leaf, []).append(piece)
-            shapes[part.leaf] = part.shape
-    leaves = {i: some[0] if len(some) == 1 else concatenate(some) for i, some in found.items()}
-    return {i: leaf if leaf.shape == shapes[i] else leaf.reshape(shapes[i]) for i, leaf in leaves.items()}
+def _ready(arrays: _Arrays) -> _Arrays:
+    """The arrays, once they are complete: for many small ones in less time than ``jax.block_until_ready``."""
+    for array in arrays:
+        array.block_until_ready()
+    return arrays
 
 
 def _copied(buffers: Buffers) -> Buffers:

@@ -291,10 +291,10 @@ class Rounds:
         r = state.round
         if self._served(state, r):
             state = self._say(state, Kind.ARRIVED, r, self._planned(r).peers, actions)
-        if not self._activated(state, r) and self._later_activated(state):
-            state = self._say(state, Kind.FORCE, r, self._planned(r).peers, actions)
         if not self._activated(state, r):
-            return state
+            if not self._later_activated(state):
+                return state
+            state = self._say(state, Kind.FORCE, r, self._planned(r).peers, actions)
         if not self._standing(state, r) >> self.worker & 1:
             state = self._say(state, Kind.READY, r, self._planned(r).peers, actions)
         if not self._all_ready(state, r):

@@ -1,5 +1,6 @@
 """Running a plan: what is finished is not run again, what fails is told, and nothing runs on after an interruption."""
 
+import importlib
 import json
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from train.bench import __main__ as command
 from train.bench import cases as cases_of
 from train.bench import plan, running, tuning
 from train.bench.__main__ import Config
+from train.bench.estimate import Estimates
 from train.task import Score
 
 QUICK = """
@@ -162,3 +164,17 @@ def test_a_dry_run_runs_nothing_and_estimates(config, capsys):
     assert "quick / none: no communication, wagma, local: 6 of 6 runs left, about 72 s" in output  # 12 s each to start
     # twice Allreduce's 4 steps of 2 seconds each in 4 of the runs, and 1 of them in the two without communication
     assert "quick / slow: no communication, wagma, local: 6 of 6 runs left, about 2 min" in output
+
+
+def test_an_estimate_leaves_compilations_out_and_makes_each_task_once(config):
+    config.plan.write_text(
+        QUICK.replace("steps = 4", "steps = 40000").replace("quick_run", "ragged_run")
+        + "[arms.small]\nalgorithm = 'wagma'\nbatch_size = 8\n"
+    )
+    every = planned(config)
+    found = Estimates(config.out)
+    for case in every:
+        seconds = found.seconds(case, every)
+        assert seconds is not None
+        assert seconds < 2000, "40,000 steps of 2 workers; compiling at each would take 8,000"
+    assert importlib.import_module("tests.programs.ragged_run").Ragged.made == 2  # of wagma and local, and of small
