@@ -94,7 +94,8 @@ class GroupSchedule:
 
     def is_sync(self, t: int) -> bool:
         """Whether all workers take the global mean at round t: ``(t + 1) % sync_period == 0``."""
-        t = _round(t)
+        if type(t) is not int or t < 0:  # asked some ten times in a round
+            t = _round(t)
         return self.sync_period is not None and (t + 1) % self.sync_period == 0
 
     @property
@@ -159,8 +160,6 @@ def integer(name: str, value, fix: str) -> int:
 
 
 def _round(t) -> int:
-    if type(t) is int and t >= 0:  # as nearly always: several calls a round
-        return t
     t = integer("t", t, "pass a round, counted from 0 (inside a traced step the averager knows the round)")
     if t < 0:
         raise ValueError(f"t must not be negative, got {t}: rounds are counted from 0")

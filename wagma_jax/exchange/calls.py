@@ -8,7 +8,7 @@ from wagma_jax.exchange import children, ending
 from wagma_jax.exchange.engine import Engine
 from wagma_jax.exchange.errors import ExchangeError, described
 from wagma_jax.exchange.gathering import Gathering
-from wagma_jax.exchange.isolation import own_settings, untraced
+from wagma_jax.exchange.isolation import own_settings
 from wagma_jax.exchange.recorder import Recorder
 
 
@@ -52,13 +52,8 @@ class Calls:
         self._engine, self._recorder = engine, recorder
 
     @contextlib.contextmanager
-    def __call__(self, name: str, computes: bool = True) -> Iterator[None]:
-        """One call.
-
-        Args:
-            name: Of the method.
-            computes: Whether ``own_settings`` hold in it. Entering them takes as long as all else of a call that
-                computes nothing.
+    def __call__(self, name: str) -> Iterator[None]:
+        """One call of the method ``name``, inside of ``own_settings``.
 
         Raises:
             RuntimeError: The exchange is closed, another thread is inside of a call, or a child of a rank calls.
@@ -78,7 +73,7 @@ class Calls:
             try:
                 self._engine.enter()
                 self._engine.raise_failure()
-                with own_settings() if computes else untraced():
+                with own_settings():
                     yield
             except (ExchangeError, TimeoutError) as error:
                 self.fail(error)

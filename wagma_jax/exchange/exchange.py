@@ -1,6 +1,5 @@
 """Wait-avoiding group model averaging for training scripts: one object per process."""
 
-import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,6 @@ from wagma_jax.exchange.engine import Engine
 from wagma_jax.exchange.finite import OnNonfinite
 from wagma_jax.exchange.gathering import Gathering
 from wagma_jax.exchange.info import MERGE_NAMES, ExchangeInfo, describe
-from wagma_jax.exchange.isolation import own_settings
 from wagma_jax.exchange.late import Late, LateMerge
 from wagma_jax.exchange.models import Taken
 from wagma_jax.exchange.preparation import Prepared
@@ -175,15 +173,14 @@ class GroupExchange(Exchange):
             RuntimeError: The exchange is closed.
         """
         self._finish_steps()
-        with self._call("average", computes=not self._alone.always):
+        with self._call("average"):
             entered = time.perf_counter()
             leaves, tally = self._staging.check(params), check_tally(tally)
             self._warn_of_own_start()
             t = self._alone.passes(params, self._counter, lasting=not transformation.in_step())
             if t is not None:
                 return params, self._passed(t, entered)
-            with own_settings() if self._alone.always else contextlib.nullcontext():  # otherwise they hold already
-                return self._average(entered, leaves, tally)
+            return self._average(entered, leaves, tally)
 
     def _average(self, entered: float, leaves: list[Any], tally: Tally) -> tuple[Any, ExchangeInfo]:
         whole = self._packs_whole()

@@ -10,7 +10,7 @@ import contextlib
 import functools
 import operator
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import jax
@@ -101,22 +101,8 @@ class own_settings:  # a generator would take twice the time to enter and leave
             self._entered.pop().__exit__(None, None, None)
 
 
-@contextlib.contextmanager
-def untraced() -> Iterator[None]:
-    """Inside of it there is no mesh: one of ``own_settings``, by which JAX finds out whether it traces a function.
-
-    Raises:
-        RuntimeError: It does.
-    """
-    context = _no_mesh()
-    try:
-        yield
-    finally:
-        context.__exit__(None, None, None)
-
-
 def _no_mesh() -> Any:
-    """``jax.set_mesh(None)``, entered."""
+    """``jax.set_mesh(None)``, entered; also, JAX finds out by it whether it traces a function."""
     try:
         context: Any = jax.set_mesh(None)
         context.__enter__()

@@ -208,10 +208,10 @@ class Rounds:
         kind, r = message.kind, message.round
         if r < state.round:
             return state
-        state = state._replace(heard=max(state.heard, r))
+        heard = max(state.heard, r)
         if kind == Kind.SYNC:
-            return self._call(state, r, source, actions)
-        state = state._replace(facts=state.facts.add(kind, r, source))
+            return self._call(state._replace(heard=heard), r, source, actions)
+        state = state._replace(heard=heard, facts=state.facts.add(kind, r, source))
         if kind == Kind.GO:
             return self._go(state, message.tally, actions)
         return self._add_tally(state, r, message.tally)
@@ -220,12 +220,13 @@ class Rounds:
         assert state.exchanging
         if self._is_gathered(state):
             return state._replace(exchanging=False, life=self.lifecycle.awake(state.life))
-        return self._at(state, state.round + 1)._replace(exchanging=False)
+        return self._at(state, state.round + 1)
 
     def _at(self, state: State, r: int) -> State:
-        """The state at a later round; what is known of those before it is forgotten."""
+        """The state at a later round, before its exchange; what is known of those before it is forgotten."""
         return state._replace(
             round=r,
+            exchanging=False,
             facts=state.facts.since(r),
             tallies=tuple(entry for entry in state.tallies if entry[0] >= r),
         )
@@ -237,7 +238,8 @@ class Rounds:
         if state.life.over or state.exchanging:
             return state
         if not state.life.aborted or state.life.woken:
-            state = state._replace(life=self.lifecycle.gather(state.life, state.arrived, actions))
+            life = self.lifecycle.gather(state.life, state.arrived, actions)
+            state = state if life is state.life else state._replace(life=life)
         state = self._pass_alone(state)
         if state.life.over:
             return state
