@@ -69,7 +69,13 @@ class own_settings:  # a generator would take twice the time to enter and leave
     def __enter__(self) -> None:
         if _caller.x64 is not None:
             return
-        self._entered.append(_no_mesh())
+        try:
+            self._enter(jax.set_mesh(None))
+        except ValueError as error:  # by which JAX says that it traces a function
+            raise RuntimeError(
+                "the exchange was called while JAX traces a function, where there are no values to exchange: call it "
+                "outside of jax.jit and other transformations, or use as_transformation() inside of a jitted step"
+            ) from error
         try:
             x64 = bool(_config.jax_enable_x64)
             seen = _callers(_config)
@@ -80,12 +86,9 @@ class own_settings:  # a generator would take twice the time to enter and leave
                 _caller.seen = seen
             # in a short call only those that differ: all take some 5 us
             for context in [setting.context for setting in _caller.kept] if self._lasting else _caller.differing:
-                context.__enter__()
-                self._entered.append(context)
+                self._enter(context)
             if self._lasting or _config.jax_disable_jit:
-                context = jax.disable_jit(False)  # good for once only
-                context.__enter__()
-                self._entered.append(context)
+                self._enter(jax.disable_jit(False))  # good for once only
             _caller.x64 = x64
         except BaseException:
             self._leave()
@@ -95,23 +98,14 @@ class own_settings:  # a generator would take twice the time to enter and leave
         if self._entered:
             self._leave()
 
+    def _enter(self, context: Any) -> None:
+        context.__enter__()
+        self._entered.append(context)
+
     def _leave(self) -> None:
         _caller.x64 = None
         while self._entered:
             self._entered.pop().__exit__(None, None, None)
-
-
-def _no_mesh() -> Any:
-    """``jax.set_mesh(None)``, entered; also, JAX finds out by it whether it traces a function."""
-    try:
-        context: Any = jax.set_mesh(None)
-        context.__enter__()
-    except ValueError as error:
-        raise RuntimeError(
-            "the exchange was called while JAX traces a function, where there are no values to exchange: call it "
-            "outside of jax.jit and other transformations, or use as_transformation() inside of a jitted step"
-        ) from error
-    return context
 
 
 def isolated(function: Callable[_P, _R]) -> Callable[_P, _R]:

@@ -45,7 +45,7 @@ class Leaves(list[Any]):
         places: Of those of each set of buffers.
     """
 
-    def __init__(self, leaves: Iterable[Any] = ()):
+    def __init__(self, leaves: Iterable[Any]):
         super().__init__(leaves)
         self.places: dict[tuple[int, ...], Places] = {}
 
