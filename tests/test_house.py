@@ -125,7 +125,8 @@ ALLOWED = {
         "wagma_jax.exchange.rounds", "wagma_jax.exchange.startup", "wagma_jax.protocol", "wagma_jax.schedule",
     },
     "wagma_jax/exchange/eager.py": {
-        "wagma_jax.averaging", "wagma_jax.exchange.base", "wagma_jax.exchange.engine", "wagma_jax.exchange.gathering",
+        "wagma_jax.averaging", "wagma_jax.exchange.base", "wagma_jax.exchange.calls", "wagma_jax.exchange.engine",
+        "wagma_jax.exchange.gathering",
         "wagma_jax.exchange.increments", "wagma_jax.exchange.info", "wagma_jax.exchange.partial",
         "wagma_jax.exchange.preparation", "wagma_jax.exchange.standing", "wagma_jax.exchange.startup",
         "wagma_jax.exchange.tallies", "wagma_jax.exchange.transformation", "wagma_jax.ledger.entries",
@@ -194,7 +195,8 @@ ALLOWED = {
         "wagma_jax.exchange.tags", "wagma_jax.exchange.wire", "wagma_jax.ledger.entries", "wagma_jax.protocol",
     },
     "wagma_jax/exchange/gossip_exchange.py": {
-        "wagma_jax.averaging", "wagma_jax.exchange.base", "wagma_jax.exchange.engine", "wagma_jax.exchange.finite",
+        "wagma_jax.averaging", "wagma_jax.exchange.base", "wagma_jax.exchange.calls",
+        "wagma_jax.exchange.engine", "wagma_jax.exchange.finite",
         "wagma_jax.exchange.gathering", "wagma_jax.exchange.gossip_engine", "wagma_jax.exchange.info",
         "wagma_jax.exchange.preparation", "wagma_jax.exchange.staging", "wagma_jax.exchange.standing",
         "wagma_jax.exchange.startup", "wagma_jax.exchange.storage", "wagma_jax.exchange.tallies",
@@ -212,7 +214,8 @@ ALLOWED = {
         "wagma_jax.schedule",
     },
     "wagma_jax/exchange/exchange.py": {
-        "wagma_jax.averaging", "wagma_jax.exchange.alone", "wagma_jax.exchange.base", "wagma_jax.exchange.deferred",
+        "wagma_jax.averaging", "wagma_jax.exchange.alone", "wagma_jax.exchange.base", "wagma_jax.exchange.calls",
+        "wagma_jax.exchange.deferred",
         "wagma_jax.exchange.engine", "wagma_jax.exchange.finite", "wagma_jax.exchange.gathering",
         "wagma_jax.exchange.groups", "wagma_jax.exchange.info", "wagma_jax.exchange.isolation",
         "wagma_jax.exchange.late", "wagma_jax.exchange.models",
@@ -228,7 +231,8 @@ ALLOWED = {
         "wagma_jax.exchange.wire", "wagma_jax.ledger.entries", "wagma_jax.protocol",
     },
     "wagma_jax/exchange/pairwise.py": {
-        "wagma_jax.averaging", "wagma_jax.bipartite", "wagma_jax.exchange.base", "wagma_jax.exchange.engine",
+        "wagma_jax.averaging", "wagma_jax.bipartite", "wagma_jax.exchange.base", "wagma_jax.exchange.calls",
+        "wagma_jax.exchange.engine",
         "wagma_jax.exchange.finite", "wagma_jax.exchange.gathering", "wagma_jax.exchange.info",
         "wagma_jax.exchange.pairs", "wagma_jax.exchange.preparation", "wagma_jax.exchange.standing",
         "wagma_jax.exchange.startup", "wagma_jax.exchange.storage", "wagma_jax.exchange.tallies",

@@ -31,6 +31,7 @@ def test_facts_are_masks_by_round_and_kind():
     assert workers_of(facts.who(3, Kind.READY)) == [0, 5]
     assert workers_of(facts.who(3, Kind.READY, Kind.ARRIVED)) == [0, 5, 900]
     assert facts.who(3, Kind.FORCE) == facts.who(4, Kind.READY) == 0
-    assert facts.rounds() == {2, 3}
-    assert facts.since(3).rounds() == {3}
+    assert facts.rounds_after(1) == facts.since(2).rounds_after(0) == {2, 3}
+    assert facts.rounds_after(2) == facts.since(3).rounds_after(0) == {3}
+    assert facts.rounds_after(3) == Facts().rounds_after(-1) == set()
     assert mask_of(workers_of(0b1011)) == 0b1011

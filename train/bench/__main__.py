@@ -5,7 +5,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -32,7 +32,7 @@ class Config:
         workloads: With a plan, only those with these labels; without one, modules of training scripts.
         algorithms: With a plan, only the arms with these labels; without one NAME, or NAME:OPTION=VALUE,...
         stragglers: With a plan, only the scenarios with these labels; without one as --straggler takes them.
-        seeds: In place of those of the plan.
+        seeds: In place of all those of the plan.
         workers: Processes of each run; without a plan.
         out: Folder of the runs; None: runs/bench-NAME.
         results: Folder of the table, the JSON file, the pictures and the tuned rates; None: that of the runs.
@@ -69,7 +69,10 @@ def planned(config: Config, words: Sequence[str]) -> Plan:
         words = ["--workers", str(config.workers), *words]
     else:
         made = plan.read(config.plan).only(config.algorithms, config.stragglers, config.workloads)
-    changes = {name: value for name in ("seeds", "rates") if (value := getattr(config, name))}
+    changes: dict[str, Any] = {"rates": config.rates} if config.rates else {}
+    if config.seeds:
+        arms = {label: dataclasses.replace(arm, more_seeds=()) for label, arm in made.arms.items()}
+        changes |= {"seeds": config.seeds, "arms": arms}
     return dataclasses.replace(made, **changes, extra=tuple(words))
 
 
@@ -88,7 +91,9 @@ def bench(config: Config, words: Sequence[str]) -> int:
     tuned = tuning.tuning_cases(made) if config.tune else {}
     if config.tune and not tuned:
         raise ValueError("--tune needs learning rates to try: add rates to the plan, or --rates")
-    rates = {} if config.tune or config.dry_run else tuning.load(made, folder)
+    rates = tuning.known(made, folder)
+    if not config.tune and not config.dry_run:
+        tuning.check(made, folder, rates)
     every = cases_of.cases(made, rates)
     cases_of.check([*tuned.values(), *every])
     if config.dry_run:
@@ -101,7 +106,7 @@ def bench(config: Config, words: Sequence[str]) -> int:
             found = tuning.chosen(made, tuned, out)
             tuning.save(tuning.rates_file(made, folder), found)
             console.console.print(report.tuning_table(found, made.rates), highlight=False, markup=False)
-            every = cases_of.cases(made, tuning.load(made, folder))
+            every = cases_of.cases(made, tuning.known(made, folder))
         try:
             stopped += _run(every, out, made)
         finally:

@@ -88,12 +88,13 @@ def cases(plan: Plan, rates: Mapping[str, Mapping[str, float]]) -> list[Case]:
         rates: Tuned learning rates by workload and arm; where there is none, that of the options holds.
     """
     found = []
-    for seed in plan.seeds:
+    for seed in plan.all_seeds:
+        arms = [label for label in plan.arms if seed in plan.seeds_of(label)]
         for workload in plan.workloads:
             for scenario in plan.scenarios:
-                if plan.reference and _transport(plan, workload) == "mpi":
+                if plan.reference and seed in plan.seeds and _transport(plan, workload) == "mpi":
                     found.append(_reference(plan, workload, scenario, seed, rates))
-                found += [case(plan, workload, scenario, label, seed, rates) for label in plan.arms]
+                found += [case(plan, workload, scenario, label, seed, rates) for label in arms]
     return found
 
 

@@ -67,6 +67,7 @@ def collect(plan: Plan, cases: Sequence[Case], out: Path, stopped: Sequence[Stop
         "baseline": plan.baseline,
         "extra": list(plan.extra),
         "seeds": list(plan.seeds),
+        "more_seeds": {label: list(one.more_seeds) for label, one in plan.arms.items() if one.more_seeds},
         "scenarios": {label: _described(plan, label) for label in plan.scenarios},
         "machine": machine(),
         "workloads": workloads,

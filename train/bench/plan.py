@@ -37,10 +37,12 @@ class Arm:
     Attributes:
         options: ``algorithm`` and others.
         tuned_as: The arm whose learning rate it takes; None: it is tuned by itself.
+        more_seeds: It is trained with these as well as with those of the plan.
     """
 
     options: Options
     tuned_as: str | None = None
+    more_seeds: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,8 +110,15 @@ class Plan:
         for what, found in (("workloads", self.workloads), ("arms", self.arms), ("scenarios", self.scenarios)):
             if not found:
                 raise ValueError(f"a plan needs {what}, got none: name at least one")
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            raise ValueError(f"seeds must be different integers that are not negative, got {list(self.seeds)}")
+        if not self.seeds:
+            raise ValueError("a plan needs seeds, got none: name at least one")
+        for label in self.arms:
+            seeds = self.seeds_of(label)
+            if len(set(seeds)) < len(seeds) or min(seeds) < 0:
+                raise ValueError(
+                    f"seeds, with the more_seeds of arm {label!r}, must be different integers that are not negative, "
+                    f"got {list(seeds)}"
+                )
         if REFERENCE in self.arms:
             raise ValueError(f"the arm {REFERENCE!r} is that of the bench itself: choose another name")
         if not self.baseline:
@@ -119,6 +128,15 @@ class Plan:
             raise ValueError(f"rates must be above 0, got {list(self.rates)}")
         if not 0 <= self.reference <= 1:
             raise ValueError(f"reference must be a share between 0 and 1, got {self.reference}")
+
+    def seeds_of(self, arm: str) -> tuple[int, ...]:
+        """With which an arm is trained."""
+        return (*self.seeds, *self.arms[arm].more_seeds)
+
+    @property
+    def all_seeds(self) -> tuple[int, ...]:
+        """With which any arm is trained, those of every arm first."""
+        return tuple(dict.fromkeys([*self.seeds, *(seed for label in self.arms for seed in self.seeds_of(label))]))
 
     def only(self, arms: Sequence[str] = (), scenarios: Sequence[str] = (), workloads: Sequence[str] = ()) -> "Plan":
         """The part of it with these labels; all where none are given.
@@ -207,8 +225,8 @@ def _workload(label: str, table: dict[str, Any], common: Options) -> Workload:
 def arm(label: str, table: Mapping[str, Any]) -> Arm:
     """An arm from its options; its algorithm is its label unless they name another."""
     options = dict(table)
-    tuned_as = options.pop("tuned_as", None)
-    return Arm({"algorithm": label, **flat(options)}, tuned_as)
+    tuned_as, more = options.pop("tuned_as", None), tuple(options.pop("more_seeds", ()))
+    return Arm({"algorithm": label, **flat(options)}, tuned_as, more)
 
 
 def _scenario(label: str, table: dict[str, Any]) -> Scenario:

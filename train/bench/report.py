@@ -35,9 +35,10 @@ def markdown(found: Found) -> str:
     machine = found["machine"]
     if found["extra"]:
         parts.append(f"With other options than the plan's: `{' '.join(found['extra'])}`.")
+    more = [f"{arm} also with {', '.join(map(str, seeds))}" for arm, seeds in found.get("more_seeds", {}).items()]
     parts.append(
-        f"{_count(len(found['seeds']), 'seed')} ({', '.join(map(str, found['seeds']))}), {machine['cpu_count']} CPU "
-        f"cores, JAX {machine['jax']}, {machine['date']}. "
+        f"{_count(len(found['seeds']), 'seed')} ({'; '.join([', '.join(map(str, found['seeds'])), *more])}), "
+        f"{machine['cpu_count']} CPU cores, JAX {machine['jax']}, {machine['date']}. "
         + " ".join(f"*{label}*: {about}." for label, about in found["scenarios"].items())
     )
     for label, workload in found["workloads"].items():
@@ -68,15 +69,16 @@ def cells_of(found: Found, workload: str) -> tuple[list[str], list[list[str]]]:
     header = ["scenario", "arm", f"{unit}/s", "faster", "of ideal", "of its rule", "waited, s", "goodput", name]
     header += ["difference", *([f"time to {target}, s", f"{unit} to {target}"] if target else [])]
     rows = [row for row in found["rows"] if row["workload"] == workload]
-    cells = [_cells(row, score, len(found["seeds"])) for row in rows]
+    planned = [len(found["seeds"]) + len(found.get("more_seeds", {}).get(row["arm"], ())) for row in rows]
+    cells = [_cells(row, score, runs) for row, runs in zip(rows, planned, strict=True)]
     cells = [line[: len(header)] for line in cells]
     kept = [i for i in range(len(header)) if i < 2 or any(line[i] for line in cells)]
     return [header[i] for i in kept], [[line[i] for i in kept] for line in cells]
 
 
-def _cells(row: Found, score: Score, seeds: int) -> list[str]:
+def _cells(row: Found, score: Score, planned: int) -> list[str]:
     share = lambda value: f"{value:.2f}"
-    missing = "" if len(row["seeds"]) == seeds else f" ({len(row['seeds'])} of {seeds} runs)"
+    missing = "" if len(row["seeds"]) == planned else f" ({len(row['seeds'])} of {planned} runs)"
     remark = ", other number of examples" if row["unequal"] else ""
     shown = lambda value: number(value, score.name, score)
     return [

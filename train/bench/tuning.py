@@ -76,24 +76,37 @@ def save(path: Path, rates: Rates) -> None:
     write_whole(path, json.dumps(kept, indent=2) + "\n")
 
 
-def load(plan: Plan, results: Path) -> dict[str, dict[str, float]]:
-    """The rates of a plan's arms by workload and arm; nothing where the plan has none to try.
+def known(plan: Plan, results: Path) -> dict[str, dict[str, float]]:
+    """The rates of a plan's arms that have been tuned, by workload and arm."""
+    if not plan.rates and plan.rates_of is None:
+        return {}
+    path = rates_file(plan, results)
+    kept: Rates = json.loads(path.read_text()) if path.exists() else {}
+    return {workload: {arm: entry["rate"] for arm, entry in arms.items()} for workload, arms in kept.items()}
+
+
+def check(plan: Plan, results: Path, rates: Mapping[str, Mapping[str, float]]) -> None:
+    """Checks that no arm of a plan lacks a rate.
+
+    Args:
+        plan: The plan.
+        results: Where its rates are kept.
+        rates: Those that are :func:`known`.
 
     Raises:
         ValueError: Rates of some arms have not been tuned yet.
     """
     if not plan.rates and plan.rates_of is None:
-        return {}
-    path = rates_file(plan, results)
-    kept: Rates = json.loads(path.read_text()) if path.exists() else {}
+        return
     wanted: Sequence[str] = [label for label, arm in plan.arms.items() if arm.tuned_as is None]
     named = [arm.tuned_as for arm in plan.arms.values() if arm.tuned_as is not None]
     missing = [
         f"{workload} / {arm}"
         for workload in plan.workloads
         for arm in dict.fromkeys([*wanted, *named])
-        if arm not in kept.get(workload, {})
+        if arm not in rates.get(workload, {})
     ]
     if missing:
-        raise ValueError(f"{path} has no learning rates for {', '.join(missing)}: add --tune, which finds them")
-    return {workload: {arm: entry["rate"] for arm, entry in arms.items()} for workload, arms in kept.items()}
+        raise ValueError(
+            f"{rates_file(plan, results)} has no learning rates for {', '.join(missing)}: add --tune, which finds them"
+        )

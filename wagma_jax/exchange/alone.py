@@ -30,7 +30,7 @@ class Alone:
     def passes(self, params: Any, counter: int, lasting: bool) -> int | None:
         """Arrives at the next round if there is nothing to do in it.
 
-        Only where all groups are of one: a group of several may need this round's publication.
+        Only where all groups are of one, ``always``: a group of several may need this round's publication.
 
         Args:
             params: W', which is also the result.
@@ -40,7 +40,7 @@ class Alone:
         Returns:
             The round, or None.
         """
-        t = self._engine.pass_alone(counter) if self.always and lasting else None
+        t = self._engine.pass_alone(counter) if lasting else None
         self._newest = None if t is None else (t, params)
         return t
 

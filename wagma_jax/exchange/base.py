@@ -12,7 +12,7 @@ from mpi4py import MPI
 
 from wagma_jax.averaging import PolicyFunction
 from wagma_jax.exchange import callbacks, children, isolation, offsets, startup, transformation
-from wagma_jax.exchange.calls import Calls
+from wagma_jax.exchange.calls import Calls, guarded
 from wagma_jax.exchange.engine import Engine
 from wagma_jax.exchange.finite import OnNonfinite, is_finite
 from wagma_jax.exchange.gathering import Gathering
@@ -136,6 +136,7 @@ class Exchange:
         """One round of this worker; its info has at least what ``base.Info`` says."""
         raise NotImplementedError
 
+    @guarded
     def consensus(self, params: Any) -> Any:
         """The global mean of all workers' ``params``; their engines go on serving workers that still train.
 
@@ -151,25 +152,24 @@ class Exchange:
         Raises:
             ExchangeError, TimeoutError, RuntimeError, ValueError: As ``average``.
         """
-        self._finish_steps()
-        with self._call("consensus"):
-            entered = time.perf_counter()
-            self._leaves = self._staging.check(params)
-            handed = self._hand_in(self._leaves)
-            ready = time.perf_counter()
-            self._call.count_on()
-            newest, mean = self._engine.consensus(handed.model, self.timeout_seconds)
-            woken = time.perf_counter()
-            self._counter = self._base = self._stands = newest
-            self._start = None
-            self._rested(newest, is_mean=True)
-            tree = self._staging.unpack(self._leaves, mean)
-            if self._recorder is not None:
-                self._recorder.add(
-                    entries.ConsensusCall(entered, ready, woken, time.perf_counter(), newest, handed.is_stand_in)
-                )
-            return tree
+        entered = time.perf_counter()
+        self._leaves = self._staging.check(params)
+        handed = self._hand_in(self._leaves)
+        ready = time.perf_counter()
+        self._call.count_on()
+        newest, mean = self._engine.consensus(handed.model, self.timeout_seconds)
+        woken = time.perf_counter()
+        self._counter = self._base = self._stands = newest
+        self._start = None
+        self._rested(newest, is_mean=True)
+        tree = self._staging.unpack(self._leaves, mean)
+        if self._recorder is not None:
+            self._recorder.add(
+                entries.ConsensusCall(entered, ready, woken, time.perf_counter(), newest, handed.is_stand_in)
+            )
+        return tree
 
+    @guarded
     def meet(self, tally: Sequence[int] = ()) -> Tally:
         """Waits until all workers stand still with nothing on its way: a place to evaluate, save or stop.
 
@@ -188,18 +188,16 @@ class Exchange:
             ExchangeError, TimeoutError, RuntimeError: As ``average``.
         """
         tally = check_tally(tally)
-        self._finish_steps()
-        with self._call("meet"):
-            entered = time.perf_counter()
-            self._rests()
-            self._stands = None
-            self._call.count_on()
-            self._counter, sums = self._engine.meet(tally, self.timeout_seconds)
-            self._stands = self._counter
-            self._rested(self._counter, is_mean=False)
-            if self._recorder is not None:
-                self._recorder.add(entries.Meet(entered, time.perf_counter()))
-            return sums
+        entered = time.perf_counter()
+        self._rests()
+        self._stands = None
+        self._call.count_on()
+        self._counter, sums = self._engine.meet(tally, self.timeout_seconds)
+        self._stands = self._counter
+        self._rested(self._counter, is_mean=False)
+        if self._recorder is not None:
+            self._recorder.add(entries.Meet(entered, time.perf_counter()))
+        return sums
 
     def share(self, tree: Any) -> Any:
         """This worker's part of the consensus, which is the mean of all parts; while all stand still.
@@ -211,6 +209,7 @@ class Exchange:
         """
         return tree
 
+    @guarded
     def state(self) -> dict[str, Any]:
         """What a checkpoint needs, beside ``params``, so that a new exchange goes on exactly: see its ``state``.
 
@@ -224,9 +223,7 @@ class Exchange:
         Raises:
             RuntimeError: Others may have gone on, or the exchange is closed.
         """
-        self._finish_steps()
-        with self._call("state"):
-            return self._saved(self._check_standstill("state()", "a sync round, meet() or consensus()"))
+        return self._saved(self._check_standstill("state()", "a sync round, meet() or consensus()"))
 
     def as_transformation(self, every: int = 1) -> optax.GradientTransformationExtraArgs:
         """``average`` as the last link of an optax chain, for a jitted step: ``optax.chain(inner, this)``.
@@ -248,18 +245,20 @@ class Exchange:
         if self._call.closed or children.is_child():
             return
         self._finish_steps()
-        with self._call("close"):
-            self._rests()
-            self._call.count_on()
-            self._gathering.end(self._engine.close(self.timeout_seconds))
-            if self._recorder is not None:
-                self._recorder.add(offsets.measure(self._gathering))
-                self._recorder.add(entries.End())
-                self._recorder.close()
-            self._start, self._leaves = None, []
-            self._call.close()
-            self._control.Free()
-            self._data.Free()
+        self._call.make("close", self._close)
+
+    def _close(self) -> None:
+        self._rests()
+        self._call.count_on()
+        self._gathering.end(self._engine.close(self.timeout_seconds))
+        if self._recorder is not None:
+            self._recorder.add(offsets.measure(self._gathering))
+            self._recorder.add(entries.End())
+            self._recorder.close()
+        self._start, self._leaves = None, []
+        self._call.close()
+        self._control.Free()
+        self._data.Free()
 
     def __enter__(self) -> Self:
         return self
@@ -321,7 +320,7 @@ class Exchange:
             warnings.warn(
                 "params of this rank differed from rank 0's, and exchange.params, which are equal on all ranks, "
                 "were not used: start from them",
-                stacklevel=3,
+                stacklevel=5,  # of whoever calls average(), which is guarded
             )
             self._differs = False
 

@@ -1,8 +1,10 @@
 """The calls of one exchange: one at a time while it is open, and what becomes of one that ends by an exception."""
 
 import contextlib
+import functools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from wagma_jax.exchange import children, ending
 from wagma_jax.exchange.engine import Engine
@@ -11,9 +13,12 @@ from wagma_jax.exchange.gathering import Gathering
 from wagma_jax.exchange.isolation import own_settings
 from wagma_jax.exchange.recorder import Recorder
 
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
 
 class Calls:
-    """Guards the calls of one exchange, the constructor's among them; ``with calls("average"):`` is one.
+    """Guards the calls of one exchange, the constructor's among them; ``calls.make("average", function)`` is one.
 
     A call on which others count, since its model is published or it rests, has to come to its end. If an exception of
     whatever kind leaves it (Ctrl-C is one), the exchange is over: the next call says so, and the others hear of it.
@@ -51,9 +56,8 @@ class Calls:
         """The engine runs: calls are possible."""
         self._engine, self._recorder = engine, recorder
 
-    @contextlib.contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        """One call of the method ``name``, inside of ``own_settings``.
+    def make(self, name: str, function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        """One call of the method ``name``, which is ``function``, inside of ``own_settings``.
 
         Raises:
             RuntimeError: The exchange is closed, another thread is inside of a call, or a child of a rank calls.
@@ -74,7 +78,7 @@ class Calls:
                 self._engine.enter()
                 self._engine.raise_failure()
                 with own_settings():
-                    yield
+                    return function(*args, **kwargs)
             except (ExchangeError, TimeoutError) as error:
                 self.fail(error)
                 raise
@@ -113,3 +117,26 @@ class Calls:
             self._gathering.fail(text, final=self._engine is None)
         if self._recorder is not None:
             self._recorder.close()
+
+
+class Guarded(Protocol):
+    """An exchange whose calls are guarded."""
+
+    _call: Calls
+
+    def _finish_steps(self) -> None: ...
+
+
+_S = TypeVar("_S", bound=Guarded)
+
+
+def guarded(method: Callable[Concatenate[_S, _P], _R]) -> Callable[Concatenate[_S, _P], _R]:
+    """A method of an exchange, as one call of it: see ``Calls.make``. Steps in flight are waited for before."""
+    name: str = getattr(method, "__name__")  # noqa: B009
+
+    @functools.wraps(method)
+    def call(self: _S, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        self._finish_steps()
+        return self._call.make(name, method, self, *args, **kwargs)
+
+    return call

@@ -11,6 +11,7 @@ from mpi4py import MPI
 from wagma_jax.averaging import PolicyFunction
 from wagma_jax.exchange import partial, startup, transformation
 from wagma_jax.exchange.base import Exchange, HandedIn
+from wagma_jax.exchange.calls import guarded
 from wagma_jax.exchange.engine import Engine
 from wagma_jax.exchange.gathering import Gathering
 from wagma_jax.exchange.increments import Added
@@ -112,6 +113,7 @@ class EagerExchange(Exchange):
         """Rounds between those at which all wait for all, or None."""
         return self.schedule.sync_period
 
+    @guarded
     def average(self, params: Any, tally: Sequence[int] = ()) -> tuple[Any, ExchangeInfo]:
         """One round: hands gradients in, and takes the mean gradients of all rounds whose results it has not taken.
 
@@ -127,35 +129,31 @@ class EagerExchange(Exchange):
         Raises:
             ValueError, TypeError, ExchangeError, TimeoutError, RuntimeError: As ``GroupExchange.average``.
         """
-        self._finish_steps()
-        with self._call("average"):
-            entered = time.perf_counter()
-            leaves, tally = self._staging.check(params), check_tally(tally)
-            self._warn_of_own_start()
-            handed = self._staging.pack(leaves)
-            ready = time.perf_counter()
-            self._stands = None
-            self._call.count_on()
-            contributed = self._engine.models.pending.version
-            t = self._engine.arrive(handed, self._counter, tally)
-            self._start, self._leaves = None, leaves
-            del handed, params
-            newest, added, waits = self._engine.take(t, self.timeout_seconds)
-            woken = time.perf_counter()
-            tree = self._taken(added)
-            if self.schedule.is_sync(t):
-                self._stands = t
-            source = None if added.total is None else added.newest
-            self._base = self._base if source is None else source
-            self._counter = t if self._engine.machine.clock == "step" else max(t, newest)
-            self.info = describe(self.schedule, self.rank, t, added, contributed, woken - ready, self._base, False)
-            self._leaves = []
-            if self._recorder is not None:
-                leave = time.perf_counter()
-                self._recorder.add(
-                    entries.Call(t, entered, ready, woken, leave, "added", source, self._base, dict(waits))
-                )
-            return tree, self.info
+        entered = time.perf_counter()
+        leaves, tally = self._staging.check(params), check_tally(tally)
+        self._warn_of_own_start()
+        handed = self._staging.pack(leaves)
+        ready = time.perf_counter()
+        self._stands = None
+        self._call.count_on()
+        contributed = self._engine.models.pending.version
+        t = self._engine.arrive(handed, self._counter, tally)
+        self._start, self._leaves = None, leaves
+        del handed
+        newest, added, waits = self._engine.take(t, self.timeout_seconds)
+        woken = time.perf_counter()
+        tree = self._taken(added)
+        if self.schedule.is_sync(t):
+            self._stands = t
+        source = None if added.total is None else added.newest
+        self._base = self._base if source is None else source
+        self._counter = t if self._engine.machine.clock == "step" else max(t, newest)
+        self.info = describe(self.schedule, self.rank, t, added, contributed, woken - ready, self._base, False)
+        self._leaves = []
+        if self._recorder is not None:
+            leave = time.perf_counter()
+            self._recorder.add(entries.Call(t, entered, ready, woken, leave, "added", source, self._base, dict(waits)))
+        return tree, self.info
 
     def consensus(self, params: Any) -> Any:
         """The mean of all workers' models; their engines go on serving workers that still train.

@@ -11,6 +11,7 @@ from wagma_jax.averaging import PolicyFunction
 from wagma_jax.exchange import groups, startup, transformation
 from wagma_jax.exchange.alone import Alone
 from wagma_jax.exchange.base import Exchange, HandedIn
+from wagma_jax.exchange.calls import guarded
 from wagma_jax.exchange.deferred import Deferred
 from wagma_jax.exchange.engine import Engine
 from wagma_jax.exchange.finite import OnNonfinite
@@ -149,6 +150,7 @@ class GroupExchange(Exchange):
         self._deferred = Deferred(self._engine, self._staging)
         self._alone = Alone(self._engine, self._staging, self._finite)
 
+    @guarded
     def average(self, params: Any, tally: Sequence[int] = ()) -> tuple[Any, ExchangeInfo]:
         """One round: publishes W' and takes the group's mean, or merges the newest sum if this worker is late.
 
@@ -172,15 +174,14 @@ class GroupExchange(Exchange):
             TimeoutError: It took longer than ``timeout_seconds``; says which rank was waited for.
             RuntimeError: The exchange is closed.
         """
-        self._finish_steps()
-        with self._call("average"):
-            entered = time.perf_counter()
-            leaves, tally = self._staging.check(params), check_tally(tally)
-            self._warn_of_own_start()
+        entered = time.perf_counter()
+        leaves, tally = self._staging.check(params), check_tally(tally)
+        self._warn_of_own_start()
+        if self._alone.always:
             t = self._alone.passes(params, self._counter, lasting=not transformation.in_step())
             if t is not None:
                 return params, self._passed(t, entered)
-            return self._average(entered, leaves, tally)
+        return self._average(entered, leaves, tally)
 
     def _average(self, entered: float, leaves: list[Any], tally: Tally) -> tuple[Any, ExchangeInfo]:
         whole = self._packs_whole()
@@ -196,13 +197,14 @@ class GroupExchange(Exchange):
         published = self._engine.models.outbox.version
         complete = lambda own, leaves=leaves: self._staging.completed(own, self._staging.pack_rest(leaves))
         t = self._engine.arrive(model, self._counter, tally, complete)
-        self._deferred.note(None if whole or self.schedule.is_sync(t) else leaves)
+        is_sync = self.schedule.is_sync(t)
+        self._deferred.note(None if whole or is_sync else leaves)
         self._start, self._leaves = None, leaves
         del model, complete
         newest, taken, waits = self._engine.take(t, self.timeout_seconds)
         woken = time.perf_counter()
         tree = self._merged(taken)
-        if self.schedule.is_sync(t):
+        if is_sync:
             self._base = self._stands = self._returned = t
         elif taken.result is None and self._engine.machine.is_alone(t):
             self._base = t

@@ -15,6 +15,7 @@ from mpi4py import MPI
 from wagma_jax.averaging import Policy, PolicyFunction
 from wagma_jax.exchange import finite, startup, transformation
 from wagma_jax.exchange.base import Exchange, HandedIn
+from wagma_jax.exchange.calls import guarded
 from wagma_jax.exchange.engine import Engine
 from wagma_jax.exchange.finite import OnNonfinite
 from wagma_jax.exchange.gathering import Gathering
@@ -172,6 +173,7 @@ class GossipExchange(Exchange):
         self._on_nonfinite = arguments.own.on_nonfinite
         self.info = ExchangeInfo(arguments.standing.round, False, False, 0, 0.0, (), (), self._base)
 
+    @guarded
     def average(self, params: Any, tally: Sequence[int] = ()) -> tuple[Any, ExchangeInfo]:
         """One round: mixes the models, and adds this worker's step.
 
@@ -188,34 +190,32 @@ class GossipExchange(Exchange):
         Raises:
             ValueError, TypeError, ExchangeError, TimeoutError, RuntimeError: As ``GroupExchange.average``.
         """
-        self._finish_steps()
-        with self._call("average"):
-            entered = time.perf_counter()
-            leaves = self._staging.check(params)
-            check_tally(tally)
-            self._warn_of_own_start()
-            self._stands = None
-            if self.schedule.num_workers == 1 and not transformation.in_step():
-                t = self._engine.pass_alone(self._counter)
-                return params, self._done(t, (), (entered, entered, entered), {}, nonfinite=False)
-            model = self._finite(self._staging.pack(leaves))
-            nonfinite = model is None
-            ready = time.perf_counter()
-            self._call.count_on()
-            t = self._engine.arrive(model, self._counter)
-            self._start = None
-            del model, params
-            mixed, sources, waits = self._engine.take(t, self.timeout_seconds)
-            woken = time.perf_counter()
-            tree = self._staging.unpack(leaves, mixed)
-            return tree, self._done(t, sources, (entered, ready, woken), dict(waits), nonfinite)
+        entered = time.perf_counter()
+        leaves = self._staging.check(params)
+        check_tally(tally)
+        self._warn_of_own_start()
+        self._stands = None
+        if self.schedule.num_workers == 1 and not transformation.in_step():
+            t = self._engine.pass_alone(self._counter)
+            return params, self._done(t, (), (entered, entered, entered), {}, nonfinite=False)
+        model = self._finite(self._staging.pack(leaves))
+        nonfinite = model is None
+        ready = time.perf_counter()
+        self._call.count_on()
+        t = self._engine.arrive(model, self._counter)
+        self._start = None
+        del model
+        mixed, sources, waits = self._engine.take(t, self.timeout_seconds)
+        woken = time.perf_counter()
+        tree = self._staging.unpack(leaves, mixed)
+        return tree, self._done(t, sources, (entered, ready, woken), dict(waits), nonfinite)
 
+    @guarded
     def share(self, tree: Any) -> Any:
         """See ``Exchange.share``: the model, its push-sum weight, and what is on its way, as one."""
-        with self._call("share"):
-            self._check_standstill("share()", "meet() or consensus()")
-            leaves = self._staging.check(tree)
-            return self._staging.unpack(leaves, self._engine.share(self._staging.pack(leaves)))
+        self._check_standstill("share()", "meet() or consensus()")
+        leaves = self._staging.check(tree)
+        return self._staging.unpack(leaves, self._engine.share(self._staging.pack(leaves)))
 
     # what the calls that rest need to know
 

@@ -72,10 +72,13 @@ def describe(
         nonfinite: As in the info.
     """
     is_sync = schedule.is_sync(t)
-    group = tuple(range(schedule.num_workers)) if is_sync else schedule.group_of(rank, t)
-    contributed = () if taken.exchanged is None else taken.exchanged.contributed
-    weights = () if taken.exchanged is None else taken.exchanged.weights
-    version = contributed[group.index(rank)] if contributed else published
+    if taken.exchanged is not None:
+        _, group, contributed, weights = taken.exchanged
+        version = contributed[group.index(rank)]
+    else:
+        group = tuple(range(schedule.num_workers)) if is_sync else schedule.group_of(rank, t)
+        contributed = weights = ()
+        version = published
     staleness = 0 if is_sync else t - version
     late = staleness > 0
     return ExchangeInfo(

@@ -159,7 +159,9 @@ def _has_cpu() -> bool:
 
 def _settings() -> tuple[_Setting, ...]:
     """The settings, in the order of ``_WANTED``."""
-    wanted = {**_WANTED, "default_device": (cpu_device() if _has_cpu() else None,)}  # reported where all learn of it
+    # None means the CPU where nothing else is, and is what most callers have. A lack is reported where all learn of it
+    elsewhere = _has_cpu() and jax.default_backend() != "cpu"
+    wanted = {**_WANTED, "default_device": (cpu_device() if elsewhere else None,)}
     return tuple(_setting(name, *values) for name, values in wanted.items())
 
 

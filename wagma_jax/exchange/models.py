@@ -80,7 +80,9 @@ class Models:
 
     def part(self, model: Buffers, t: int) -> Buffers:
         """Those buffers of a model that round t exchanges."""
-        return model if self._is_sync(t) or not self.is_whole(model) else self._ordinary(model)
+        if not self._staging.has_rest or not self.is_whole(model) or self._is_sync(t):
+            return model
+        return self._ordinary(model)
 
     def is_whole(self, model: Buffers) -> bool:
         """Whether these are all buffers of a model, not only those of ordinary rounds."""
@@ -89,7 +91,7 @@ class Models:
     def put_rest(self, rest: Buffers) -> None:
         """Replaces those buffers of the publication that only sync rounds exchange, which are newer."""
         completed = self._staging.completed(self._ordinary(self.outbox.model), rest)
-        self._replace(self.outbox._replace(model=completed), self.inbox)
+        self._post(self.outbox._replace(model=completed))
 
     def has_memory(self, size: int) -> bool:
         """Whether there is memory for a result of ``size`` buffers, once something new is published."""
@@ -103,7 +105,7 @@ class Models:
             self._pool.put(memory)
         if not self.is_whole(model):  # the others stay
             model = self._staging.completed(model, self._staging.rest(self.outbox.model))
-        self._replace(self.outbox.take_step().publish(t, model), self.inbox)
+        self._post(self.outbox.take_step().publish(t, model))
 
     def pass_over(self) -> None:
         """Notes a step whose model a round of one passes over, unpublished."""
@@ -111,17 +113,17 @@ class Models:
 
     def publish_passed(self, version: int, model: Buffers) -> None:
         """Publishes the model of the newest step that was passed over."""
-        self._replace(self.outbox.publish(version, model), self.inbox)
+        self._post(self.outbox.publish(version, model))
 
     def contribute(self, t: int) -> Contribution:
         """What this worker brings to round t, which begins. It is read until ``end_reading``."""
-        version = self.outbox.version
+        version, is_sync = self.outbox.version, self._is_sync(t)
         buffers = self.part(self.outbox.model, t)
         assert not self._read, "one exchange at a time"
         self._read = buffers
         self._pool.hold(buffers)
-        self.outbox, steps = self.outbox.contribute(self._is_sync(t))
-        is_mean = self._is_sync(t) or version == t
+        self.outbox, steps = self.outbox.contribute(is_sync)
+        is_mean = is_sync or version == t
         memory = None
         if not is_mean:
             self.inbox, memory = self.inbox.reuse()
@@ -142,15 +144,17 @@ class Models:
             self._tally = tally
         else:
             total = GroupSum(t, contribution.version, exchanged.weight, result, is_mean=contribution.is_mean)
-            self._replace(self.outbox, self.inbox.put(total))
+            self._receive(self.inbox.put(total))
 
     def put_mean(self, version: int, mean: Buffers) -> None:
         """A global mean."""
-        self._replace(*global_mean(self.outbox, self.inbox, version, mean))
+        outbox, inbox = global_mean(self.outbox, self.inbox, version, mean)
+        self._post(outbox)
+        self._receive(inbox)
 
     def finish(self, t: int, result: Buffers, like: Buffers) -> Buffers:
         """What is kept of the result of round t: of a mean, that in the dtypes of ``like``. As ``narrow``."""
-        return self.narrow(result, like) if self._is_sync(t) else result
+        return self.narrow(result, like) if self._staging.widens and self._is_sync(t) else result
 
     def narrow(self, totals: Buffers, like: Buffers) -> Buffers:
         """A mean in the dtypes of ``like``. For the engine's thread, inside of an exchange, without the lock."""
@@ -166,7 +170,7 @@ class Models:
 
     def is_ready(self, t: int) -> bool:
         """Whether the trainer can take something after its round t; else once the exchange in progress is over."""
-        return self._is_sync(t) or not self.inbox.is_replaced
+        return not self.inbox.is_replaced or self._is_sync(t)
 
     def collect(self, t: int) -> Taken:
         """What the trainer takes after its round t, once it is ready."""
@@ -195,14 +199,17 @@ class Models:
         """Of a result of ``size`` buffers."""
         return self._whole if size == len(self._whole) else self._of_ordinary
 
-    def _replace(self, outbox: Outbox, inbox: Inbox) -> None:
-        """Replaces the records. This worker uses what is published, and the newest sum until it is taken."""
-        pairs = (self.outbox.model, outbox.model), (_total(self.inbox), _total(inbox))
-        self.outbox, self.inbox = outbox, inbox
-        for before, after in pairs:
-            if before is not after:
-                self._pool.hold(after)
-                self._pool.release(before)
+    def _post(self, outbox: Outbox) -> None:
+        """Replaces the outbox. This worker uses what is published."""
+        self._pool.hold(outbox.model)
+        self._pool.release(self.outbox.model)
+        self.outbox = outbox
+
+    def _receive(self, inbox: Inbox) -> None:
+        """Replaces the inbox. This worker uses the newest sum until it is taken."""
+        self._pool.hold(_total(inbox))
+        self._pool.release(_total(self.inbox))
+        self.inbox = inbox
 
 
 def _total(inbox: Inbox) -> Buffers:

@@ -12,6 +12,7 @@ from wagma_jax.averaging import PolicyFunction
 from wagma_jax.bipartite import Graph, PairSchedule
 from wagma_jax.exchange import finite, startup
 from wagma_jax.exchange.base import Exchange, HandedIn
+from wagma_jax.exchange.calls import guarded
 from wagma_jax.exchange.engine import Engine
 from wagma_jax.exchange.finite import OnNonfinite
 from wagma_jax.exchange.gathering import Gathering
@@ -125,6 +126,7 @@ class PairwiseExchange(Exchange):
             kept=("swaps",),
         )
 
+    @guarded
     def average(self, params: Any, tally: Sequence[int] = ()) -> tuple[Any, PairwiseInfo]:
         """Adds this worker's step to its live model, and returns that; waits for nobody.
 
@@ -143,39 +145,37 @@ class PairwiseExchange(Exchange):
             ExchangeError: The run is over, since another worker or this one's exchange has failed.
             RuntimeError: The exchange is closed.
         """
-        self._finish_steps()
-        with self._call("average"):
-            entered = time.perf_counter()
-            leaves, _ = self._staging.check(params), check_tally(tally)
-            self._warn_of_own_start()
-            own = self._finite(self._staging.pack(leaves))
-            nonfinite = own is None
-            ready = time.perf_counter()
-            self._stands = None
-            self._call.count_on()
-            stepped = self._engine.step(own, self._counter)
-            self._start = None
-            del own, params
-            taken = time.perf_counter()
-            model = self._staging.completed(stepped.model, stepped.others) if nonfinite else stepped.model
-            tree = self._staging.unpack(leaves, model)
-            self._counter = self._base = stepped.round
-            self.info = PairwiseInfo(stepped.round, stepped.partners, nonfinite)
-            if self._recorder is not None:
-                self._recorder.add(
-                    entries.Call(
-                        stepped.round, entered, ready, taken, time.perf_counter(), MERGE_NAMES[Merge.OWN], None,
-                        stepped.round, {}, nonfinite, stepped.began, stepped.version,
-                    )
-                )  # fmt: skip
-            return tree, self.info
+        entered = time.perf_counter()
+        leaves, _ = self._staging.check(params), check_tally(tally)
+        self._warn_of_own_start()
+        own = self._finite(self._staging.pack(leaves))
+        nonfinite = own is None
+        ready = time.perf_counter()
+        self._stands = None
+        self._call.count_on()
+        stepped = self._engine.step(own, self._counter)
+        self._start = None
+        del own
+        taken = time.perf_counter()
+        model = self._staging.completed(stepped.model, stepped.others) if nonfinite else stepped.model
+        tree = self._staging.unpack(leaves, model)
+        self._counter = self._base = stepped.round
+        self.info = PairwiseInfo(stepped.round, stepped.partners, nonfinite)
+        if self._recorder is not None:
+            self._recorder.add(
+                entries.Call(
+                    stepped.round, entered, ready, taken, time.perf_counter(), MERGE_NAMES[Merge.OWN], None,
+                    stepped.round, {}, nonfinite, stepped.began, stepped.version,
+                )
+            )  # fmt: skip
+        return tree, self.info
 
+    @guarded
     def share(self, tree: Any) -> Any:
         """See ``Exchange.share``: the live model, with what others have averaged into it since the last call."""
-        with self._call("share"):
-            self._check_standstill("share()", "meet() or consensus()")
-            leaves, (_, live) = self._staging.check(tree), self._engine.standing()
-            return tree if live is None else self._staging.unpack(leaves, live)
+        self._check_standstill("share()", "meet() or consensus()")
+        leaves, (_, live) = self._staging.check(tree), self._engine.standing()
+        return tree if live is None else self._staging.unpack(leaves, live)
 
     # what the base class needs to know
 

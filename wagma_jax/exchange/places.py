@@ -1,5 +1,6 @@
 """Where the leaves of a model were, so that averages go back there: on which devices, and whether committed to them."""
 
+import operator
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -50,6 +51,9 @@ class Leaves(list[Any]):
         self.places: dict[tuple[int, ...], Places] = {}
 
 
+_place = operator.attrgetter("sharding", "committed")
+
+
 class Survey:
     """Finds out where leaves are; remembers the last answer, since it is the same at most rounds.
 
@@ -59,16 +63,18 @@ class Survey:
 
     def __init__(self, host: Any):
         self._host = host
-        self._seen: tuple[list[Any], list[bool]] | None = None
+        self._seen: list[tuple[Any, bool]] = []
         self._places: Places | None = None
 
     def __call__(self, leaves: Sequence[Any]) -> Places:
         """Where the leaves are."""
-        shardings = [getattr(leaf, "sharding", None) for leaf in leaves]
-        committed = [getattr(leaf, "committed", False) for leaf in leaves]
-        if self._places is None or self._seen != (shardings, committed):
-            self._places = self._look(list(map(Place, shardings, committed)))
-        self._seen = shardings, committed  # the same objects, which a step mostly returns, are compared at once
+        try:
+            seen = list(map(_place, leaves))
+        except AttributeError:  # NumPy arrays and Python numbers
+            seen = [(getattr(leaf, "sharding", None), getattr(leaf, "committed", False)) for leaf in leaves]
+        if self._places is None or self._seen != seen:
+            self._places = self._look([Place(*place) for place in seen])
+        self._seen = seen  # the same objects, which a step mostly returns, are compared at once
         return self._places
 
     def _look(self, each: list[Place]) -> Places:

@@ -99,8 +99,11 @@ class Pool:
 
     def has(self, wanted: Signature, releasing: Sequence[jax.Array] = ()) -> bool:
         """Whether there is memory of a signature, or will be once one more holder has released ``releasing``."""
-        there = [_kind(each) for each in releasing if self._holds(each) == 1]
-        return all(count <= there.count(kind) + len(self._free.get(kind, ())) for kind, count in _counted(wanted))
+        for kind, count in _counted(wanted):
+            missing = count - len(self._free[kind])
+            if missing > 0 and missing > sum(_kind(each) == kind and self._holds(each) == 1 for each in releasing):
+                return False
+        return True
 
     def take(self, wanted: Signature) -> Buffers | None:
         """Free memory of a signature, which the caller holds; None if there is not enough."""

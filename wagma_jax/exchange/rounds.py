@@ -87,7 +87,7 @@ class RoundsEngine(Engine):
         while True:
             with self._changed:
                 t = self.machine.target(self.state, counter)
-                lacks = model is not None and self.machine.plan.is_sync(t) and not self.models.is_whole(model)
+                lacks = model is not None and not self.models.is_whole(model) and self.machine.plan.is_sync(t)
                 if not lacks:
                     buffers = () if model is None else self.models.part(model, t)
                     begun = self._inside is not None and self._inside.round == t
@@ -164,6 +164,8 @@ class RoundsEngine(Engine):
 
     def _note_alone(self, r: int) -> None:
         """Notes the rounds of one that were passed since round ``r``, which no exchange has completed."""
+        if r == self.state.round:
+            return
         for t in filter(self.machine.is_alone, range(r, self.state.round)):
             self.models.history.note(Exchanged(t, (self.machine.worker,), (t,)))
             if self._recorder is not None:

@@ -7,8 +7,9 @@ as buffers; arrays that are spread over several devices are staged through the h
 """
 
 import functools
+import operator
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,11 +28,10 @@ from wagma_jax.exchange.flattening import concatenated, joined, split
 from wagma_jax.exchange.isolation import callers_x64, cpu_device, dtype_of
 from wagma_jax.exchange.layouts import MOST_ELEMENTS, make_layouts, pieces_of
 from wagma_jax.exchange.places import Leaves, Places, Survey, put, put_loose, without_mesh
-from wagma_jax.exchange.storage import Buffers, stored, sum_dtype, values
+from wagma_jax.exchange.storage import Buffers, ready, stored, sum_dtype, values
 
 SMALL_LEAF_BYTES = 1 << 18  # models of smaller leaves (their mean) are copied out: views cost 20 us for each leaf
 FEW_PARTS = 128  # of a buffer, up to which its compiled copies need not be shared
-_Arrays = TypeVar("_Arrays", Buffers, list[Any])
 
 
 class Staging:
@@ -45,6 +45,9 @@ class Staging:
     Raises:
         ValueError, TypeError: From the policy.
         RuntimeError: JAX has no CPU device.
+
+    Attributes:
+        has_rest: Whether there are leaves that only sync rounds average.
     """
 
     def __init__(self, params: Any, policy: PolicyFunction | None = None, most_elements: int = MOST_ELEMENTS):
@@ -72,6 +75,7 @@ class Staging:
         self._every = tuple(range(len(self.layouts)))
         self._ordinary = tuple(k for k in self._every if self.layouts[k].ordinary)
         self._rest = tuple(k for k in self._every if not self.layouts[k].ordinary)
+        self.has_rest = bool(self._rest)
         self._pack = {
             chosen: jit(
                 functools.partial(concatenated, tuple(self.layouts[k] for k in chosen)), compiler_options=options
@@ -79,6 +83,8 @@ class Staging:
             for chosen in {self._every, self._ordinary, self._rest}
         }
         self._pieces = {chosen: pieces_of(self.layouts[k] for k in chosen) for chosen in self._pack}
+        self._parts_of = [_getter([part.leaf for part in layout.parts]) for layout in self.layouts]
+        self._leaves_of = {chosen: _getter(self._indices_of(chosen)) for chosen in self._pack}
         self._surveys = {chosen: Survey(self.device) for chosen in self._pack}
         self.widens = any(accumulation_dtype(layout.dtype) != layout.dtype for layout in self.layouts)
         # a sum that is wider than the model cannot become the model in place
@@ -113,7 +119,10 @@ class Staging:
         """
         leaves, treedef = jax.tree.flatten(tree)
         leaves = Leaves(leaves)
-        kinds = [getattr(leaf, "aval", None) for leaf in leaves]
+        try:
+            kinds: list[Any] = list(map(_kind, leaves))
+        except AttributeError:  # NumPy arrays and Python numbers
+            kinds = [getattr(leaf, "aval", None) for leaf in leaves]
         if kinds == self._seen and treedef == self.treedef:
             return leaves
         if treedef != self.treedef:
@@ -145,11 +154,6 @@ class Staging:
         """A copy of the leaves that only sync rounds average; () if there are none."""
         return self._packed(leaves, self._rest)
 
-    @property
-    def has_rest(self) -> bool:
-        """Whether there are leaves that only sync rounds average."""
-        return bool(self._rest)
-
     def rest_of(self, leaves: list[Any]) -> list[Any]:
         """The leaves that only sync rounds average."""
         return [leaves[i] for i in self._indices_of_rest]
@@ -157,20 +161,20 @@ class Staging:
     def _packed(self, leaves: list[Any], chosen: tuple[int, ...]) -> Buffers:
         if not chosen:
             return ()
-        wanted = [[leaves[part.leaf] for part in self.layouts[k].parts] for k in chosen]
+        wanted = [self._parts_of[k](leaves) for k in chosen]
         places = self._places(leaves, chosen)
         if places.only is not None:
-            return _ready(self._pack_there(chosen, wanted, places.only))
+            return ready(self._pack_there(chosen, wanted, places.only))
         if places.scattered:
             wanted = jax.tree.map(without_mesh, wanted)
             wanted = jax.device_put(wanted, self.device)  # starts all transfers before it waits for one
-        return _ready(self._pack[chosen](wanted))
+        return ready(self._pack[chosen](wanted))
 
     def _places(self, leaves: list[Any], chosen: tuple[int, ...]) -> Places:
         """Where the leaves of these buffers are."""
         known = leaves.places if isinstance(leaves, Leaves) else {}
         if chosen not in known:
-            known[chosen] = self._surveys[chosen]([leaves[i] for i in self._indices_of(chosen)])
+            known[chosen] = self._surveys[chosen](self._leaves_of[chosen](leaves))
         return known[chosen]
 
     def _indices_of(self, chosen: tuple[int, ...]) -> list[int]:
@@ -280,13 +284,17 @@ class Staging:
         there = self.device if places.only is None else places.only
         self._left = self.copies or places.only is not None
         if self._left:
-            new: list[Any] = self._split_at(chosen, buffers, there, places.committed)
+            if there is self.device:  # where own_settings let computations be
+                new: list[Any] = self._split_at(chosen, buffers, there, places.committed)
+            else:
+                with jax.default_device(there):  # of what is not committed
+                    new = self._split_at(chosen, buffers, there, places.committed)
         else:
             new = self._views(chosen, self.copy(buffers) if needed else buffers)
         if not self._left or not places.simple:
             new = put(new, places.each, there)
         if self._left:
-            _ready(new)  # others may write to the buffers from now on
+            ready(new)  # others may write to the buffers from now on
         if len(new) == len(leaves):
             return self.treedef.unflatten(new)
         result = list(leaves)
@@ -312,16 +320,15 @@ class Staging:
     def _split_at(self, chosen: tuple[int, ...], buffers: Buffers, device: Any, committed: bool) -> list[jax.Array]:
         """Copies of the leaves on a device, in order: a buffer at a time goes there, and is cut there."""
         pieces: list[jax.Array] = []
-        with jax.default_device(device):  # of what is not committed
-            for k, buffer in zip(chosen, buffers, strict=True):
-                key = k, device, committed
-                if key not in self._starts:
-                    offsets = [np.int32(part.offset) for part in self.layouts[k].parts]
-                    starts = [] if len(offsets) <= FEW_PARTS else offsets
-                    self._starts[key] = jax.device_put(starts, device) if committed else put_loose(starts, device)
-                there = jax.device_put(buffer, device) if committed else np.asarray(buffer)
-                pieces += self._split[k](there, self._starts[key])
-            return self._gathered(chosen, pieces, jnp.concatenate)
+        for k, buffer in zip(chosen, buffers, strict=True):
+            key = k, device, committed
+            if key not in self._starts:
+                offsets = [np.int32(part.offset) for part in self.layouts[k].parts]
+                starts = [] if len(offsets) <= FEW_PARTS else offsets
+                self._starts[key] = jax.device_put(starts, device) if committed else put_loose(starts, device)
+            there = jax.device_put(buffer, device) if committed else np.asarray(buffer)
+            pieces += self._split[k](there, self._starts[key])
+        return self._gathered(chosen, pieces, jnp.concatenate)
 
     def _views(self, chosen: tuple[int, ...], buffers: Buffers) -> list[np.ndarray]:
         """The leaves as views of the buffers, in order."""
@@ -346,11 +353,14 @@ class Staging:
         ]
 
 
-def _ready(arrays: _Arrays) -> _Arrays:
-    """The arrays, once they are complete: for many small ones in less time than ``jax.block_until_ready``."""
-    for array in arrays:
-        array.block_until_ready()
-    return arrays
+_kind = operator.attrgetter("aval")
+
+
+def _getter(indices: Sequence[int]) -> Callable[[list[Any]], Sequence[Any]]:
+    """Maps a list to those of its elements: in less time than a comprehension."""
+    if len(indices) == 1:
+        return lambda leaves: [leaves[indices[0]]]
+    return operator.itemgetter(*indices) if indices else lambda leaves: ()
 
 
 def _copied(buffers: Buffers) -> Buffers:

@@ -4,7 +4,7 @@ XLA's compiler for CPUs has no bfloat16: it converts a whole buffer to float32 t
 and complex values are averaged, so uint16 cannot stand for anything else.
 """
 
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,15 @@ from wagma_jax.averaging import accumulation_dtype
 
 Buffers = tuple[jax.Array, ...]
 """A model as it is exchanged: 1-D arrays on the CPU, one for each dtype and policy."""
+
+_Arrays = TypeVar("_Arrays", Buffers, list[Any])
+
+
+def ready(arrays: _Arrays) -> _Arrays:
+    """The arrays, once they are complete: for many small ones in less time than ``jax.block_until_ready``."""
+    for array in arrays:
+        array.block_until_ready()
+    return arrays
 
 
 def storage_dtype(dtype: Any) -> Any:

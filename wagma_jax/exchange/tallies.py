@@ -12,6 +12,8 @@ def check_tally(tally: Sequence[int]) -> Tally:
     Raises:
         ValueError: It holds something else than integers of 64 bits.
     """
+    if isinstance(tally, tuple) and not tally:  # as at most rounds
+        return tally
     try:
         numbers = tuple(operator.index(number) for number in tally)
     except TypeError:

@@ -51,9 +51,11 @@ class Facts(NamedTuple):
                 mask |= who
         return mask
 
-    def rounds(self) -> set[int]:
-        """The rounds about which something is known."""
-        return {of for of, _, _ in self.entries}
+    def rounds_after(self, r: int) -> set[int]:
+        """The rounds after r about which something is known."""
+        if not self.entries or self.entries[-1][0] <= r:
+            return set()
+        return {of for of, _, _ in self.entries if of > r}
 
     def since(self, r: int) -> "Facts":
         """Without what is known of rounds before r."""

@@ -340,6 +340,8 @@ class Rounds:
         return state.arrived >= r or (life.resting != Rest.NONE and heard >= r)
 
     def _activated(self, state: State, r: int) -> bool:
+        if not state.facts.entries:
+            return False
         planned, arrivals = self._planned(r), state.facts.who(r, Kind.ARRIVED)
         initiator = planned.initiator
         called = arrivals.bit_count() >= planned.quorum if initiator is None else arrivals >> initiator & 1
@@ -348,8 +350,8 @@ class Rounds:
     def _later_activated(self, state: State) -> bool:
         if self.clock == "round" and state.called > state.round:
             return True
-        later = (r for r in state.facts.rounds() if r > state.round and not self._planned(r).is_sync)
-        return any(self._activated(state, r) for r in later)
+        later = state.facts.rounds_after(state.round)
+        return bool(later) and any(not self._planned(r).is_sync and self._activated(state, r) for r in later)
 
     def _all_ready(self, state: State, r: int) -> bool:
         return not self._planned(r).mask & ~self._standing(state, r) & ~(1 << self.worker)

@@ -127,7 +127,12 @@ def test_a_plan_of_words():
         ("baseline = ", "base = ", "a plan has no base: it has baseline"),
         ('baseline = "b"', 'baseline = "c"', "baseline names 'c', which is none of 'a', 'b'"),
         ('tuned_as = "a"', 'tuned_as = "c"', "tuned_as names 'c'"),
-        ("[3, 4]", "[3, 3]", "seeds must be different integers"),
+        ("[3, 4]", "[3, 3]", "of arm .a., must be different integers"),
+        (
+            "group_size = 2",
+            "more_seeds = [5, 3]",
+            r"more_seeds of arm .a., must be different integers .* got \[3, 4, 5, 3\]",
+        ),
         ("[0.1, 0.2]", "[0.1, 0]", "rates must be above 0"),
         ('{rate = "1mbit"}', '{speed = "1mbit"}', "the network of scenario 'slow' has a rate"),
         ("[arms.a]", '[arms."no communication"]', "is that of the bench itself"),

@@ -11,7 +11,7 @@ from mpi4py import MPI
 
 from wagma_jax.averaging import divided
 from wagma_jax.exchange.barrier import barrier
-from wagma_jax.exchange.storage import Buffers, sum_dtype
+from wagma_jax.exchange.storage import Buffers, ready, sum_dtype
 from wagma_jax.exchange.wire.halving import sum_by_halving
 from wagma_jax.exchange.wire.large import gather, sum_block
 from wagma_jax.exchange.wire.members import Members, may_be_large
@@ -74,7 +74,7 @@ class Wire:
         """
         members = Members(self.comm, group)
         sum_up, all_gather = self._compiled(group)
-        jax.block_until_ready(buffers)  # from here on the others read their memory
+        ready(buffers)  # from here on the others read their memory
         is_large = [members.is_large(own) for own in buffers]
         into = tuple(itertools.compress(memory, is_large))
         sent: list[MPI.Request] = []
@@ -85,17 +85,18 @@ class Wire:
         arguments = np.asarray((*header, divisor), np.int32)
         headers, small, large = sum_up(arguments, buffers, shares or into)
         if shares:
-            self._shares = jax.block_until_ready(large)
+            self._shares = ready(large)
             sent += [request for share in large for request in members.send_share(share)]
             large = all_gather(arguments, large, into)
-        jax.block_until_ready((headers, small, large))
-        MPI.Request.Waitall(sent)
+        ready((headers, *small, *large))
+        if sent:
+            MPI.Request.Waitall(sent)
         self._in_flight = None
-        headers = np.asarray(headers)
-        if not (headers[:, 0] == header[0]).all():
-            raise RuntimeError(f"round {header[0]} met the rounds {headers[:, 0].tolist()} of the ranks {list(group)}")
+        rounds, versions = zip(*np.asarray(headers).tolist(), strict=True)
+        if rounds.count(header[0]) < len(rounds):
+            raise RuntimeError(f"round {header[0]} met the rounds {list(rounds)} of the ranks {list(group)}")
         totals = {True: iter(large), False: iter(small)}
-        return tuple(headers[:, 1].tolist()), tuple(next(totals[large]) for large in is_large)
+        return versions, tuple(next(totals[large]) for large in is_large)
 
     def prepare(self, group: tuple[int, ...], buffers: Buffers) -> None:
         """Compiles the exchange of such buffers with a group."""
