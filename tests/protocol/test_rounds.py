@@ -1,5 +1,10 @@
 """Single rules of the machine of rounds, by hand."""
 
+import copy
+import pickle
+
+import pytest
+
 from wagma_jax.protocol import messages
 from wagma_jax.protocol.facts import Facts
 from wagma_jax.protocol.messages import Kind, Message, Rest
@@ -154,3 +159,18 @@ def test_whoever_is_woken_first_executes_what_others_have_arrived_at():
     assert actions == [messages.Barrier((9,))]
     state, actions = m.step(state, messages.Completed())
     assert (state.round, state.life.resting, actions) == (1, Rest.NONE, [])
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        *(Message(kind, 3) for kind in Kind),
+        *(Message(Kind.WAKE, -1, rest) for rest in Rest),
+        Message(Kind.READY, 2, tally=(1, 1 << 62)),
+        Message(Kind.ABORT, 0, text="why", final=True),
+    ],
+)
+def test_messages_arrive_as_they_were_sent(message):
+    for came in (pickle.loads(pickle.dumps(message)), copy.deepcopy(message)):
+        assert came == message
+        assert [type(field) for field in came] == [type(field) for field in message]
