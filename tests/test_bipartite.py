@@ -51,7 +51,7 @@ DRAWN = [7, 3, 1, 3]
     [
         ((0,), "num_workers must be at least 1, got 0"),
         ((2.5,), "num_workers must be an integer"),
-        ((4, "star"), "graph must be one of exponential, ring, got 'star'"),
+        ((4, "star"), "graph must be 'exponential' or 'ring', got 'star'"),
         ((4, "ring", 1 << 63), "seed must fit into 64 bits"),
     ],
 )

@@ -149,7 +149,7 @@ def test_refuses_what_cannot_be_right():
         lates.update(params[0], lates.init(params[0]), late=jnp.bool_(True))
     with pytest.raises(ValueError, match="sync_period"):
         wagma.eager_sgd(optax.sgd(0.1), 4, 0)
-    with pytest.raises(ValueError, match="start of eager must be solo or majority, got 'all'"):
+    with pytest.raises(ValueError, match="start must be 'solo' or 'majority', got 'all'"):
         EagerOptions(typing.cast(Any, "all"))
     with pytest.raises(ValueError, match="seed of eager must not be negative, got -1"):
         EagerOptions(seed=-1)

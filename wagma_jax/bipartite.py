@@ -6,14 +6,11 @@ Nothing here touches JAX, devices or processes, as in ``schedule``, which has th
 import dataclasses
 import hashlib
 import struct
-from typing import Literal, get_args
 
 import numpy as np
 
+from wagma_jax.choices import Graph, check_graph
 from wagma_jax.schedule import integer
-
-Graph = Literal["exponential", "ring"]
-"""Which of the passive workers an active one averages with: those at a few odd distances, or its neighbours alone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +46,7 @@ class PairSchedule:
             raise ValueError(f"num_workers must be at least 1, got {workers}: pass the number of workers")
         if not -(1 << 63) <= seed < 1 << 63:
             raise ValueError(f"seed must fit into 64 bits, got {seed}: pass for example 0")
-        if self.graph not in get_args(Graph):
-            raise ValueError(f"graph must be one of {', '.join(get_args(Graph))}, got {self.graph!r}: pass one of them")
+        check_graph(self.graph)
         object.__setattr__(self, "num_workers", workers)
         object.__setattr__(self, "seed", seed)
 

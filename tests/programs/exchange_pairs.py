@@ -335,7 +335,7 @@ def slow_worker_jumps(comm):
 
 def refusals(comm):
     for options, words in (
-        ({"graph": "star"}, "graph must be one of exponential, ring"),
+        ({"graph": "star"}, "graph must be 'exponential' or 'ring', got 'star'"),
         ({"clock": "year"}, "clock must be 'step' or 'round'"),
         ({"seed": comm.rank}, "rank 1 and rank 0 differ: schedule is PairSchedule"),
     ):

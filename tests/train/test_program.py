@@ -233,9 +233,9 @@ def test_shards_by_the_round_clock_are_what_somebody_has_asked_for():
 def test_weights_are_for_processes():
     options = {"wagma": WagmaOptions("steps"), "workers": 4, "transport": "mpi"}
     assert runs.Options(**options).averaging_schedule().num_workers == 4
-    with pytest.raises(ValueError, match="late_merge of wagma must be average or add, got 'sum'"):
+    with pytest.raises(ValueError, match="late_merge must be 'average' or 'add', got 'sum'"):
         WagmaOptions(late_merge="sum")
-    with pytest.raises(ValueError, match="weighting of wagma must be equal or steps, got 'size'"):
+    with pytest.raises(ValueError, match="weighting must be 'equal' or 'steps', got 'size'"):
         WagmaOptions("size")
 
 

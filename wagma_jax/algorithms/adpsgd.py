@@ -4,7 +4,8 @@ import dataclasses
 from typing import NoReturn
 
 from wagma_jax.algorithms.base import Algorithm, Settings
-from wagma_jax.bipartite import Graph, PairSchedule
+from wagma_jax.bipartite import PairSchedule
+from wagma_jax.choices import Graph
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,17 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from wagma_jax.averager import GroupAverager
 from wagma_jax.averaging import AverageInfo, PolicyFunction
+from wagma_jax.choices import Clock, LateMerge, OnNonfinite, Weighting
 from wagma_jax.collectives import AxisName
 from wagma_jax.gossip import GossipSchedule
 from wagma_jax.schedule import GroupSchedule
 
 if TYPE_CHECKING:
     from wagma_jax.exchange import Exchange, GossipExchange, GroupExchange
-    from wagma_jax.exchange.finite import OnNonfinite
-    from wagma_jax.exchange.groups import Weighting
-    from wagma_jax.exchange.late import LateMerge
     from wagma_jax.protocol.mixing import Mixing
-    from wagma_jax.protocol.rounds import Clock
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +49,8 @@ class Settings:
     axis_name: AxisName = "data"
     simulate_lateness: bool = False
     quorum: int = 1
-    clock: "Clock" = "step"
-    on_nonfinite: "OnNonfinite" = "share"
+    clock: Clock = "step"
+    on_nonfinite: OnNonfinite = "share"
     policy: PolicyFunction | None = None
     timeout_seconds: float = 600.0
     first_round: int = 0
@@ -74,8 +71,8 @@ class Settings:
         tree: Any,
         schedule: GroupSchedule,
         quorum: int = 1,
-        weighting: "Weighting" = "equal",
-        late_merge: "LateMerge" = "average",
+        weighting: Weighting = "equal",
+        late_merge: LateMerge = "average",
     ) -> "GroupExchange":
         """An exchange by this schedule with these settings; see ``GroupExchange`` for what it raises.
 

@@ -1,7 +1,7 @@
 """eager-SGD: gradients averaged over all workers without waiting for late ones (Li et al., PPoPP 2020)."""
 
 import dataclasses
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +12,9 @@ from wagma_jax.algorithms.base import Algorithm, Settings, Strategy, averaging
 from wagma_jax.algorithms.mixing import averaged, with_averaged
 from wagma_jax.averager import GroupAverageState, boolean_per_worker
 from wagma_jax.averaging import PolicyFunction, sync_under
+from wagma_jax.choices import Start, check_start
 from wagma_jax.collectives import AxisName
 from wagma_jax.schedule import GroupSchedule
-
-Start = Literal["solo", "majority"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +32,7 @@ class EagerOptions:
     seed: int = 0
 
     def __post_init__(self):
-        if self.start not in get_args(Start):
-            raise ValueError(f"start of eager must be solo or majority, got {self.start!r}: solo waits for nobody")
+        check_start(self.start)
         if self.seed < 0:
             raise ValueError(f"seed of eager must not be negative, got {self.seed}: pass for example 0")
 

@@ -1,12 +1,9 @@
 """WAGMA-SGD: models averaged in rotating groups, global means every sync_period rounds (Li et al., TPDS 2021)."""
 
 import dataclasses
-from typing import Literal, get_args
 
 from wagma_jax.algorithms.base import Algorithm, Settings, Strategy, averaging
-
-Weighting = Literal["equal", "steps"]
-LateMerge = Literal["average", "add"]
+from wagma_jax.choices import LateMerge, Weighting, check_late_merge, check_weighting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,15 +21,8 @@ class WagmaOptions:
     late_merge: LateMerge = "average"
 
     def __post_init__(self):
-        if self.late_merge not in get_args(LateMerge):
-            raise ValueError(
-                f"late_merge of wagma must be average or add, got {self.late_merge!r}: average is the paper's"
-            )
-        if self.weighting not in get_args(Weighting):
-            raise ValueError(
-                f"weighting of wagma must be equal or steps, got {self.weighting!r}: equal counts all contributions "
-                "alike"
-            )
+        check_weighting(self.weighting)
+        check_late_merge(self.late_merge)
 
 
 def xla(settings: Settings) -> Strategy:

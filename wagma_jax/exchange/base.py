@@ -11,10 +11,11 @@ import optax
 from mpi4py import MPI
 
 from wagma_jax.averaging import PolicyFunction
+from wagma_jax.choices import OnNonfinite
 from wagma_jax.exchange import callbacks, children, isolation, offsets, startup, transformation
 from wagma_jax.exchange.calls import Calls, guarded
 from wagma_jax.exchange.engine import Engine
-from wagma_jax.exchange.finite import OnNonfinite, is_finite
+from wagma_jax.exchange.finite import is_finite
 from wagma_jax.exchange.gathering import Gathering
 from wagma_jax.exchange.preparation import Prepared, exchange_once, prepare, record_start
 from wagma_jax.exchange.storage import Buffers

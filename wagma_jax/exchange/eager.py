@@ -9,6 +9,7 @@ import optax
 from mpi4py import MPI
 
 from wagma_jax.averaging import PolicyFunction
+from wagma_jax.choices import Clock, Start
 from wagma_jax.exchange import partial, startup, transformation
 from wagma_jax.exchange.base import Exchange, HandedIn
 from wagma_jax.exchange.calls import guarded
@@ -20,7 +21,6 @@ from wagma_jax.exchange.preparation import Prepared
 from wagma_jax.exchange.standing import Standing
 from wagma_jax.exchange.tallies import check_tally
 from wagma_jax.ledger import entries
-from wagma_jax.protocol.rounds import Clock
 from wagma_jax.schedule import GroupSchedule
 
 KEPT = ("pending", "untaken")  # what is in a state, beside what is in everyone's
@@ -85,7 +85,7 @@ class EagerExchange(Exchange):
         comm: MPI.Intracomm | None,
         params: Any,
         *,
-        start: partial.Start = "solo",
+        start: Start = "solo",
         seed: int = 0,
         quorum: int = 1,
         sync_period: int | None = 10,

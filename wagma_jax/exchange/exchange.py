@@ -8,16 +8,16 @@ from typing import Any
 from mpi4py import MPI
 
 from wagma_jax.averaging import PolicyFunction
+from wagma_jax.choices import Clock, LateMerge, OnNonfinite, Weighting
 from wagma_jax.exchange import groups, startup, transformation
 from wagma_jax.exchange.alone import Alone
 from wagma_jax.exchange.base import Exchange, HandedIn
 from wagma_jax.exchange.calls import guarded
 from wagma_jax.exchange.deferred import Deferred
 from wagma_jax.exchange.engine import Engine
-from wagma_jax.exchange.finite import OnNonfinite
 from wagma_jax.exchange.gathering import Gathering
 from wagma_jax.exchange.info import MERGE_NAMES, ExchangeInfo, describe
-from wagma_jax.exchange.late import Late, LateMerge
+from wagma_jax.exchange.late import Late
 from wagma_jax.exchange.models import Taken
 from wagma_jax.exchange.preparation import Prepared
 from wagma_jax.exchange.schedules import DEFAULT_SYNC_PERIOD
@@ -25,7 +25,6 @@ from wagma_jax.exchange.standing import Standing
 from wagma_jax.exchange.tallies import check_tally
 from wagma_jax.ledger import entries
 from wagma_jax.protocol.messages import Tally
-from wagma_jax.protocol.rounds import Clock
 from wagma_jax.protocol.rules import Merge, Steps
 from wagma_jax.schedule import GroupSchedule
 
@@ -104,7 +103,7 @@ class GroupExchange(Exchange):
         clock: Clock = "step",
         policy: PolicyFunction | None = None,
         on_nonfinite: OnNonfinite = "share",
-        weighting: groups.Weighting = "equal",
+        weighting: Weighting = "equal",
         late_merge: LateMerge = "average",
         timeout_seconds: float = 600.0,
         first_round: int = 0,

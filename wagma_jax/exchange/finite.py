@@ -1,21 +1,11 @@
 """Whether a model is finite: one that is not would spread to all workers within the mixing time."""
 
 import functools
-from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 
 from wagma_jax.exchange.storage import Buffers, values
-
-OnNonfinite = Literal["share", "skip"]
-"""What a worker contributes whose model is not finite: that, or what it has published before."""
-
-
-def check_choice(on_nonfinite: str) -> None:
-    """Raises ValueError for anything that is no choice."""
-    if on_nonfinite not in get_args(OnNonfinite):
-        raise ValueError(f"on_nonfinite must be 'share' or 'skip', got {on_nonfinite!r}")
 
 
 def check_start(on_nonfinite: str, *models: Buffers) -> None:

@@ -1,5 +1,6 @@
 """Joins leaves into flat buffers, and splits these again; functions of arrays, to be compiled."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ from wagma_jax.exchange.layouts import Layout
 from wagma_jax.exchange.storage import Buffers, storage_dtype, stored, values
 
 
-def concatenated(layouts: tuple[Layout, ...], wanted: list[list[Any]]) -> Buffers:
+def concatenated(layouts: tuple[Layout, ...], wanted: Sequence[Sequence[Any]]) -> Buffers:
     """A buffer of each layout, from the leaf of each of its parts."""
     return tuple(joined(layout, leaves) for layout, leaves in zip(layouts, wanted, strict=True))
 

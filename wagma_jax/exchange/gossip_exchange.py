@@ -13,11 +13,11 @@ import numpy as np
 from mpi4py import MPI
 
 from wagma_jax.averaging import Policy, PolicyFunction
+from wagma_jax.choices import OnNonfinite, check_on_nonfinite
 from wagma_jax.exchange import finite, startup, transformation
 from wagma_jax.exchange.base import Exchange, HandedIn
 from wagma_jax.exchange.calls import guarded
 from wagma_jax.exchange.engine import Engine
-from wagma_jax.exchange.finite import OnNonfinite
 from wagma_jax.exchange.gathering import Gathering
 from wagma_jax.exchange.gossip_engine import GossipEngine, Holding
 from wagma_jax.exchange.info import ExchangeInfo
@@ -82,7 +82,7 @@ class _Check:
                 f"the schedule is for num_workers={self.schedule.num_workers}, but the communicator has {num_workers} "
                 "ranks: pass for example ring(comm.size)"
             )
-        finite.check_choice(self.on_nonfinite)
+        check_on_nonfinite(self.on_nonfinite)
         return GossipSettings(self.schedule, self.mixing, self.on_nonfinite)
 
 

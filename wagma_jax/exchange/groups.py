@@ -1,24 +1,30 @@
 """What ``GroupExchange`` is made of: its own arguments, and the start of its engine."""
 
 import dataclasses
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
-from wagma_jax.exchange import finite, late, schedules
-from wagma_jax.exchange.finite import OnNonfinite
+from wagma_jax.choices import (
+    Clock,
+    LateMerge,
+    OnNonfinite,
+    Weighting,
+    check_clock,
+    check_late_merge,
+    check_on_nonfinite,
+    check_weighting,
+)
+from wagma_jax.exchange import finite, schedules
 from wagma_jax.exchange.gathering import Gathering
-from wagma_jax.exchange.late import LateMerge
 from wagma_jax.exchange.models import Models
 from wagma_jax.exchange.preparation import Prepared, exchange_once, gather_once
 from wagma_jax.exchange.rounds import RoundsEngine
 from wagma_jax.exchange.standing import MOST_ROUNDS, Standing
-from wagma_jax.exchange.startup import Arguments, between, check_clock
+from wagma_jax.exchange.startup import Arguments, between
 from wagma_jax.exchange.weighing import Weighing
 from wagma_jax.protocol.plan import GroupPlan
-from wagma_jax.protocol.rounds import Clock, Rounds
+from wagma_jax.protocol.rounds import Rounds
 from wagma_jax.protocol.rules import Outbox, Steps
 from wagma_jax.schedule import GroupSchedule
-
-Weighting = Literal["equal", "steps"]
 
 
 class GroupSettings(NamedTuple):
@@ -74,12 +80,14 @@ class Check:
         schedule = schedules.build(num_workers, self.schedule, self.group_size, self.sync_period, self.rotate)
         quorum = between("quorum", self.quorum, 1, schedule.group_size)
         check_clock(self.clock)
-        finite.check_choice(self.on_nonfinite)
-        if self.weighting not in get_args(Weighting):
+        check_on_nonfinite(self.on_nonfinite)
+        check_weighting(self.weighting)
+        check_late_merge(self.late_merge)
+        if self.late_merge == "add" and self.weighting != "equal":
             raise ValueError(
-                f"weighting must be 'equal' or 'steps', got {self.weighting!r}: equal counts all contributions alike"
+                f"late_merge='add' needs weighting='equal', got {self.weighting!r}: both make up for the steps of late "
+                "workers, and together they count them twice"
             )
-        late.check_choice(self.late_merge, self.weighting)
         return GroupSettings(schedule, quorum, self.clock, self.on_nonfinite, self.weighting, self.late_merge)
 
 

@@ -6,28 +6,11 @@ with it the mean over the workers. So do the gossip algorithms, which mix models
 2017, algorithm 1).
 """
 
-from typing import Literal, get_args
-
 import jax
 
 from wagma_jax.averaging import merge_by_adding
 from wagma_jax.exchange.staging import Staging
 from wagma_jax.exchange.storage import Buffers, stored, sum_dtype, values
-
-LateMerge = Literal["average", "add"]
-
-
-def check_choice(late_merge: LateMerge, weighting: str) -> None:
-    """Raises ValueError if there is no such merge, or weights do not go with it."""
-    if late_merge not in get_args(LateMerge):
-        raise ValueError(
-            f"late_merge must be 'average' or 'add', got {late_merge!r}: average is the paper's, (sum + W') / (S + 1)"
-        )
-    if late_merge == "add" and weighting != "equal":
-        raise ValueError(
-            f"late_merge='add' needs weighting='equal', got {weighting!r}: both make up for the steps of late workers, "
-            "and together they count them twice"
-        )
 
 
 class Late:

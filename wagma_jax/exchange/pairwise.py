@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 from mpi4py import MPI
 
 from wagma_jax.averaging import PolicyFunction
-from wagma_jax.bipartite import Graph, PairSchedule
+from wagma_jax.bipartite import PairSchedule
+from wagma_jax.choices import Clock, Graph, OnNonfinite, check_clock, check_on_nonfinite
 from wagma_jax.exchange import finite, startup
 from wagma_jax.exchange.base import Exchange, HandedIn
 from wagma_jax.exchange.calls import guarded
 from wagma_jax.exchange.engine import Engine
-from wagma_jax.exchange.finite import OnNonfinite
 from wagma_jax.exchange.gathering import Gathering
 from wagma_jax.exchange.info import MERGE_NAMES
 from wagma_jax.exchange.pairs import PairsEngine
@@ -24,7 +24,6 @@ from wagma_jax.exchange.tallies import check_tally
 from wagma_jax.ledger import entries
 from wagma_jax.protocol.messages import Tally
 from wagma_jax.protocol.pairwise import Pairwise
-from wagma_jax.protocol.rounds import Clock
 from wagma_jax.protocol.rules import Merge
 from wagma_jax.schedule import integer
 
@@ -251,6 +250,6 @@ class _Check:
 
     def __call__(self, num_workers: int) -> _Settings:
         """The settings; ValueError if one is wrong."""
-        startup.check_clock(self.clock)
-        finite.check_choice(self.on_nonfinite)
+        check_clock(self.clock)
+        check_on_nonfinite(self.on_nonfinite)
         return _Settings(PairSchedule(num_workers, self.graph, self.seed), self.clock, self.on_nonfinite)

@@ -1,18 +1,17 @@
 """What ``EagerExchange`` is made of: its own arguments, and the start of its engine."""
 
 import dataclasses
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
+from wagma_jax.choices import Clock, Start, check_clock, check_start
 from wagma_jax.exchange.gathering import Gathering
 from wagma_jax.exchange.increments import Increments
 from wagma_jax.exchange.preparation import Prepared, exchange_once
 from wagma_jax.exchange.rounds import RoundsEngine
-from wagma_jax.exchange.startup import Arguments, between, check_clock
+from wagma_jax.exchange.startup import Arguments, between
 from wagma_jax.protocol.plan import PartialPlan
-from wagma_jax.protocol.rounds import Clock, Rounds
+from wagma_jax.protocol.rounds import Rounds
 from wagma_jax.schedule import GroupSchedule
-
-Start = Literal["solo", "majority"]
 
 
 class EagerSettings(NamedTuple):
@@ -61,8 +60,7 @@ class Check:
 
     def __call__(self, num_workers: int) -> EagerSettings:
         """The settings; ValueError if one is wrong."""
-        if self.start not in get_args(Start):
-            raise ValueError(f"start must be 'solo' or 'majority', got {self.start!r}")
+        check_start(self.start)
         seed = between("seed", self.seed, 0, 1 << 62)
         quorum = between("quorum", self.quorum, 1, num_workers)
         if quorum > 1 and self.start == "majority":

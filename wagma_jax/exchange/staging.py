@@ -182,7 +182,7 @@ class Staging:
             return self._indices
         return self._indices_of_ordinary if chosen == self._ordinary else self._indices_of_rest
 
-    def _pack_there(self, chosen: tuple[int, ...], wanted: list[list[Any]], device: Any) -> Buffers:
+    def _pack_there(self, chosen: tuple[int, ...], wanted: Sequence[Sequence[Any]], device: Any) -> Buffers:
         """A copy of leaves that are on one accelerator: joined there, a buffer at a time, to save its memory."""
         buffers = []
         for k, leaves in zip(chosen, wanted, strict=True):

@@ -236,12 +236,6 @@ def _aligned_empty(nbytes: int) -> np.ndarray:
     return memory[offset : offset + nbytes]
 
 
-def check_clock(clock: str) -> None:
-    """Raises ValueError for anything that is no clock."""
-    if clock not in ("step", "round"):
-        raise ValueError(f"clock must be 'step' or 'round', got {clock!r}")
-
-
 def between(name: str, value: Any, low: int, high: int) -> int:
     """An integer argument from ``low`` to ``high``; ValueError for anything else."""
     value = integer(name, value, f"pass {low} to {high}")

@@ -8,6 +8,7 @@ import typing
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
+from wagma_jax.choices import Clock, OnNonfinite
 from wagma_jax.schedule import GroupSchedule
 
 VERSION = 6
@@ -53,8 +54,8 @@ class Start(NamedTuple):
     sync_period: int | None
     rotate: bool
     quorum: int
-    clock: Literal["step", "round"]
-    on_nonfinite: Literal["share", "skip"]
+    clock: Clock
+    on_nonfinite: OnNonfinite
     first_round: int
     host: str
     time: Moment

@@ -26,10 +26,10 @@ import functools
 from typing import Any, NamedTuple
 
 from wagma_jax.bipartite import PairSchedule
+from wagma_jax.choices import Clock
 from wagma_jax.protocol import messages
 from wagma_jax.protocol.lifecycle import Life, Lifecycle
 from wagma_jax.protocol.messages import Kind, Message, Rest, Send
-from wagma_jax.protocol.rounds import Clock
 
 # events
 

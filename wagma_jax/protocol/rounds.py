@@ -28,8 +28,9 @@ Reference: Li et al., TPDS 2021, algorithm 2; readiness, FORCE, resting and the 
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
+from wagma_jax.choices import Clock
 from wagma_jax.protocol import tree
 from wagma_jax.protocol.facts import Facts, mask_of, workers_of
 from wagma_jax.protocol.lifecycle import Life, Lifecycle
@@ -51,8 +52,6 @@ from wagma_jax.protocol.messages import (
     added,
 )
 from wagma_jax.protocol.plan import Plan, Planned, planned_for
-
-Clock = Literal["step", "round"]
 
 
 class State(NamedTuple):
