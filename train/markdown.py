@@ -12,7 +12,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], labels: int = 0)
         rows: Cells.
         labels: How many columns in front are aligned to the left.
     """
-    cells = [tuple(map(str, row)) for row in (header, *rows)]
+    cells = [tuple(str(cell).replace("|", "\\|") for cell in row) for row in (header, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = []
     for row in cells:

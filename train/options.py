@@ -240,6 +240,16 @@ class RunOptions(AlgorithmOptions):
             ]
         return []
 
+    def meeting_period(self, sync_period: int | None) -> int | None:
+        """Over MPI, rounds between meetings that are no sync rounds; None: there are none but those.
+
+        Args:
+            sync_period: Of the algorithm; None for one without sync rounds.
+        """
+        if self.meet_every is None and sync_period is None:
+            return DEFAULT_MEET_EVERY
+        return self.meet_every
+
     @property
     def ends_by_units(self) -> bool:
         """Whether the run ends by the units that were really seen, and not after a number of rounds."""

@@ -106,6 +106,22 @@ def test_a_trace_gives_steps_their_times(tmp_path):
     assert parse("fixed:2:0.3").pause(0, 0, 3, worker=2, spent=9.0) == 0.3  # on top of it
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Step,a,b\n7,1,2\n9,3,4\n",
+        ",a,b\n0,1,2\n1,3,4\n",  # as pandas writes it
+        "# iteration,a,b\n0,1,2\n1,3,4\n",  # as NumPy does
+        "a,b\n1,2\n3,4\n",
+        "\ufeffstep,a,b\r\n0,1,2\r\n1,3,4\r\n",
+        "# a remark, with two commas, and no names\n1,2\n3,4\n",
+    ],
+)
+def test_a_column_that_counts_steps_is_no_replica(tmp_path, text):
+    (tmp_path / "own.csv").write_bytes(text.encode())
+    np.testing.assert_array_equal(traces.read(str(tmp_path / "own.csv")), [[1, 2], [3, 4]])
+
+
 def test_traces_that_come_with_the_project():
     assert traces.NAMES == ("sequence-lengths", "slow-worker")
     slow, uneven = traces.read("slow-worker"), traces.read("sequence-lengths")

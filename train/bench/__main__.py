@@ -65,8 +65,7 @@ def planned(config: Config, words: Sequence[str]) -> Plan:
     if config.plan is None:
         if not config.workloads or not config.algorithms:
             raise ValueError("name a plan, or --workloads and --algorithms; see --help")
-        made = plan.from_words(config.workloads, config.algorithms, config.stragglers, config.seeds)
-        words = ["--workers", str(config.workers), *words]
+        made = plan.from_words(config.workloads, config.algorithms, config.stragglers, config.seeds, config.workers)
     else:
         made = plan.read(config.plan).only(config.algorithms, config.stragglers, config.workloads)
     changes: dict[str, Any] = {"rates": config.rates} if config.rates else {}
@@ -106,7 +105,9 @@ def bench(config: Config, words: Sequence[str]) -> int:
             found = tuning.chosen(made, tuned, out)
             tuning.save(tuning.rates_file(made, folder), found)
             console.console.print(report.tuning_table(found, made.rates), highlight=False, markup=False)
-            every = cases_of.cases(made, tuning.known(made, folder))
+            rates = tuning.known(made, folder)
+            tuning.check(made, folder, rates)
+            every = cases_of.cases(made, rates)
         try:
             stopped += _run(every, out, made)
         finally:

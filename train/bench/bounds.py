@@ -8,10 +8,11 @@ import numpy as np
 
 from train import stragglers
 from train.bench import virtual
-from train.bench.virtual import Rule, Wait
+from train.bench.virtual import Event, Rule, Wait
 from train.options import RunOptions
 from train.stragglers import Straggler
 from train.task import Task
+from wagma_jax import algorithms
 from wagma_jax.bipartite import PairSchedule
 from wagma_jax.gossip import GossipSchedule
 from wagma_jax.schedule import GroupSchedule
@@ -76,21 +77,43 @@ def step_times(straggler: Straggler, seed: int, reference: Mapping[str, Any], st
 
 
 def rule_of(options: RunOptions) -> Rule | None:
-    """Whom the workers of a run wait for with ``clock="step"``; None: not known."""
+    """Whom the workers of a run wait for with ``clock="step"``; None: not known.
+
+    For their neighbours or groups, at sync rounds for all, and at the meetings between these for all.
+    """
     schedule = options.averaging_schedule()
     if isinstance(schedule, PairSchedule):
-        return lambda worker, round_: None
-    if isinstance(schedule, GossipSchedule):
-        sources = lambda worker, round_: (worker, *schedule.receives_from(worker, round_))
-        return lambda worker, round_: Wait(sources(worker, round_), len(sources(worker, round_)))
-    if not isinstance(schedule, GroupSchedule):
+        found: Rule = lambda worker, round_: ()
+    elif isinstance(schedule, GossipSchedule):
+        found = _of_gossip(options, schedule)
+    elif isinstance(schedule, GroupSchedule):
+        found = _of_groups(options, schedule)
+    else:
         return None
+    everyone, every = tuple(range(options.workers)), options.meeting_period(schedule.sync_period)
+    meeting = (Wait(everyone, options.workers),)
+    return lambda worker, t: meeting if every is not None and (t + 1) % every == 0 else found(worker, t)
 
-    def rule(worker: int, round_: int) -> Wait | None:
+
+def _of_gossip(options: RunOptions, schedule: GossipSchedule) -> Rule:
+    mixing = algorithms.find(options.algorithm).mixing
+    assert mixing is not None, "all that gossip say what they push"
+    pushed = mixing(options.settings().options)
+    event = Event.BEGUN if pushed.early else Event.ARRIVED_BEFORE if pushed.lag else Event.ARRIVED
+
+    def rule(worker: int, round_: int) -> tuple[Wait]:
+        sources = worker, *schedule.receives_from(worker, round_ - pushed.lag)
+        return (Wait(sources, len(sources), event),)
+
+    return rule
+
+
+def _of_groups(options: RunOptions, schedule: GroupSchedule) -> Rule:
+    def rule(worker: int, round_: int) -> tuple[Wait, ...]:
         if schedule.is_sync(round_):
-            return Wait(tuple(range(schedule.num_workers)), schedule.num_workers)
+            return (Wait(tuple(range(schedule.num_workers)), schedule.num_workers),)
         group = schedule.group_of(worker, round_)
-        return Wait(group, min(options.quorum, len(group))) if options.quorum > 1 else None
+        return (Wait(group, min(options.quorum, len(group))),) if options.quorum > 1 else ()
 
     return rule
 

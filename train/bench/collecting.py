@@ -13,13 +13,13 @@ import jax
 from train.bench import bounds as bounds_of
 from train.bench import measures, running
 from train.bench.bounds import Bounds
-from train.bench.cases import Case, parsed, task_of
+from train.bench.cases import Case, Tasks, parsed
 from train.bench.measures import Measured, Point
 from train.bench.plan import REFERENCE, Plan
 from train.bench.running import Stopped
 from train.bench.statistics import difference, spread
 from train.options import RunOptions
-from train.task import Score, Task
+from train.task import Score
 
 _UNEQUAL = 0.02  # more than this apart, runs have not seen equally many examples
 
@@ -42,11 +42,11 @@ def collect(plan: Plan, cases: Sequence[Case], out: Path, stopped: Sequence[Stop
         out: Their folder.
         stopped: Those that came to no result.
     """
-    first = {one.workload: one for one in reversed(cases)}
-    tasks = {label: task_of(one) for label, one in first.items()}
+    tasks = Tasks()
     runs = _finished(cases, out, tasks)
+    first = {one.workload: tasks(one) for one in reversed(cases)}
     workloads = {}
-    for label, task in tasks.items():
+    for label, task in first.items():
         mine = [run for run in runs if run.case.workload == label]
         target = plan.workloads[label].target
         if target is None:
@@ -58,7 +58,7 @@ def collect(plan: Plan, cases: Sequence[Case], out: Path, stopped: Sequence[Stop
         for scenario in plan.scenarios:
             there = [r for r in runs if (r.case.workload, r.case.scenario) == (workload, scenario)]
             rows += [
-                _row(plan, workload, scenario, arm, there, tasks[workload].score, workloads[workload]["target"])
+                _row(plan, workload, scenario, arm, there, first[workload].score, workloads[workload]["target"])
                 for arm in plan.arms
             ]
     return {
@@ -73,7 +73,7 @@ def collect(plan: Plan, cases: Sequence[Case], out: Path, stopped: Sequence[Stop
         "workloads": workloads,
         "rows": rows,
         "stopped": [{"run": one.case.title, "reason": one.reason, "failed": one.failed} for one in stopped],
-        "runs": [_json(run, tasks[run.case.workload].score, workloads[run.case.workload]["target"]) for run in runs],
+        "runs": [_json(run, first[run.case.workload].score, workloads[run.case.workload]["target"]) for run in runs],
     }
 
 
@@ -88,7 +88,7 @@ def machine() -> dict[str, Any]:
     }
 
 
-def _finished(cases: Sequence[Case], out: Path, tasks: Mapping[str, Task]) -> list[_Run]:
+def _finished(cases: Sequence[Case], out: Path, tasks: Tasks) -> list[_Run]:
     references = {
         (one.workload, one.scenario, one.seed): running.outcome(one, out)[0]
         for one in cases
@@ -98,7 +98,7 @@ def _finished(cases: Sequence[Case], out: Path, tasks: Mapping[str, Task]) -> li
     for one in cases:
         if one.arm == REFERENCE or not running.is_finished(one, out):
             continue
-        task, options = tasks[one.workload], parsed(one)
+        task, options = tasks(one), parsed(one)
         measured = measures.measure(*running.outcome(one, out), task.score)
         reference = references.get((one.workload, one.scenario, one.seed))
         found = None if reference is None else bounds_of.bounds(options, task, reference)

@@ -14,21 +14,13 @@ import numpy as np
 from train import stragglers
 from train.bench import running, virtual
 from train.bench.bounds import rule_of
-from train.bench.cases import Case, load, parsed, task_of
+from train.bench.cases import Case, Tasks, load, parsed
 from train.learner import Learner
-from train.task import Task
 from train.transports.local import LocalPlace
 from wagma_jax import algorithms
 
 START_SECONDS = 12.0  # for processes to start, compile and end; of a small model, on two cores for four processes
 _STEPS = 4  # that are timed
-# of the options: they change neither what a task is, nor how long a step of it takes
-_NOT_OF_TASKS = frozenset(
-    {
-        "algorithm", "group_size", "sync_period", "rotate", "quorum", "clock", "on_nonfinite", "moments", "meet_every",
-        "straggler", "straggler_kind", "learning_rate", "seed",
-    }
-)  # fmt: skip
 
 
 class Estimates:
@@ -42,7 +34,7 @@ class Estimates:
     def __init__(self, out: Path, measure: bool = True):
         self._out, self._measure = out, measure
         self._steps: dict[str, float] = {}
-        self._tasks: dict[str, Task] = {}
+        self._tasks = Tasks()
 
     def seconds(self, case: Case, known: Sequence[Case]) -> float | None:
         """How long a case takes from start to end; None if that is not known.
@@ -73,7 +65,7 @@ class Estimates:
     def _by_simulation(self, case: Case) -> float:
         """From the time of a step, the delays, and whom the workers wait for, if that is known."""
         options = parsed(case)
-        task = self._task(case)
+        task = self._tasks(case)
         step = self._step_seconds(case, options, task)
         length = options.length(task.units_per_step, task.units_per_epoch)
         straggler, rounds = stragglers.parse(options.straggler, task.steps_per_delay), length.total_steps()
@@ -85,16 +77,10 @@ class Estimates:
         rule = rule_of(options) if options.clock == "step" else None
         return START_SECONDS + (times.size / virtual.free(times) if rule is None else virtual.elapsed(times, rule))
 
-    def _task(self, case: Case) -> Task:
-        """Its task. Making one may read files, and tell of them."""
-        key = repr([case.module, case.extra, {k: v for k, v in case.options.items() if k not in _NOT_OF_TASKS}])
-        if key not in self._tasks:
-            self._tasks[key] = task_of(case)
-        return self._tasks[key]
-
     def _step_seconds(self, case: Case, options: Any, task: Any) -> float:
         """The time of a worker's step with a core of its own."""
-        if case.workload not in self._steps:
+        key = self._tasks.key(case)
+        if key not in self._steps:
             learner = Learner(
                 task, load(case.module).optimizer(options), algorithms.find(options.algorithm).exchanges, 0
             )
@@ -112,9 +98,9 @@ class Estimates:
                 begun = time.perf_counter()
                 jax.block_until_ready(step(*arguments))
                 took += time.perf_counter() - begun
-            self._steps[case.workload] = took / _STEPS
+            self._steps[key] = took / _STEPS
             feed.close()
-        return self._steps[case.workload]
+        return self._steps[key]
 
 
 def shown(seconds: float | None) -> str:

@@ -119,6 +119,11 @@ class Plan:
                     f"seeds, with the more_seeds of arm {label!r}, must be different integers that are not negative, "
                     f"got {list(seeds)}"
                 )
+        if self.rates and self.tuning_seed in self.all_seeds:
+            raise ValueError(
+                f"tuning_seed must be none of the seeds, got {self.tuning_seed}: rates are not chosen by the runs that "
+                "they are compared in"
+            )
         if REFERENCE in self.arms:
             raise ValueError(f"the arm {REFERENCE!r} is that of the bench itself: choose another name")
         if not self.baseline:
@@ -193,9 +198,9 @@ def from_table(name: str, table: Mapping[str, Any]) -> Plan:
     if unknown:
         raise ValueError(f"a plan has no {', '.join(unknown)}: it has {', '.join(sorted(fields))}, options, workloads, "
                          "arms and scenarios")  # fmt: skip
-    for what in ("seeds", "rates"):
+    for what, kind in (("seeds", int), ("rates", (int, float))):
         if what in table:
-            table[what] = tuple(table[what])
+            table[what] = _numbers(what, table[what], kind)
     made = Plan(
         name=name,
         title=table.pop("title", name),
@@ -225,8 +230,15 @@ def _workload(label: str, table: dict[str, Any], common: Options) -> Workload:
 def arm(label: str, table: Mapping[str, Any]) -> Arm:
     """An arm from its options; its algorithm is its label unless they name another."""
     options = dict(table)
-    tuned_as, more = options.pop("tuned_as", None), tuple(options.pop("more_seeds", ()))
+    tuned_as, more = options.pop("tuned_as", None), _numbers("more_seeds", options.pop("more_seeds", []), int)
     return Arm({"algorithm": label, **flat(options)}, tuned_as, more)
+
+
+def _numbers(what: str, found: Any, kind: Any) -> tuple[Any, ...]:
+    """A list of numbers of a file as a tuple; ValueError for anything else."""
+    if not isinstance(found, list) or not all(isinstance(one, kind) and not isinstance(one, bool) for one in found):
+        raise ValueError(f"{what} must be a list of numbers, got {found!r}: write for example {what} = [1, 2]")
+    return tuple(found)
 
 
 def _scenario(label: str, table: dict[str, Any]) -> Scenario:
@@ -250,7 +262,7 @@ def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def from_words(
-    workloads: Sequence[str], algorithms: Sequence[str], stragglers: Sequence[str], seeds: Sequence[int]
+    workloads: Sequence[str], algorithms: Sequence[str], stragglers: Sequence[str], seeds: Sequence[int], workers: int
 ) -> Plan:
     """The plan of a command line.
 
@@ -259,14 +271,18 @@ def from_words(
         algorithms: NAME, or NAME:OPTION=VALUE,OPTION=VALUE.
         stragglers: As --straggler takes them.
         seeds: May be empty.
+        workers: Processes of each run.
 
     Raises:
         ValueError: They are no plan.
     """
+    labels = {module: module.rpartition(".")[2] for module in workloads}
+    if len(set(labels.values())) < len(workloads):  # so are they in the table
+        labels = {module: module for module in workloads}
     return Plan(
         name="bench",
         title=f"{', '.join(workloads)}",
-        workloads={module.rpartition(".")[2]: Workload(module) for module in workloads},
+        workloads={labels[module]: Workload(module, {"workers": workers}) for module in workloads},
         arms={word: _arm_of_word(word) for word in algorithms},
         scenarios={word: Scenario({"straggler": word}) for word in stragglers or ("none",)},
         seeds=tuple(seeds) or (0,),

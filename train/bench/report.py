@@ -17,7 +17,7 @@ MEANINGS = {
     "of ideal": "*Of ideal*: over what the same workers do with the same delays if nobody ever waits or communicates. "
     "Their computation was measured in a run of its own.",
     "of its rule": "*Of its rule*: over what this algorithm would do if it waited as it does, and communication took "
-    "no time.",
+    "no time. Workers wait at the meetings for evaluations, too.",
     "waited, s": "*Waited*: seconds for which a worker waited for others, on average.",
     "goodput": "*Goodput*: UNIT seen over those that the same workers could have seen meanwhile, at the pace at which "
     "they worked in this very run.",

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from train import console, results, starting
-from train.bench.cases import Case
+from train.bench.cases import Case, parsed
 from train.bench.network import NoNetworkError, two_hosts
 from train.files import write_whole
 from train.options import OPTIONS_FILE
@@ -42,8 +42,8 @@ class Stopped(NamedTuple):
 
 
 def is_finished(case: Case, out: Path) -> bool:
-    """Whether the case has been run to its end."""
-    return (case.folder(out) / SUMMARY).exists()
+    """Whether the case has been run to its end, and has ended well."""
+    return (case.folder(out) / TOOK).exists()
 
 
 def outcome(case: Case, out: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -53,8 +53,7 @@ def outcome(case: Case, out: Path) -> tuple[dict[str, Any], list[dict[str, Any]]
 
 def took(case: Case, out: Path) -> float | None:
     """Seconds from the start to the end of the processes of a finished case, if they are known."""
-    path = case.folder(out) / TOOK
-    return json.loads(path.read_text())["seconds"] if path.exists() else None
+    return json.loads((case.folder(out) / TOOK).read_text())["seconds"] if is_finished(case, out) else None
 
 
 _locks: list[int] = []  # descriptors that runs hold as well, so that none outlives its bench unnoticed
@@ -141,16 +140,17 @@ def run_one(case: Case, out: Path, limit_seconds: float) -> Stopped | None:
 @contextmanager
 def _command(case: Case, words: Sequence[str]) -> Iterator[tuple[list[str], Mapping[str, str]]]:
     """The command that runs a case, and its environment."""
-    workers = int(case.options["workers"])
+    options = parsed(case)
     environment: Mapping[str, str] = os.environ
     with ExitStack() as stack:
-        if case.options["transport"] != "mpi":
+        if options.transport != "mpi":
             command = [sys.executable, "-m", case.module, *words]
         elif case.network is None:
-            command = starting.command(case.module, workers, words)
+            command = starting.command(case.module, options.workers, words)
         else:
             hosts = stack.enter_context(two_hosts(case.network))
-            command = hosts.command(starting.command(case.module, workers, words, hosts.launch(workers)))
+            launch = hosts.launch(options.workers)
+            command = hosts.command(starting.command(case.module, options.workers, words, launch))
             environment = hosts.environment()
         yield command, environment
 
@@ -178,18 +178,31 @@ def _status(command: Sequence[str], environment: Mapping[str, str], output: Any,
     except subprocess.TimeoutExpired:
         return None
     finally:
-        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL):  # the second lets a launcher kill its ranks
+        _end(process)
+
+
+def _end(process: subprocess.Popen[Any]) -> None:
+    """Ends a run that is still going on; another interruption meanwhile takes the next, harder step at once."""
+    interruption: BaseException | None = None
+    for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL):  # the second lets a launcher kill its ranks
+        try:
             if process.poll() is None:
                 os.killpg(process.pid, number)
-                try:
-                    process.wait(_END_SECONDS)
-                except subprocess.TimeoutExpired:
-                    continue
+                process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            continue
+        except BaseException as error:
+            interruption = error
+    if interruption is not None:
+        raise interruption
 
 
 def _remove(folder: Path) -> None:
     """Removes what an interrupted run has left without a checkpoint, and nothing that is no run's."""
     assert not any(folder.iterdir()) or (folder / OPTIONS_FILE).exists(), f"{folder} is no run"
+    for path in folder.iterdir():
+        if path.name != OPTIONS_FILE:  # the last: what is left by an interruption is known as a run's
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     shutil.rmtree(folder)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from train import console
 from train.bench import running
 from train.bench.cases import Case, case, task_of
 from train.bench.plan import Plan, Scenario
@@ -31,21 +32,15 @@ def tuning_cases(plan: Plan) -> dict[tuple[str, str, float], Case]:
     }
 
 
-def choose(scores: Mapping[float, float | None], score: Score) -> float:
-    """The rate with the best score; a run whose score is no number is the worst.
-
-    Raises:
-        ValueError: There is no score at all.
-    """
+def choose(scores: Mapping[float, float | None], score: Score) -> float | None:
+    """The rate with the best score; a run whose score is no number is the worst. None if there is no score at all."""
     known = {rate: value for rate, value in scores.items() if value is not None}
-    if not known:
-        raise ValueError(f"no run came to a score at any of the rates {', '.join(map(str, scores))}: try lower ones")
     sign = 1 if score.higher else -1
-    return max(known, key=lambda rate: sign * known[rate])
+    return max(known, key=lambda rate: sign * known[rate], default=None)
 
 
 def chosen(plan: Plan, cases: Mapping[tuple[str, str, float], Case], out: Path) -> Rates:
-    """The best rate of every arm of which a run is finished."""
+    """The best rate of every arm of which a run is finished, and has a score."""
     found: Rates = {}
     for workload in plan.workloads:
         for arm in plan.arms:
@@ -56,6 +51,9 @@ def chosen(plan: Plan, cases: Mapping[tuple[str, str, float], Case], out: Path) 
             score = task_of(next(iter(done.values()))).score
             scores = {rate: running.outcome(one, out)[0]["eval"].get(score.name) for rate, one in done.items()}
             best = choose(scores, score)
+            if best is None:
+                console.warn(f"  {workload} / {arm} came to no score at any of the rates: try lower ones")
+                continue
             edge = len(scores) > 1 and best in (min(scores), max(scores))
             entry = {"rate": best, "edge": edge, "scores": {f"{rate:g}": value for rate, value in scores.items()}}
             found.setdefault(workload, {})[arm] = entry
@@ -78,8 +76,6 @@ def save(path: Path, rates: Rates) -> None:
 
 def known(plan: Plan, results: Path) -> dict[str, dict[str, float]]:
     """The rates of a plan's arms that have been tuned, by workload and arm."""
-    if not plan.rates and plan.rates_of is None:
-        return {}
     path = rates_file(plan, results)
     kept: Rates = json.loads(path.read_text()) if path.exists() else {}
     return {workload: {arm: entry["rate"] for arm, entry in arms.items()} for workload, arms in kept.items()}

@@ -3,11 +3,23 @@
 Pure: no processes, no clocks.
 """
 
+import enum
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+
+class Event(enum.Enum):
+    """What others are waited for to have done."""
+
+    ARRIVED = enum.auto()
+    """Their step of this round."""
+    BEGUN = enum.auto()
+    """Their round before this one, whatever they waited for in it."""
+    ARRIVED_BEFORE = enum.auto()
+    """Their step of the round before this one."""
 
 
 class Wait(NamedTuple):
@@ -15,15 +27,17 @@ class Wait(NamedTuple):
 
     Attributes:
         members: Workers, itself among them.
-        arrivals: It goes on as soon as so many of them have arrived at the round.
+        count: It goes on as soon as so many of them have come so far.
+        event: How far.
     """
 
     members: tuple[int, ...]
-    arrivals: int
+    count: int
+    event: Event = Event.ARRIVED
 
 
-Rule = Callable[[int, int], Wait | None]
-"""Maps a worker and a round to what the worker waits for; None: for nobody."""
+Rule = Callable[[int, int], Sequence[Wait]]
+"""Maps a worker and a round to what the worker waits for: for all of it; () for nobody."""
 
 
 def free(times: np.ndarray) -> float:
@@ -43,14 +57,14 @@ def elapsed(times: np.ndarray, rule: Rule) -> float:
         rule: Who waits for whom.
     """
     now = np.zeros(times.shape[1])
+    at = dict.fromkeys(Event, now)
     for round_, row in enumerate(times):
-        arrived = now + row
-        now = arrived.copy()
+        at = {Event.ARRIVED: now + row, Event.BEGUN: now, Event.ARRIVED_BEFORE: at[Event.ARRIVED]}
+        now = at[Event.ARRIVED].copy()
         for worker in range(len(now)):
-            wait = rule(worker, round_)
-            if wait is not None:
-                others = np.sort(arrived[list(wait.members)])
-                now[worker] = max(now[worker], others[wait.arrivals - 1])
+            for wait in rule(worker, round_):
+                others = np.sort(at[wait.event][list(wait.members)])
+                now[worker] = max(now[worker], others[wait.count - 1])
     return float(now.max())
 
 

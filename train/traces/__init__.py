@@ -1,8 +1,9 @@
 """Step times of real jobs: the two that come with the project, and the reader of files like them.
 
 A file has comma-separated numbers: a row per step, and a column per replica of the model, in any unit of time. The
-first row may name the columns; one that is named ``step`` is left out. Empty lines, and those that begin with ``#``,
-too.
+first row may name the columns, also behind a ``#``. A first column that counts the steps is left out if it is named
+``step``, ``iteration``, ``index``, or not at all as pandas does. Empty lines, and those that begin with ``#``, are
+left out, too.
 """
 
 import csv
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+_COUNTING = ("", "step", "steps", "iteration", "index", "unnamed: 0")
 FOLDER = Path(__file__).parent
 NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.csv")))
 """The traces that come with the project; their origin is in the folder's README."""
@@ -56,12 +58,18 @@ def _read(path: Path, changed: int) -> np.ndarray:
             lines = [(number, [cell.strip() for cell in row]) for number, row in enumerate(csv.reader(file), 1)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path} cannot be read as a CSV file ({error}): give one of steps x replicas") from None
-    lines = [(number, row) for number, row in lines if any(row) and not row[0].startswith("#")]
+    lines = [(number, row) for number, row in lines if any(row)]
+    comments = [row for _, row in lines if row[0].startswith("#")]
+    lines = [(number, row) for number, row in lines if not row[0].startswith("#")]
     names: list[str] = []
     if lines and all(_number(cell) is None for cell in lines[0][1]):
         names = lines.pop(0)[1]
+    elif lines and comments and len(comments[-1]) == len(lines[0][1]):  # as NumPy writes names
+        names = [comments[-1][0].lstrip("# "), *comments[-1][1:]]
     rows = [_row(path, number, row, names or lines[0][1]) for number, row in lines]
-    times = np.array([[x for x, name in zip(row, names or row, strict=True) if name != "step"] for row in rows], float)
+    times = np.array(rows, float)
+    if names and times.size and names[0].lower() in _COUNTING and (names[0] or (np.diff(times[:, 0]) > 0).all()):
+        times = np.delete(times, 0, axis=1)
     if not times.size:
         raise ValueError(
             f"{path} has no times: give a CSV file with a row for every step and a column for every replica"

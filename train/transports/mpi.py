@@ -16,7 +16,7 @@ from train.checkpoints import Position, Saved
 from train.counts import Counts, Distance
 from train.learner import Begin, Learner, State, square_distance
 from train.loop import Consensus, Stepped
-from train.options import DEFAULT_MEET_EVERY, RunOptions
+from train.options import RunOptions
 from train.pytrees import as_shapes, on_host, with_leaves
 from train.task import Batch, Mean
 from train.transports import joining, launchers
@@ -307,11 +307,8 @@ class MpiWorkers:
 
     def _after(self, done: int) -> float:
         """The rounds done at the next meeting that is not a sync round."""
-        every = self._options.meet_every
-        if every is None and self.exchange.sync_period is not None:
-            return float("inf")
-        every = every or DEFAULT_MEET_EVERY
-        return (done // every + 1) * every
+        every = self._options.meeting_period(self.exchange.sync_period)
+        return float("inf") if every is None else (done // every + 1) * every
 
     def _start(self, begin: Begin) -> State:
         model, optimizer = jax.tree.map(jnp.asarray, begin)

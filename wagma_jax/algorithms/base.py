@@ -168,6 +168,7 @@ class Algorithm:
             mean of what workers hand in. Otherwise the step's change is added to models that are mixed.
         schedule: Builds what the algorithm amounts to across processes, who averages with whom; None: the schedule of
             its strategy.
+        mixing: Builds from its options what is pushed to neighbours, and when; None for algorithms that do not gossip.
     """
 
     name: str
@@ -179,6 +180,7 @@ class Algorithm:
     drifts: bool = False
     takes_means: Callable[[Any], bool] = lambda options: False
     schedule: Callable[[Settings], Any] | None = None
+    mixing: "Callable[[Any], Mixing] | None" = None
 
 
 def averaging(

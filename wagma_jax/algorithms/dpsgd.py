@@ -47,9 +47,15 @@ def xla(settings: Settings) -> Strategy:
     return Strategy(schedule, lambda tree: DpsgdState(jnp.full((), settings.first_round, jnp.int32)), combine)
 
 
+def mixing(options: None) -> Dpsgd:
+    """What is pushed."""
+    del options
+    return Dpsgd()
+
+
 def mpi(settings: Settings, comm, tree):
     """Each worker's model is sent as soon as it is known, and travels while the gradient is computed."""
-    return settings.gossip(comm, tree, ring(comm.size), Dpsgd())
+    return settings.gossip(comm, tree, ring(comm.size), mixing(settings.options))
 
 
 def dpsgd(
@@ -73,4 +79,6 @@ def dpsgd(
     return transformation(inner, xla(Settings(num_workers, axis_name=axis_name)))
 
 
-ALGORITHM = Algorithm("dpsgd", "D-PSGD: models mixed with those of ring neighbours at every step", "models", xla, mpi)
+ALGORITHM = Algorithm(
+    "dpsgd", "D-PSGD: models mixed with those of ring neighbours at every step", "models", xla, mpi, mixing=mixing
+)

@@ -90,10 +90,14 @@ def xla(settings: Settings) -> Strategy:
     return Strategy(schedule, init, combine, share)
 
 
+def mixing(options: SgpOptions | None) -> PushSum:
+    """What is pushed."""
+    return PushSum((options or SgpOptions()).overlap)
+
+
 def mpi(settings: Settings, comm, tree):
     """Shares are sent after the step; with overlap they travel while the next gradient is computed."""
-    options = settings.options or SgpOptions()
-    return settings.gossip(comm, tree, exponential(comm.size), PushSum(options.overlap))
+    return settings.gossip(comm, tree, exponential(comm.size), mixing(settings.options))
 
 
 def sgp(
@@ -119,4 +123,6 @@ def sgp(
     return transformation(inner, xla(Settings(num_workers, axis_name=axis_name, options=SgpOptions(overlap))))
 
 
-ALGORITHM = Algorithm("sgp", "SGP: push-sum along a directed exponential graph", "models", xla, mpi, SgpOptions)
+ALGORITHM = Algorithm(
+    "sgp", "SGP: push-sum along a directed exponential graph", "models", xla, mpi, SgpOptions, mixing=mixing
+)

@@ -16,7 +16,7 @@ def concatenated(layouts: tuple[Layout, ...], wanted: Sequence[Sequence[Any]]) -
     return tuple(joined(layout, leaves) for layout, leaves in zip(layouts, wanted, strict=True))
 
 
-def joined(layout: Layout, leaves: list[Any]) -> jax.Array:
+def joined(layout: Layout, leaves: Sequence[Any]) -> jax.Array:
     """A buffer from the leaf of each part."""
     pieces = []
     ends = [*(part.offset for part in layout.parts[1:]), layout.size]

@@ -201,15 +201,15 @@ class Models:
 
     def _post(self, outbox: Outbox) -> None:
         """Replaces the outbox. This worker uses what is published."""
+        before, self.outbox = self.outbox.model, outbox
         self._pool.hold(outbox.model)
-        self._pool.release(self.outbox.model)
-        self.outbox = outbox
+        self._pool.release(before)
 
     def _receive(self, inbox: Inbox) -> None:
         """Replaces the inbox. This worker uses the newest sum until it is taken."""
+        before, self.inbox = _total(self.inbox), inbox
         self._pool.hold(_total(inbox))
-        self._pool.release(_total(self.inbox))
-        self.inbox = inbox
+        self._pool.release(before)
 
 
 def _total(inbox: Inbox) -> Buffers:

@@ -7,8 +7,10 @@ import re
 import pytest
 from processes import ROOT
 
+from train.bench import __main__ as command
 from train.bench import cases as cases_of
 from train.bench import plan
+from train.bench.__main__ import Config
 from train.bench.cases import slug, words_of
 from train.bench.plan import REFERENCE, Network
 
@@ -79,6 +81,32 @@ def test_cases_are_all_combinations_and_later_options_win(toy):
     cases_of.check(found)
 
 
+def test_an_arm_may_have_more_seeds(tmp_path):
+    path = tmp_path / "toy.toml"
+    path.write_text(TOY.replace("group_size = 2", "more_seeds = [7]"))
+    found = [(case.seed, case.scenario, case.arm) for case in cases_of.cases(plan.read(path), {})]
+    assert found[-4:] == [(7, scenario, arm) for scenario in ("none", "slow") for arm in (REFERENCE, "a")]
+    assert len(found) == 2 * 2 * 3 + 4
+    made = command.planned(Config(path, seeds=(1,)), [])
+    assert {case.seed for case in cases_of.cases(made, {})} == {1}
+
+
+def test_the_reference_is_shorter_wherever_its_length_is_said(toy):
+    reference = lambda made: cases_of.parsed(cases_of.cases(made, {})[0])
+    assert reference(dataclasses.replace(toy, extra=("--epochs", "5"))).epochs == pytest.approx(1.7)
+    made = plan.from_words(["tests.train.toy"], ["local"], [], [], workers=3)
+    assert (reference(made).steps, reference(made).workers) == (102, 3)
+
+
+def test_delays_in_a_file_that_has_changed_are_other_delays(tmp_path):
+    (path := tmp_path / "own.csv").write_text("1,2\n")
+    case = cases_of.cases(plan.from_words(["tests.train.toy"], ["local"], [f"trace:{path}:0.1"], [], 2), {})[1]
+    before = case.folder(tmp_path)
+    assert before == case.folder(tmp_path)
+    path.write_text("1,3\n")
+    assert before != case.folder(tmp_path)
+
+
 def test_other_options_make_other_folders(toy, tmp_path):
     one = cases_of.cases(toy, {})[1]
     folder = one.folder(tmp_path)
@@ -111,14 +139,14 @@ def test_a_part_of_a_plan(toy):
 
 
 def test_a_plan_of_words():
-    made = plan.from_words(["tests.train.toy"], ["wagma:clock=round,sync-period=20", "local"], ["none"], [5])
+    made = plan.from_words(["tests.train.toy"], ["wagma:clock=round,sync-period=20", "local"], ["none"], [5], 2)
     assert made.arms["wagma:clock=round,sync-period=20"].options == {
         "algorithm": "wagma", "clock": "round", "sync_period": "20",
     }  # fmt: skip
     options = cases_of.parsed(cases_of.cases(made, {})[1])
-    assert (options.clock, options.sync_period, options.seed) == ("round", 20, 5)
+    assert (options.clock, options.sync_period, options.seed, options.workers) == ("round", 20, 5, 2)
     with pytest.raises(ValueError, match="an algorithm is NAME or NAME:OPTION=VALUE"):
-        plan.from_words(["tests.train.toy"], ["wagma:round"], [], [])
+        plan.from_words(["tests.train.toy"], ["wagma:round"], [], [], 2)
 
 
 @pytest.mark.parametrize(
@@ -133,6 +161,9 @@ def test_a_plan_of_words():
             "more_seeds = [5, 3]",
             r"more_seeds of arm .a., must be different integers .* got \[3, 4, 5, 3\]",
         ),
+        ("[3, 4]", "3", "seeds must be a list of numbers, got 3: write for example seeds = "),
+        ("group_size = 2", 'more_seeds = ["5"]', "more_seeds must be a list of numbers"),
+        ("[3, 4]", "[3, 4]\ntuning_seed = 4", "tuning_seed must be none of the seeds, got 4"),
         ("[0.1, 0.2]", "[0.1, 0]", "rates must be above 0"),
         ('{rate = "1mbit"}', '{speed = "1mbit"}', "the network of scenario 'slow' has a rate"),
         ("[arms.a]", '[arms."no communication"]', "is that of the bench itself"),

@@ -1,5 +1,6 @@
 """Running a plan: what is finished is not run again, what fails is told, and nothing runs on after an interruption."""
 
+import dataclasses
 import importlib
 import json
 import signal
@@ -145,11 +146,60 @@ def test_tuning_takes_the_best_rate_of_every_arm(config, monkeypatch, capsys):
     assert len(starts(config)) == 2
 
 
+def test_no_arm_is_trained_at_the_rate_of_the_script(config, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    text = QUICK.replace("[1, 2]", "[1]\nrates = [0.2, 0.4]")
+    config.plan.write_text(text + '[arms.other]\nalgorithm = "wagma"\ntuned_as = "wagma"\n')
+    tune = dataclasses.replace(config, tune=True, algorithms=("local", "other"))
+    with pytest.raises(ValueError, match="has no learning rates for quick / wagma: add --tune"):
+        command.bench(tune, [])
+    assert json.loads((config.out / "quick-rates.json").read_text())["quick"]["local"]["rate"] == 0.2  # is kept
+    with pytest.raises(ValueError, match="has no learning rates for quick / wagma: add --tune"):
+        command.bench(dataclasses.replace(tune, algorithms=("local", "wagma"), rates=(2.0,)), [])
+    assert "quick / wagma came to no score at any of the rates" in " ".join(capsys.readouterr().out.split())
+    # rates that were tried with --rates hold for a plan that names none
+    config.plan.write_text(QUICK.replace("[1, 2]", "[1]"))
+    assert command.bench(dataclasses.replace(config, algorithms=("local",)), []) == 0
+    found = json.loads((config.out / "quick.json").read_text())
+    assert [row["learning_rate"] for row in found["rows"]] == [[0.2]]
+
+
+def test_a_run_that_ends_badly_after_its_summary_is_not_finished(config, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    case = planned(config)[0]
+    (folder := case.folder(config.out)).mkdir(parents=True)
+    (folder / "options.json").write_text("{}")
+    (folder / "summary.json").write_text("{}")
+    assert not running.is_finished(case, config.out)
+    assert running.run_one(case, config.out, 60.0) is None
+    assert running.is_finished(case, config.out)
+
+
+def test_every_interruption_of_the_end_of_a_run_takes_a_harder_step(monkeypatch):
+    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, process_group=0)
+    with process:
+        process.stdout.read(1)
+        waits = iter([KeyboardInterrupt, KeyboardInterrupt, None])
+        wait = process.wait
+
+        def interrupted(timeout=None):
+            error = next(waits)
+            if error is not None:
+                raise error
+            return wait(timeout)
+
+        monkeypatch.setattr(process, "wait", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            running._end(process)
+        assert process.poll() == -signal.SIGKILL
+        monkeypatch.undo()
+
+
 def test_choosing_a_rate():
     assert tuning.choose({0.1: 0.5, 0.2: 0.9, 0.4: None}, Score("accuracy", "%")) == 0.2
     assert tuning.choose({0.1: 0.5, 0.2: 0.9, 0.4: None}, Score("error", higher=False)) == 0.1
-    with pytest.raises(ValueError, match=r"at any of the rates 0\.1: try lower ones"):
-        tuning.choose({0.1: None}, Score("error", higher=False))
+    assert tuning.choose({0.1: None}, Score("error", higher=False)) is None
 
 
 def test_a_dry_run_runs_nothing_and_estimates(config, capsys):

@@ -9,23 +9,32 @@ from tests.train.toy import Options, Toy
 from train.bench import bounds as bounds_of
 from train.bench import virtual
 from train.bench.bounds import rule_of, step_times
-from train.bench.virtual import Wait
+from train.bench.virtual import Event, Wait
 from train.stragglers import Straggler, parse
+from wagma_jax.algorithms.sgp import SgpOptions
 
 TIMES = np.array([[1.0, 2.0], [3.0, 1.0], [1.0, 2.0], [1.0, 1.0]])  # [steps, workers]
 
 
 def everyone(worker, round_):
-    return Wait((0, 1), 2)
+    return (Wait((0, 1), 2),)
 
 
 def test_by_hand():
     assert virtual.free(TIMES) == pytest.approx(4 / 6 + 4 / 6)
     assert virtual.elapsed(TIMES, everyone) == 2 + 3 + 2 + 1
-    assert virtual.elapsed(TIMES, lambda *_: None) == 6
-    every_second = lambda worker, round_: Wait((0, 1), 2) if round_ % 2 else None
+    assert virtual.elapsed(TIMES, lambda *_: ()) == 6
+    every_second = lambda worker, round_: (Wait((0, 1), 2),) if round_ % 2 else ()
     assert virtual.elapsed(TIMES, every_second) == max(1 + 3, 2 + 1) + max(2, 3)
-    assert virtual.elapsed(TIMES, lambda worker, round_: Wait((0, 1), 1)) == 6  # the first arrival is enough
+    assert virtual.elapsed(TIMES, lambda worker, round_: (Wait((0, 1), 1),)) == 6  # the first arrival is enough
+    # worker 0 begins the second round at 1, worker 1 at 2; they end it at 4 and 3, since both have begun it
+    begun = lambda worker, round_: (Wait((0, 1), 2, Event.BEGUN),)
+    assert virtual.elapsed(TIMES[:2], begun) == 4
+    assert virtual.elapsed(TIMES[:2, ::-1] * [[1, 1], [0, 1]], begun) == 4  # worker 0 has no second step, and waits for
+    # what was sent in the round before: worker 1 ends its first step at 10, for which worker 0 waits in its second
+    times, before = np.array([[1.0, 10.0], [1.0, 1.0]]), lambda worker, round_: (Wait((0, 1), 2, Event.ARRIVED_BEFORE),)
+    assert virtual.elapsed(times[:1], lambda *wait: before(*wait) if wait[0] == 0 else ()) == 10
+    assert virtual.elapsed(times, before) == 11
 
 
 def test_the_round_clock_by_hand():
@@ -59,15 +68,24 @@ def test_what_traces_allow_at_best():
 
 def test_who_waits_for_whom():
     by = lambda **options: rule_of(Options(transport="mpi", workers=4, **options))
-    assert by(algorithm="allreduce")(0, 0) == Wait((0, 1, 2, 3), 4)
-    assert by(algorithm="local", sync_period=3)(0, 1) is None
-    assert by(algorithm="local", sync_period=3)(0, 2) == Wait((0, 1, 2, 3), 4)
-    assert by(algorithm="wagma", group_size=2)(0, 0) is None
-    assert by(algorithm="wagma", group_size=2, quorum=2)(1, 0) == Wait((0, 1), 2)
-    assert sorted(by(algorithm="dpsgd")(1, 0).members) == [0, 1, 2]
-    assert by(algorithm="adpsgd")(1, 0) is None
-    assert by(algorithm="eager", sync_period=3)(0, 2) == Wait((0, 1, 2, 3), 4)
-    assert sorted(by(algorithm="sgp")(0, 1).members) == [0, 2]
+    everyone = (Wait((0, 1, 2, 3), 4),)
+    assert by(algorithm="allreduce")(0, 0) == everyone
+    assert by(algorithm="local", sync_period=3)(0, 1) == ()
+    assert by(algorithm="local", sync_period=3)(0, 2) == everyone
+    assert by(algorithm="wagma", group_size=2)(0, 0) == ()
+    assert by(algorithm="wagma", group_size=2, quorum=2)(1, 0) == (Wait((0, 1), 2),)
+    assert by(algorithm="eager", sync_period=3)(0, 2) == everyone
+    ((members, count, event),) = by(algorithm="dpsgd")(1, 0)
+    assert (sorted(members), count, event) == ([0, 1, 2], 3, Event.BEGUN)  # models from before the step
+    ((members, count, event),) = by(algorithm="sgp")(0, 1)
+    assert (sorted(members), count, event) == ([0, 2], 2, Event.ARRIVED)
+    ((members, count, event),) = by(algorithm="sgp", sgp=SgpOptions(overlap=1))(0, 2)
+    assert (sorted(members), count, event) == ([0, 2], 2, Event.ARRIVED_BEFORE)
+    assert by(algorithm="adpsgd")(1, 0) == ()
+    # meetings stop everybody, whoever else is waited for
+    assert by(algorithm="adpsgd")(1, 49) == by(algorithm="adpsgd", meet_every=20)(1, 19) == everyone
+    assert by(algorithm="adpsgd", meet_every=20)(1, 49) == ()
+    assert by(algorithm="wagma", group_size=2, sync_period=50, meet_every=40)(0, 39) == everyone
 
 
 REFERENCE = {"work_seconds": [2.0, 6.0], "local_steps": [4, 4]}
