@@ -179,11 +179,11 @@ def load_consensus(path: Path, like: Model, group: Group | None = None) -> Model
     """
     if (path / "description.json").is_file():
         return exports.load_export(path, like)
-    if path.name.isdigit():
+    if path.name.isdigit() and not (path / CHECKPOINTS).is_dir():
         saved = checkpoints.look(path)
         return consensus(path, saved, like).model
     found = checkpoints.read_newest(
-        path / CHECKPOINTS, lambda step, saved: consensus(step, saved, like), console.warn, group or Group()
+        path / CHECKPOINTS, lambda step, saved: consensus(step, saved, like), console.warn_aside, group or Group()
     )
     if found is not None:
         return found.found.model

@@ -153,9 +153,9 @@ def check(options: RunOptions) -> None:
 
 def _save(options: RunOptions, task: Task, out: Path) -> None:
     """Writes what the run needs to go on, and what reads it."""
-    options.save(out)
     for name, content in task.files().items():
         write_whole(out / name, content)
+    options.save(out)  # the last: with it the folder is a run
 
 
 def _check_alone(workload: Workload[O], options: O) -> Task:

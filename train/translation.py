@@ -1,6 +1,7 @@
 """Trains a Transformer to translate: ``python -m train.translation --algorithm wagma --workers 4``."""
 
 import dataclasses
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 
 from models.transformer import BOS, PAD, TRANSFORMERS, Transformer, TransformerConfig
 from train import console, parsing, recipe, resume, run, settings, translating
-from train.data.text import Pairs, buckets, catalog, measures, tokens, vocabulary
+from train.data.text import Pairs, buckets, catalog, digest, measures, tokens, vocabulary
 from train.data.text.feed import PairFeed, batch_shape
 from train.data.text.order import BucketOrder
 from train.data.text.translator import Search, Translator
@@ -56,9 +57,10 @@ class Translation(Defaults):
         corpus = catalog.load(options.dataset, *given)
         self.vocabulary = _vocabulary(options, corpus.train)
         limits = options.max_tokens, options.max_ratio
-        self.train, self.train_text, train_counts = tokens.encoded(corpus.train, self.vocabulary, *limits)
-        _, self.test_text, test_counts = tokens.encoded(corpus.test, self.vocabulary, *limits)
-        found = {"training": (self.train_text, train_counts), "test": (self.test_text, test_counts)}
+        self.train, train_text, train_counts = tokens.encoded(corpus.train, self.vocabulary, *limits)
+        # all of it, whatever models learn from: BLEU of different vocabularies and limits can be compared
+        self.test_text, test_counts = tokens.translatable(corpus.test, self.vocabulary, translating.LONGEST)
+        found = {"training": (train_text, train_counts), "test": (self.test_text, test_counts)}
         self.counts = {name: corpus.counts[name] + counts for name, (_, counts) in found.items()}
         for name, (pairs, _) in found.items():
             if not pairs.source:
@@ -66,6 +68,12 @@ class Translation(Defaults):
                     f"no {name} pairs are left of {corpus.name}, {self.counts[name].describe()}: raise --max-tokens or "
                     "--max-ratio"
                 )
+        if options.sampling == "shard" and len(train_text.source) < options.workers:
+            raise ValueError(
+                f"--sampling shard needs a training pair for each of {options.workers} workers, got "
+                f"{len(train_text.source)}: take --sampling whole, or fewer --workers"
+            )
+        self._compared = Pairs(*(side[: measures.MOST_COMPARED] for side in train_text))  # the others need no memory
         lengths = self.train.lengths
         least = options.workers if options.sampling == "shard" else 1
         self.shapes = buckets.choose(lengths, options.buckets, options.batch_size, options.accumulate, least)
@@ -85,6 +93,7 @@ class Translation(Defaults):
             "training pairs": len(self.train),
             "test pairs": len(self.test_text.source),
             "vocabulary": self.vocabulary.digest,
+            "text": digest(train_text, self.test_text),
         }
         search = Search(options.beam, options.length_penalty)
         self._translator = Translator(self.network.for_evaluation, self.vocabulary, search)
@@ -153,7 +162,7 @@ class Translation(Defaults):
         """BLEU and chrF on the whole test set, beside the BLEU of two translators that do not learn."""
         made, references = self.translations(parts), self.test_text.target
         if self._baselines is None:
-            self._baselines = measures.baselines(self.train_text, self.test_text)
+            self._baselines = measures.baselines(self._compared, self.test_text)
         return {"BLEU": measures.bleu(made, references), "chrF": measures.chrf(made, references), **self._baselines}
 
     def translations(self, parts: Sequence[list[str]]) -> list[str]:
@@ -215,7 +224,10 @@ def translate(options: Options) -> None:
     assert options.translate is not None, "the options have been checked"
     assert options.exported is not None, "the options have been checked"
     sentences = translating.read(options.translate, sys.stdin.buffer)
-    trained = Options.from_json(parsing.find_options(options.exported))
+    try:
+        trained = Options.from_json(parsing.find_options(options.exported))
+    except TypeError as error:
+        raise ValueError(f"{options.exported} is of another script or version ({error})") from None
     words = vocabulary.find(options.exported)
     _, net = create_network(trained, words)
     model = resume.load_consensus(options.exported, as_shapes(net.like))
@@ -238,6 +250,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         run.check(options)
         settings.check_platforms(needs_cpu=False)
         translate(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads has seen enough, as head has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except ValueError as error:
         sys.exit(f"train.translation: {error}")
     except KeyboardInterrupt:

@@ -1,6 +1,7 @@
 """The options of translation."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -88,7 +89,7 @@ class Options(RunOptions, recipe.RecipeOptions, GradientOptions):
             raise ValueError(f"--max-ratio must be at least 1, got {self.max_ratio}: the default is 4")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"--dropout must be in [0, 1), got {self.dropout}: 0 sets no features to zero")
-        if self.length_penalty < 0:
+        if not 0 <= self.length_penalty < math.inf:
             raise ValueError(f"--length-penalty must not be negative, got {self.length_penalty}: the default is 0.6")
         if (self.translate is None) != (self.exported is None):
             raise ValueError("--translate and --exported go together: give a text, and a run or an exported model")

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from train.data.text.buckets import Shape
 from wagma_jax import ledger
+from wagma_jax.ledger.entries import Call
 
 
 def plot_lengths(path: Path, lengths: np.ndarray, shapes: Sequence[Shape]) -> None:
@@ -33,18 +34,20 @@ def plot_lengths(path: Path, lengths: np.ndarray, shapes: Sequence[Shape]) -> No
     figure.savefig(path, dpi=130)
 
 
-def step_times(folder: Path) -> list[np.ndarray]:
-    """Seconds of each worker's steps without averaging, as the ledgers of a run tell; empty where there are none."""
+def step_times(folder: Path) -> list[dict[int, float]]:
+    """Seconds of each worker's steps without averaging, by round, as ledgers tell; empty where there are none."""
     if not any(folder.glob("ledger-*.jsonl")):
         return []
     times = []
     for rank in ledger.read(folder):
-        mine = []
+        mine = {}
         for segment in rank.segments:
             for before, after in zip(segment.trainer, segment.trainer[1:], strict=False):
-                if before.kind == after.kind == "call":  # after a rest there is more than a step: an evaluation, say
-                    mine.append(after.enter - before.leave)
-        times.append(np.array(mine))
+                if isinstance(before, Call) and isinstance(
+                    after, Call
+                ):  # after a rest there is more than a step: an evaluation, say
+                    mine[after.round] = after.enter - before.leave
+        times.append(mine)
     return times
 
 
@@ -55,12 +58,13 @@ def plot_step_times(path: Path, folder: Path) -> None:
         path: The PNG to write.
         folder: Of the run, with its ledgers.
     """
-    times = [1000 * each for each in step_times(folder) if len(each)]
-    if not times:
+    workers = {rank: each for rank, each in enumerate(step_times(folder)) if each}
+    if not workers:
         return
+    times = [1000 * np.array([*each.values()]) for each in workers.values()]
     figure = Figure(figsize=(11, 4), layout="constrained")
     boxes, histogram = figure.subplots(1, 2)
-    boxes.boxplot(times, positions=range(len(times)), whis=(5, 95), showfliers=False)
+    boxes.boxplot(times, positions=list(workers), whis=(5, 95), showfliers=False)
     boxes.set(xlabel="worker", ylabel="milliseconds", title="steps of each worker: quartiles, 5 % and 95 %")
     boxes.set_ylim(bottom=0)
     everything = np.concatenate(times)
@@ -68,8 +72,10 @@ def plot_step_times(path: Path, folder: Path) -> None:
     histogram.hist(np.minimum(everything, top), bins=60, color="#1f77b4")
     histogram.set(xlabel="milliseconds (the longest 1 % in the last bar)", ylabel="steps", title="steps of all workers")
     histogram.set_xlim(left=0)
-    shortest = min(map(len, times))
-    together = np.stack([each[:shortest] for each in times])
-    ratio = together.max(0).mean() / together.mean()
-    figure.suptitle(f"time of a step without averaging; the slowest worker of a step takes {ratio:.2f} times the mean")
+    common = sorted(set.intersection(*map(set, workers.values())))  # rounds that all have taken part in
+    title = "time of a step without averaging"
+    if common:
+        together = np.array([[each[round_] for round_ in common] for each in workers.values()])
+        title += f"; the slowest worker of a round takes {together.max(0).mean() / together.mean():.2f} times the mean"
+    figure.suptitle(title)
     figure.savefig(path, dpi=130)

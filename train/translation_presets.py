@@ -15,8 +15,8 @@ wmt14-en-de-base
                over checkpoints and by another BLEU than sacrebleu's. Nothing of this has been measured with this code:
                it has been run on the sample that comes with it.
     Memory:    per worker 0.25 GB of parameters and 0.5 GB of Adam's moments in float32; logits of 8,192 tokens take 0.6
-               GB. --accumulate 4 takes a quarter of the activations. On the host, 4.5 million pairs take about 1.5 GB
-               as tokens and as text, for each process.
+               GB. --accumulate 4 takes a quarter of the activations. On the host, 4.5 million pairs take about 1.1 GB
+               as tokens for each process, and some 4 GB more while they are read.
     Network:   about 0.25 GB sent per worker and step (GroupSchedule.describe() has the exact figures).
 """
 

@@ -102,6 +102,11 @@ def test_it_goes_on_bit_for_bit(learned, text, tmp_path):
     with pytest.raises(ValueError, match=r"has no vocabulary.model"):
         train(None, text, resume=begun, dropout=0.1)
     (tmp_path / "kept").rename(begun / "vocabulary.model")
+    other = {side: tmp_path / path.name for side, path in text.items()}  # the same lines in another order
+    for side, path in other.items():
+        path.write_bytes(b"".join(reversed(text[side].read_bytes().splitlines(keepends=True))))
+    with pytest.raises(ValueError, match="text"):
+        train(None, other, resume=begun, dropout=0.1)
     again, rows_again = train(None, text, resume=begun, dropout=0.1)
     assert numbers(rows_again) == numbers(rows)
     assert again["examples"] == summary["examples"]
@@ -114,7 +119,7 @@ def test_translating_text(learned, tmp_path, capsys, monkeypatch):
     out, _, _ = learned
     lines = ["s1 s2", "", "s3 s4 s5 s6", "s7", " s1   s2 ", "s1 s2 s3 " * 30]
     (tmp_path / "text").write_text("\n".join(lines) + "\n")
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"s3 s4 s5 s6\n")))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbfs3 s4 s5 s6\n")))
     translation.main(["--translate", str(tmp_path / "text"), "--exported", str(out / "consensus")])
     told = capsys.readouterr()
     translated = told.out.split("\n")
@@ -127,6 +132,8 @@ def test_translating_text(learned, tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().out.split("\n") == [translated[2], ""]
     (tmp_path / "text").write_bytes(b"fine\n\xff\n")
     (tmp_path / "long").write_text("fine\n" + "s1 " * 600)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "options.json").write_text('{"image_size": 28}')
     for words, message in (
         (["--translate", str(tmp_path / "text"), "--exported", str(out)], "line 2 of .*text is not valid UTF-8"),
         (
@@ -135,6 +142,7 @@ def test_translating_text(learned, tmp_path, capsys, monkeypatch):
         ),
         (["--translate", str(tmp_path / "text")], "--translate and --exported go together"),
         (["--translate", "-", "--exported", str(tmp_path)], "belongs to no run"),
+        (["--translate", "-", "--exported", str(tmp_path / "images")], "images is of another script or version"),
     ):
         with pytest.raises(SystemExit, match=message):
             translation.main(words)
@@ -211,6 +219,11 @@ def test_over_mpi_it_gives_the_numbers_of_one_program(text, tmp_path):
         ({"buckets": 0}, "--buckets must be at least 1, got 0"),
         ({"dropout": 1.0}, r"--dropout must be in \[0, 1\), got 1.0"),
         ({"length_penalty": -1.0}, "--length-penalty must not be negative, got -1.0"),
+        ({"length_penalty": float("nan")}, "--length-penalty must not be negative, got nan"),
+        (
+            {"sampling": "shard", "workers": 300},
+            "shard needs a training pair for each of 300 workers, got 28",
+        ),
         ({"vocabulary_size": 100}, "no vocabulary of --vocabulary-size 100 can be made"),
         ({"target": None}, "--source and --target go together"),
     ],

@@ -27,12 +27,12 @@ class Wait(NamedTuple):
 
     Attributes:
         members: Workers, itself among them.
-        count: It goes on as soon as so many of them have come so far.
+        number: It goes on as soon as so many of them have come so far.
         event: How far.
     """
 
     members: tuple[int, ...]
-    count: int
+    number: int
     event: Event = Event.ARRIVED
 
 
@@ -64,7 +64,7 @@ def elapsed(times: np.ndarray, rule: Rule) -> float:
         for worker in range(len(now)):
             for wait in rule(worker, round_):
                 others = np.sort(at[wait.event][list(wait.members)])
-                now[worker] = max(now[worker], others[wait.count - 1])
+                now[worker] = max(now[worker], others[wait.number - 1])
     return float(now.max())
 
 

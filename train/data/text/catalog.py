@@ -1,6 +1,8 @@
 """Parallel text by the names that the command line has for it."""
 
+import collections
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -85,9 +87,22 @@ def _named(name: str) -> Corpus:
             )
     else:
         raise ValueError(f"--dataset must be {FORMS}, got {name!r}: or give --source and --target")
-    train, test = ([folder / f"{part}.{language}{ending}" for language in ("en", "de")] for part in ("train", "test"))
+    packed = [folder / f"{part}.{language}{ending}" for part in ("train", "test") for language in ("en", "de")]
+    found = [path if path.is_file() else path.with_suffix("") for path in packed]  # also where they were unpacked
+    train, test = found[:2], found[2:]
     corpus = _of_files(*train, *test)
     return corpus._replace(name=name)
+
+
+def _chosen(sources: Sequence[str]) -> set[str]:
+    """The sources whose pairs are kept for the test: chosen by their text, so that equal ones are all on one side."""
+    left = min(MOST_TEST, max(1, round(TEST_SHARE * len(sources))))
+    copies, chosen = collections.Counter(sources), set()
+    for text in sorted(copies, key=lambda text: hashlib.sha256(text.encode()).digest()):
+        if copies[text] <= left:
+            chosen.add(text)
+            left -= copies[text]
+    return chosen
 
 
 def _of_files(source: Path, target: Path, test_source: Path | None, test_target: Path | None) -> Corpus:
@@ -95,9 +110,7 @@ def _of_files(source: Path, target: Path, test_source: Path | None, test_target:
     if test_source is not None and test_target is not None:
         test, of_test = files.read(test_source, test_target)
         return Corpus(source.name, train, test, {"training": counts, "test": of_test})
-    # chosen by their text, so that equal sources are all on one side
-    number = min(MOST_TEST, max(1, round(TEST_SHARE * len(train.source))))
-    chosen = set(sorted(set(train.source), key=lambda text: hashlib.sha256(text.encode()).digest())[:number])
+    chosen = _chosen(train.source)
     parts = (Pairs([], []), Pairs([], []))
     for one, other in zip(*train, strict=True):
         part = parts[one in chosen]

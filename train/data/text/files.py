@@ -55,7 +55,7 @@ def read(source: Path, target: Path) -> tuple[Pairs, Counts]:
         ValueError: A file is missing or damaged, or they have different numbers of lines.
     """
     pairs, left_out = Pairs([], []), {"not UTF-8": 0, "empty": 0, "source equals target": 0}
-    lines, others = _lines(source), _lines(target)
+    lines, others = _without_mark(_lines(source)), _without_mark(_lines(target))
     number = 0
     for number, line in enumerate(lines, 1):
         other = next(others, None)
@@ -95,7 +95,7 @@ def decoded(lines: Iterator[bytes], name: str) -> list[str]:
         ValueError: A line is not valid UTF-8; the message calls the file ``name``.
     """
     texts = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(_without_mark(lines), 1):
         try:
             texts.append(_text(line))
         except UnicodeDecodeError as error:
@@ -106,12 +106,17 @@ def decoded(lines: Iterator[bytes], name: str) -> list[str]:
     return texts
 
 
+def _without_mark(lines: Iterator[bytes]) -> Iterator[bytes]:
+    """Lines without the encoding's mark at their beginning."""
+    for number, line in enumerate(lines):
+        yield line.removeprefix(b"\xef\xbb\xbf") if number == 0 else line
+
+
 def _lines(path: Path) -> Iterator[bytes]:
-    """The lines of a file; the encoding's mark at its beginning does not count."""
+    """The lines of a file."""
     try:
         with READERS.get(path.suffix, open)(path, "rb") as file:
-            for number, line in enumerate(file):
-                yield line.removeprefix(b"\xef\xbb\xbf") if number == 0 else line
+            yield from file
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise ValueError(f"{path} cannot be read ({reason}): give a text file, plain or packed as .gz or .xz") from None

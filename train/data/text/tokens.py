@@ -87,6 +87,14 @@ def encoded(
     return TokenPairs(source, target), Pairs(*([side[index] for index in kept] for side in pairs)), counts
 
 
+def translatable(pairs: Pairs, vocabulary: Vocabulary, most: int) -> tuple[Pairs, Counts]:
+    """The pairs of a test set: all but those whose source has more than ``most`` tokens, however long targets are."""
+    lengths = np.array([len(row) for row in _encode(pairs.source, vocabulary)], np.int64)
+    kept = np.flatnonzero(lengths <= most).tolist()
+    counts = Counts(len(lengths), {f"over {most} tokens": len(lengths) - len(kept)})
+    return Pairs(*([side[index] for index in kept] for side in pairs)), counts
+
+
 def _encode(texts: Sequence[str], vocabulary: Vocabulary) -> list[np.ndarray]:
     return [
         row for begin in range(0, len(texts), _AT_ONCE) for row in vocabulary.encode(texts[begin : begin + _AT_ONCE])

@@ -14,6 +14,7 @@ from train.data.text.vocabulary import Vocabulary
 
 _SHORTEST = 16  # tokens; the lengths of sources are this, and twice, four times, ... as much
 _TOKENS = 1024  # of the sources of a batch, with padding
+_MORE = 40  # tokens of a translation, beyond one and a half times its source's
 
 
 class Search(NamedTuple):
@@ -31,7 +32,9 @@ class Search(NamedTuple):
 class Translator:
     """Translates; compiled once for each length of sources, which are powers of two.
 
-    The shape of a sentence's batch depends on the sentence alone, so its translation does not depend on others.
+    The shape of a sentence's batch depends on the sentence alone, so its translation does not depend on others. A
+    translation has at most 40 tokens more than one and a half times the length of its source: what an untrained model
+    would never end is cut there.
 
     Args:
         module: Maps a model's arrays to the network; traced.
@@ -75,7 +78,7 @@ class Translator:
     def _translate(self, model: Any, source: jax.Array) -> jax.Array:
         """The tokens of the best translation of each row; traced."""
         network: Any = self._module(model)
-        longest = source.shape[1] * 3 // 2 + 10
+        longest = source.shape[1] * 3 // 2 + _MORE
         beam, penalty = self._search
         if beam == 1:
             return decoding.greedy(network, source, max_length=longest).tokens

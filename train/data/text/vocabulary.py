@@ -46,6 +46,8 @@ class Vocabulary:
                 "with --pad_id=0 --bos_id=1 --eos_id=2 --unk_id=3"
             )
         self.size = int(of.get_piece_size())
+        if sum(map(of.is_byte, range(self.size))) < 256:  # else characters that it does not know would get lost
+            raise ValueError(f"{name} must turn unknown characters into bytes: train it with --byte_fallback")
 
     @property
     def digest(self) -> str:
@@ -58,12 +60,12 @@ class Vocabulary:
         return [np.array(row, np.int32) for row in rows]
 
     def decode(self, tokens: np.ndarray) -> list[str]:
-        """The text of each row of integers [rows, length], up to its EOS."""
+        """The text of each row of integers [rows, length], up to its EOS; one line, whatever bytes are in it."""
         rows = []
         for row in np.asarray(tokens).tolist():
             row = row[: row.index(EOS)] if EOS in row else row
             rows.append([token for token in row if token > UNKNOWN])
-        return self._processor.decode(rows) if rows else []
+        return [" ".join(text.split()) for text in self._processor.decode(rows)] if rows else []
 
 
 def train(source: Sequence[str], target: Sequence[str], size: int) -> Vocabulary:

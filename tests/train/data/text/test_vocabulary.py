@@ -1,7 +1,10 @@
 """Subwords made from a text."""
 
+import io
+
 import numpy as np
 import pytest
+import sentencepiece
 
 from models.transformer import EOS
 from train.data.text import vocabulary
@@ -17,6 +20,7 @@ def words():
 
 def test_text_comes_back(words):
     texts = ["the red Häuser", "never seen: \U0001f40e ☃ ≠", "", "ß"]
+    assert words.decode(words.encode(["one\nline \u2028 of text"])) == ["one line of text"]
     rows = words.encode(texts)
     assert all(row[-1] == EOS and row.dtype == np.int32 for row in rows)
     assert max(row.max() for row in rows) < words.size <= 330
@@ -54,13 +58,19 @@ def test_what_is_no_vocabulary(tmp_path):
 
 
 def test_a_vocabulary_that_numbers_otherwise(tmp_path):
-    import io
-
-    import sentencepiece
-
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(SOURCE), model_writer=model, model_type="char", vocab_size=20, minloglevel=2
     )
     with pytest.raises(ValueError, match=r"must number padding, begin, end and unknown \(0, 1, 2, 3\), got \(-1, 1, 2"):
+        vocabulary.Vocabulary(model.getvalue())
+
+
+def test_a_vocabulary_that_would_lose_characters():
+    model = io.BytesIO()
+    numbers = {"pad_id": 0, "bos_id": 1, "eos_id": 2, "unk_id": 3}
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(SOURCE), model_writer=model, model_type="char", vocab_size=20, minloglevel=2, **numbers
+    )
+    with pytest.raises(ValueError, match="must turn unknown characters into bytes: train it with --byte_fallback"):
         vocabulary.Vocabulary(model.getvalue())
