@@ -43,7 +43,8 @@ def step_times(folder: Path) -> list[dict[int, float]]:
         mine = {}
         for segment in rank.segments:
             for before, after in zip(segment.trainer, segment.trainer[1:], strict=False):
-                if isinstance(before, Call) and isinstance(
+                # after a rest there is more than a step: an evaluation, say
+                if isinstance(before, Call) and isinstance(after, Call):
                     after, Call
                 ):  # after a rest there is more than a step: an evaluation, say
                     mine[after.round] = after.enter - before.leave
