@@ -45,8 +45,6 @@ def step_times(folder: Path) -> list[dict[int, float]]:
             for before, after in zip(segment.trainer, segment.trainer[1:], strict=False):
                 # after a rest there is more than a step: an evaluation, say
                 if isinstance(before, Call) and isinstance(after, Call):
-                    after, Call
-                ):  # after a rest there is more than a step: an evaluation, say
                     mine[after.round] = after.enter - before.leave
         times.append(mine)
     return times

@@ -87,6 +87,18 @@ def environment_of(peer: str, config: Config) -> Path:
     return python
 
 
+def version_of(peer: str, config: Config) -> str:
+    """What was measured: the package, its version, and that of torch.
+
+    Raises:
+        FailedError: It cannot be installed.
+    """
+    packages = [OURS] if peer == OURS else list(dict.fromkeys([PACKAGES.get(peer, "torch"), "torch"]))
+    script = "import importlib.metadata as m, sys; print(', '.join(f'{p} {m.version(p)}' for p in sys.argv[1:]))"
+    _, output = _run([str(environment_of(peer, config)), "-c", script, *packages], dict(os.environ), 60.0)
+    return output.strip()
+
+
 def measure(peer: str, megabytes: int, config: Config) -> list[dict[str, Any]]:
     """What each process has measured.
 
@@ -175,27 +187,33 @@ def rows_of(found: dict[str, dict[str, Any]], megabytes: Sequence[int]) -> list[
                 f"{result['ms']:.1f} ({result['ms_q1']:.1f} - {result['ms_q3']:.1f})",
                 f"{result['waited_seconds']:.2f} (at most {result['waited_longest']:.2f})",
             ]  # fmt: skip
-        rows.append([peer, *cells, one.get("reason", "")])
+        rows.append([peer, one.get("version", ""), *cells, one.get("reason", "")])
     return rows
 
 
 def main(config: Config) -> None:
-    """Measures all peers, and writes the table."""
+    """Measures all peers, and writes the table; also of what there is when it is interrupted."""
     found: dict[str, dict[str, Any]] = {}
     for peer in config.peers or PEERS:
         found[peer] = {}
-        for megabytes in config.megabytes:
-            console.say(f"{peer}: {megabytes} MB")
-            try:
+        try:
+            for megabytes in config.megabytes:
+                console.say(f"{peer}: {megabytes} MB")
                 found[peer][str(megabytes)] = summarize(measure(peer, megabytes, config))
-            except FailedError as error:
-                found[peer]["reason"] = str(error)
-                console.warn(f"  {error}")
-                break
-    header = ["peer"]
+            found[peer]["version"] = version_of(peer, config)
+        except FailedError as error:
+            found[peer]["reason"] = str(error)
+            console.warn(f"  {error}")
+        text = write(found, config)
+    console.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def write(found: dict[str, dict[str, Any]], config: Config) -> str:
+    """Writes the table, which it returns, and its numbers."""
+    header = ["peer", "version"]
     for size in config.megabytes:
         header += [f"{size} MB, ms", f"others waited, s ({size} MB)"]
-    text = table([*header, "remark"], rows_of(found, config.megabytes), labels=1)
+    text = table([*header, "remark"], rows_of(found, config.megabytes), labels=2)
     config.results.mkdir(parents=True, exist_ok=True)
     about = describe(["jax", "mpi4jax"], ("OMPI_",))
     settings = {"processes": config.processes, "late_seconds": config.late_seconds, "repeats": config.repeats}
@@ -203,7 +221,7 @@ def main(config: Config) -> None:
         json.dumps(settings | {"machine": about, "peers": found}, indent=2) + "\n"
     )
     (config.results / "peers.md").write_text(text + "\n")
-    console.console.print(text, highlight=False, markup=False, soft_wrap=True)
+    return text
 
 
 if __name__ == "__main__":

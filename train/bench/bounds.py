@@ -30,25 +30,39 @@ class Bounds(NamedTuple):
     rule: float | None
 
 
-def bounds(options: RunOptions, task: Task, reference: Mapping[str, Any]) -> Bounds | None:
+class Reference(NamedTuple):
+    """A run in which nobody waited.
+
+    Attributes:
+        summary: Of the run.
+        task: Its task: a step of it may be another amount of work than a step of the run that it is for.
+    """
+
+    summary: Mapping[str, Any]
+    task: Task
+
+
+def bounds(options: RunOptions, task: Task, reference: Reference) -> Bounds | None:
     """The bounds of a run.
 
     Args:
         options: Of the run.
         task: Its task.
-        reference: Summary of the run without communication with the same seed and straggler.
+        reference: With the same seed and straggler.
     """
-    straggler = stragglers.parse(options.straggler, task.steps_per_delay)
-    length = options.length(task.units_per_step, task.units_per_epoch)
-    times = step_times(straggler, options.seed, reference, length.total_steps())
-    if times is None:
+    straggler, others = (stragglers.parse(options.straggler, each.steps_per_delay) for each in (task, reference.task))
+    found = pace(others, options.seed, reference.summary)
+    if found is None:
         return None
+    found = found._replace(seconds=found.seconds * task.units_per_step / reference.task.units_per_step)
+    length = options.length(task.units_per_step, task.units_per_epoch)
+    times = step_times(straggler, options.seed, found, length.total_steps())
     rule = None
     if options.clock == "step":
         # where it ends by units all the same, steps are cut short, by which is not known beforehand
-        found = None if options.ends_by_units else rule_of(options)
-        if found is not None:
-            rule = times.size / virtual.elapsed(times, found)
+        waits = None if options.ends_by_units else rule_of(options)
+        if waits is not None:
+            rule = times.size / virtual.elapsed(times, waits)
     elif options.ends_by_units and (period := _sync_period(options)) is not None:
         done = virtual.elapsed_by_round_clock(times, period, math.ceil(length.units() / task.units_per_step))
         rule = done.steps / done.seconds
@@ -56,24 +70,50 @@ def bounds(options: RunOptions, task: Task, reference: Mapping[str, Any]) -> Bou
     return Bounds(virtual.free(times) * units, None if rule is None else rule * units)
 
 
-def step_times(straggler: Straggler, seed: int, reference: Mapping[str, Any], steps: int) -> np.ndarray | None:
-    """Seconds of each step of each worker, computation and delay; float64 [steps, num_workers]. None: not known.
+class Pace(NamedTuple):
+    """How long workers compute.
+
+    Attributes:
+        seconds: In a step, beside its delay; float64 [num_workers].
+        stretch: Times a delay of a trace, which is the time of a whole step, that steps take; float64 [num_workers].
+    """
+
+    seconds: np.ndarray
+    stretch: np.ndarray
+
+
+def pace(straggler: Straggler, seed: int, summary: Mapping[str, Any]) -> Pace | None:
+    """How long the workers of a run in which nobody waited have computed; None: not known.
+
+    Args:
+        straggler: Who was late.
+        seed: Of the delays.
+        summary: Of the run.
+    """
+    work, counts = summary.get("work_seconds") or [None], summary["local_steps"]
+    if None in work or min(counts) < 1:
+        return None
+    delays = _delays(straggler, seed, max(counts), len(work))
+    before = np.array([delays[:count, worker].sum() for worker, count in enumerate(counts)])
+    if straggler.whole_steps and straggler.period == 1:
+        return Pace(np.zeros(len(work)), np.maximum(work / before, 1.0))  # computation that takes longer than its time
+    return Pace(np.maximum(work - before, 0.0) / counts, np.ones(len(work)))
+
+
+def step_times(straggler: Straggler, seed: int, found: Pace, steps: int) -> np.ndarray:
+    """Seconds of each step of each worker, computation and delay; float64 [steps, num_workers].
 
     Args:
         straggler: Who is late.
         seed: Of the delays.
-        reference: Summary of a run in which nobody waited, of the same straggler and seed; it may be shorter.
+        found: From :func:`pace`, its seconds for as much work as a step is here.
         steps: How many.
     """
-    work, counts = reference.get("work_seconds") or [None], reference["local_steps"]
-    if None in work or min(counts) < 1:
-        return None
-    work, counts = np.array(work, float), np.array(counts)
-    delays = np.array([straggler.delays(seed, step, len(work)) for step in range(max(steps, *counts))])
-    before = np.array([delays[:count, worker].sum() for worker, count in enumerate(counts)])
-    if straggler.whole_steps and straggler.period == 1:
-        return delays[:steps] * np.maximum(work / before, 1.0)  # computation that takes longer than its time
-    return delays[:steps] + np.maximum(work - before, 0.0) / counts
+    return _delays(straggler, seed, steps, len(found.seconds)) * found.stretch + found.seconds
+
+
+def _delays(straggler: Straggler, seed: int, steps: int, num_workers: int) -> np.ndarray:
+    return np.array([straggler.delays(seed, step, num_workers) for step in range(steps)])
 
 
 def rule_of(options: RunOptions) -> Rule | None:

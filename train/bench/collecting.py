@@ -12,7 +12,7 @@ import jax
 
 from train.bench import bounds as bounds_of
 from train.bench import measures, running
-from train.bench.bounds import Bounds
+from train.bench.bounds import Bounds, Reference
 from train.bench.cases import Case, Tasks, parsed
 from train.bench.measures import Measured, Point
 from train.bench.plan import REFERENCE, Plan
@@ -90,7 +90,7 @@ def machine() -> dict[str, Any]:
 
 def _finished(cases: Sequence[Case], out: Path, tasks: Tasks) -> list[_Run]:
     references = {
-        (one.workload, one.scenario, one.seed): running.outcome(one, out)[0]
+        (one.workload, one.scenario, one.seed): Reference(running.outcome(one, out)[0], tasks(one))
         for one in cases
         if one.arm == REFERENCE and running.is_finished(one, out)
     }

@@ -8,7 +8,7 @@ import pytest
 from tests.train.toy import Options, Toy
 from train.bench import bounds as bounds_of
 from train.bench import virtual
-from train.bench.bounds import rule_of, step_times
+from train.bench.bounds import Reference, pace, rule_of, step_times
 from train.bench.virtual import Event, Wait
 from train.stragglers import Straggler, parse
 from wagma_jax.algorithms.sgp import SgpOptions
@@ -92,7 +92,8 @@ REFERENCE = {"work_seconds": [2.0, 6.0], "local_steps": [4, 4]}
 
 
 def test_step_times_are_computation_and_delay():
-    times = step_times(Straggler("fixed", 1.0, rank=1), 0, REFERENCE, 6)
+    straggler = Straggler("fixed", 1.0, rank=1)
+    times = step_times(straggler, 0, pace(straggler, 0, REFERENCE), 6)
     np.testing.assert_allclose(times, [[0.5, 0.5 + 1.0]] * 6)
 
 
@@ -101,29 +102,36 @@ def test_step_times_of_a_trace(tmp_path):
     path.write_text("1,1\n3,3\n")
     straggler = parse(f"trace:{path}:1")  # scaled by 1/2
     # worker 0 kept to the 4 seconds of its four steps; worker 1 took 6 of them
-    times = step_times(straggler, 0, {"work_seconds": [4.0, 6.0], "local_steps": [4, 4]}, 2)
+    times = step_times(straggler, 0, pace(straggler, 0, {"work_seconds": [4.0, 6.0], "local_steps": [4, 4]}), 2)
     np.testing.assert_allclose(times, [[0.5, 0.75], [1.5, 2.25]])
 
 
 def test_step_times_where_only_some_steps_are_delayed(tmp_path):
     reference = {"work_seconds": [2.0, 4.0], "local_steps": [4, 4]}
-    times = step_times(parse("fixed:1:1", 2), 0, reference, 5)
+    timed = lambda straggler, steps: step_times(straggler, 0, pace(straggler, 0, reference), steps)
+    times = timed(parse("fixed:1:1", 2), 5)
     np.testing.assert_allclose(times, [[0.5, 0.5 + delay] for delay in (1, 0, 1, 0, 1)])
     path = tmp_path / "own.csv"
     path.write_text("1,1\n3,3\n")
     # worker 1 has computed for 2 of its 4 seconds outside of the steps that take the trace's times
-    times = step_times(parse(f"trace:{path}:1", 2), 0, reference, 4)
+    times = timed(parse(f"trace:{path}:1", 2), 4)
     np.testing.assert_allclose(times, [[0.5, 1.0], [0.0, 0.5], [1.5, 2.0], [0.0, 0.5]])
 
 
 def test_bounds_of_a_run():
     options = Options(transport="mpi", workers=2, steps=10, straggler="fixed:1:1", batch_size=4, algorithm="allreduce")
+    whole = options
     reference = {"work_seconds": [1.0, 5.0], "local_steps": [4, 4]}  # 0.25 s of computation, and the delay
-    found = bounds_of.bounds(options, Toy(options), reference)
+    bounds = lambda options, task: bounds_of.bounds(options, task, Reference(reference, Toy(whole)))
+    found = bounds(options, Toy(options))
     assert found.ideal == pytest.approx(4 * (1 / 0.25 + 1 / 1.25))
     assert found.rule == pytest.approx(4 * 2 / 1.25)
     by_round = dataclasses.replace(options, clock="round", steps=None, epochs=2.0, algorithm="wagma", sync_period=5)
     # worker 0 comes to the sync round with its fifth step, as worker 1 ends its first
-    assert bounds_of.bounds(by_round, Toy(by_round), reference).rule == pytest.approx(4 * 6 / 1.25)
-    assert bounds_of.bounds(dataclasses.replace(by_round, steps=10, epochs=None), Toy(options), reference).rule is None
-    assert bounds_of.bounds(options, Toy(options), {"work_seconds": [None], "local_steps": [4]}) is None
+    assert bounds(by_round, Toy(by_round)).rule == pytest.approx(4 * 6 / 1.25)
+    assert bounds(dataclasses.replace(by_round, steps=10, epochs=None), Toy(options)).rule is None
+    # steps of half the examples take half of the computation
+    halves = dataclasses.replace(options, batch_size=2)
+    assert bounds(halves, Toy(halves)).ideal == pytest.approx(2 * (1 / 0.125 + 1 / 1.125))
+    unknown = Reference({"work_seconds": [None], "local_steps": [4]}, Toy(options))
+    assert bounds_of.bounds(options, Toy(options), unknown) is None
