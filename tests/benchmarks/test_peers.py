@@ -20,8 +20,8 @@ def test_the_slowest_process_counts_and_the_late_one_does_not_wait():
     assert (found["ms_q1"], found["ms_q3"]) == pytest.approx((20.0, 40.0))
     assert found["waited_seconds"] == pytest.approx(2.02 - 3 * 0.03)
     assert found["waited_longest"] == pytest.approx(3.02 - 3 * 0.03)
-    (row,) = peers.rows_of({"x": {"4": found, "reason": "does not run: no"}}, [4, 25])
-    assert row == ["x", "30.0 (20.0 - 40.0)", "1.93 (at most 2.93)", "", "", "does not run: no"]
+    (row,) = peers.rows_of({"x": {"4": found, "version": "y 1.0", "reason": "does not run: no"}}, [4, 25])
+    assert row == ["x", "y 1.0", "30.0 (20.0 - 40.0)", "1.93 (at most 2.93)", "", "", "does not run: no"]
 
 
 def test_a_peer_that_does_not_run_is_listed_with_the_reason(tmp_path, capsys):
