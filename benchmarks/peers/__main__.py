@@ -194,6 +194,7 @@ def rows_of(found: dict[str, dict[str, Any]], megabytes: Sequence[int]) -> list[
 def main(config: Config) -> None:
     """Measures all peers, and writes the table; also of what there is when it is interrupted."""
     found: dict[str, dict[str, Any]] = {}
+    text = ""
     for peer in config.peers or PEERS:
         found[peer] = {}
         try:

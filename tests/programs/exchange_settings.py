@@ -47,8 +47,9 @@ def everything():
 
 @contextlib.contextmanager
 def process_wide():
-    before = {name: getattr(jax.config, name) for name in PROCESS_WIDE}
-    for name, value in PROCESS_WIDE.items():
+    wanted = {**PROCESS_WIDE, "jax_default_device": jax.devices()[1]}
+    before = {name: getattr(jax.config, name) for name in wanted}
+    for name, value in wanted.items():
         jax.config.update(name, value)
     try:
         yield
@@ -73,6 +74,7 @@ SETTINGS = {
     "mesh_of_the_thread": mesh_of_the_thread,
     "x64": lambda: jax.enable_x64(True),
     "disable_jit": jax.disable_jit,
+    "first_device": lambda: jax.default_device(jax.devices()[0]),
     "everything": everything,
     "process_wide": process_wide,
 }
