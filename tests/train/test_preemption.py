@@ -11,6 +11,7 @@ import ranks
 from tests.train import runs
 from tests.train.test_navigation import MAZES, PPO, options, words
 from train import run
+from train.bench.bounds import Reference
 from train.bench.bounds import bounds as bounds_of
 from train.environments.point_goal import batches
 from train.experience import on_devices, preemption
@@ -225,7 +226,7 @@ def test_with_epochs_the_run_ends_by_the_steps_that_were_taken():
     assert options(**given, preempt=0.6).ends_by_units
     assert not options(**given).ends_by_units
     # so a bench does not know what its waiting allows, since nobody knows who will be cut short
-    reference = {"work_seconds": [1.0, 1.0], "local_steps": [10, 10]}
+    reference = Reference({"work_seconds": [1.0, 1.0], "local_steps": [10, 10]}, Navigation(options()))
     bounds = [
         bounds_of(options(**given, algorithm="allreduce", preempt=share), Navigation(options()), reference)
         for share in (0.6, None)
