@@ -58,10 +58,7 @@ def parse(
     if found.preset in presets:  # tyro reports unknown ones
         default = dataclasses.replace(default, **presets[found.preset])
     elif found.evaluate:
-        try:
-            default = cls.from_json(find_options(Path(found.evaluate)))
-        except TypeError as error:
-            raise ValueError(f"{found.evaluate} is of another script or version ({error})") from None
+        default = options_of(cls, Path(found.evaluate))
     return _read(cls, prog, cli, default, arguments, found.transport, evaluating=bool(found.evaluate))
 
 
@@ -105,6 +102,18 @@ def _without_preset(arguments: Sequence[str]) -> list[str]:
         at = words.index("--preset")
         del words[at : at + 2]
     return [word for word in words if not word.startswith("--preset=")]
+
+
+def options_of(cls: type[OptionsType], path: Path) -> OptionsType:
+    """The options of the run that a path belongs to, as ``find_options`` finds it.
+
+    Raises:
+        ValueError: There are none, or they are not of this class.
+    """
+    try:
+        return cls.from_json(find_options(path))
+    except TypeError as error:
+        raise ValueError(f"{path} is of another script or version ({error})") from None
 
 
 def find_options(path: Path) -> dict[str, Any]:

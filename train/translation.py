@@ -224,10 +224,7 @@ def translate(options: Options) -> None:
     assert options.translate is not None, "the options have been checked"
     assert options.exported is not None, "the options have been checked"
     sentences = translating.read(options.translate, sys.stdin.buffer)
-    try:
-        trained = Options.from_json(parsing.find_options(options.exported))
-    except TypeError as error:
-        raise ValueError(f"{options.exported} is of another script or version ({error})") from None
+    trained = parsing.options_of(Options, options.exported)
     words = vocabulary.find(options.exported)
     _, net = create_network(trained, words)
     model = resume.load_consensus(options.exported, as_shapes(net.like))

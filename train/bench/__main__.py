@@ -90,10 +90,8 @@ def bench(config: Config, words: Sequence[str]) -> int:
     tuned = tuning.tuning_cases(made) if config.tune else {}
     if config.tune and not tuned:
         raise ValueError("--tune needs learning rates to try: add rates to the plan, or --rates")
-    rates = tuning.known(made, folder)
-    if not config.tune and not config.dry_run:
-        tuning.check(made, folder, rates)
-    every = cases_of.cases(made, rates)
+    rates = tuning.known if config.tune or config.dry_run else tuning.load
+    every = cases_of.cases(made, rates(made, folder))
     cases_of.check([*tuned.values(), *every])
     if config.dry_run:
         _tell(made, [*tuned.values(), *every], out)
@@ -105,9 +103,7 @@ def bench(config: Config, words: Sequence[str]) -> int:
             found = tuning.chosen(made, tuned, out)
             tuning.save(tuning.rates_file(made, folder), found)
             console.console.print(report.tuning_table(found, made.rates), highlight=False, markup=False)
-            rates = tuning.known(made, folder)
-            tuning.check(made, folder, rates)
-            every = cases_of.cases(made, rates)
+            every = cases_of.cases(made, tuning.load(made, folder))
         try:
             stopped += _run(every, out, made)
         finally:

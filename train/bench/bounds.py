@@ -51,7 +51,7 @@ def bounds(options: RunOptions, task: Task, reference: Reference) -> Bounds | No
         reference: With the same seed and straggler.
     """
     straggler, others = (stragglers.parse(options.straggler, each.steps_per_delay) for each in (task, reference.task))
-    found = pace(others, options.seed, reference.summary)
+    found = computation(others, options.seed, reference.summary)
     if found is None:
         return None
     found = found._replace(seconds=found.seconds * task.units_per_step / reference.task.units_per_step)
@@ -70,7 +70,7 @@ def bounds(options: RunOptions, task: Task, reference: Reference) -> Bounds | No
     return Bounds(virtual.free(times) * units, None if rule is None else rule * units)
 
 
-class Pace(NamedTuple):
+class Computation(NamedTuple):
     """How long workers compute.
 
     Attributes:
@@ -82,7 +82,7 @@ class Pace(NamedTuple):
     stretch: np.ndarray
 
 
-def pace(straggler: Straggler, seed: int, summary: Mapping[str, Any]) -> Pace | None:
+def computation(straggler: Straggler, seed: int, summary: Mapping[str, Any]) -> Computation | None:
     """How long the workers of a run in which nobody waited have computed; None: not known.
 
     Args:
@@ -96,17 +96,18 @@ def pace(straggler: Straggler, seed: int, summary: Mapping[str, Any]) -> Pace | 
     delays = _delays(straggler, seed, max(counts), len(work))
     before = np.array([delays[:count, worker].sum() for worker, count in enumerate(counts)])
     if straggler.whole_steps and straggler.period == 1:
-        return Pace(np.zeros(len(work)), np.maximum(work / before, 1.0))  # computation that takes longer than its time
-    return Pace(np.maximum(work - before, 0.0) / counts, np.ones(len(work)))
+        stretch = np.maximum(work / before, 1.0)  # computation that takes longer than its time
+        return Computation(np.zeros(len(work)), stretch)
+    return Computation(np.maximum(work - before, 0.0) / counts, np.ones(len(work)))
 
 
-def step_times(straggler: Straggler, seed: int, found: Pace, steps: int) -> np.ndarray:
+def step_times(straggler: Straggler, seed: int, found: Computation, steps: int) -> np.ndarray:
     """Seconds of each step of each worker, computation and delay; float64 [steps, num_workers].
 
     Args:
         straggler: Who is late.
         seed: Of the delays.
-        found: From :func:`pace`, its seconds for as much work as a step is here.
+        found: From :func:`computation`, its seconds for as much work as a step is here.
         steps: How many.
     """
     return _delays(straggler, seed, steps, len(found.seconds)) * found.stretch + found.seconds

@@ -81,19 +81,15 @@ def known(plan: Plan, results: Path) -> dict[str, dict[str, float]]:
     return {workload: {arm: entry["rate"] for arm, entry in arms.items()} for workload, arms in kept.items()}
 
 
-def check(plan: Plan, results: Path, rates: Mapping[str, Mapping[str, float]]) -> None:
-    """Checks that no arm of a plan lacks a rate.
-
-    Args:
-        plan: The plan.
-        results: Where its rates are kept.
-        rates: Those that are :func:`known`.
+def load(plan: Plan, results: Path) -> dict[str, dict[str, float]]:
+    """As :func:`known`, of a plan of which no arm lacks a rate.
 
     Raises:
         ValueError: Rates of some arms have not been tuned yet.
     """
+    rates = known(plan, results)
     if not plan.rates and plan.rates_of is None:
-        return
+        return rates
     wanted: Sequence[str] = [label for label, arm in plan.arms.items() if arm.tuned_as is None]
     named = [arm.tuned_as for arm in plan.arms.values() if arm.tuned_as is not None]
     missing = [
@@ -106,3 +102,4 @@ def check(plan: Plan, results: Path, rates: Mapping[str, Mapping[str, float]]) -
         raise ValueError(
             f"{rates_file(plan, results)} has no learning rates for {', '.join(missing)}: add --tune, which finds them"
         )
+    return rates

@@ -8,7 +8,7 @@ import pytest
 from tests.train.toy import Options, Toy
 from train.bench import bounds as bounds_of
 from train.bench import virtual
-from train.bench.bounds import Reference, pace, rule_of, step_times
+from train.bench.bounds import Reference, computation, rule_of, step_times
 from train.bench.virtual import Event, Wait
 from train.stragglers import Straggler, parse
 from wagma_jax.algorithms.sgp import SgpOptions
@@ -93,7 +93,7 @@ REFERENCE = {"work_seconds": [2.0, 6.0], "local_steps": [4, 4]}
 
 def test_step_times_are_computation_and_delay():
     straggler = Straggler("fixed", 1.0, rank=1)
-    times = step_times(straggler, 0, pace(straggler, 0, REFERENCE), 6)
+    times = step_times(straggler, 0, computation(straggler, 0, REFERENCE), 6)
     np.testing.assert_allclose(times, [[0.5, 0.5 + 1.0]] * 6)
 
 
@@ -102,13 +102,13 @@ def test_step_times_of_a_trace(tmp_path):
     path.write_text("1,1\n3,3\n")
     straggler = parse(f"trace:{path}:1")  # scaled by 1/2
     # worker 0 kept to the 4 seconds of its four steps; worker 1 took 6 of them
-    times = step_times(straggler, 0, pace(straggler, 0, {"work_seconds": [4.0, 6.0], "local_steps": [4, 4]}), 2)
+    times = step_times(straggler, 0, computation(straggler, 0, {"work_seconds": [4.0, 6.0], "local_steps": [4, 4]}), 2)
     np.testing.assert_allclose(times, [[0.5, 0.75], [1.5, 2.25]])
 
 
 def test_step_times_where_only_some_steps_are_delayed(tmp_path):
     reference = {"work_seconds": [2.0, 4.0], "local_steps": [4, 4]}
-    timed = lambda straggler, steps: step_times(straggler, 0, pace(straggler, 0, reference), steps)
+    timed = lambda straggler, steps: step_times(straggler, 0, computation(straggler, 0, reference), steps)
     times = timed(parse("fixed:1:1", 2), 5)
     np.testing.assert_allclose(times, [[0.5, 0.5 + delay] for delay in (1, 0, 1, 0, 1)])
     path = tmp_path / "own.csv"
