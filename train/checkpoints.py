@@ -16,7 +16,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from train.counts import Counts
 from train.files import write_whole
+from train.jsonable import from_json, to_json
 from train.pytrees import layout, plain, restored
 from train.transports.group import Group, in_a_line
 
@@ -51,6 +53,9 @@ class Position:
         wait_seconds: How long every worker has waited in exchanges over MPI; empty in one program.
         work_seconds: How long every worker has computed and been delayed; likewise.
         distance: The distance of the workers' parameters to their consensus, when it was last measured.
+        windows: What each process has counted since the last log point.
+        at_sync: Whether all workers have the same model, that of a sync round.
+        units_per_round: Between the last two meetings; None where there were none since ``first_step``.
     """
 
     step: int = 0
@@ -73,6 +78,9 @@ class Position:
     wait_seconds: Sequence[float] = ()
     work_seconds: Sequence[float] = ()
     distance: float | None = None
+    windows: Sequence[Counts] = ()
+    at_sync: bool = False
+    units_per_round: float | None = None
 
 
 class Saved(NamedTuple):
@@ -132,8 +140,8 @@ class Checkpoints:
             self._prune()
             shutil.rmtree(here, ignore_errors=True)
             here.mkdir(parents=True)
-            written = {"position": dataclasses.asdict(position), "parts": dict(parts)}
-            write_whole(here / POSITION, json.dumps(written) + "\n")
+            written = {"position": position, "parts": dict(parts)}
+            write_whole(here / POSITION, json.dumps(to_json(written)) + "\n")
         self._group.everyone(None)
         if not exists:
             self._write(here / part, plains)
@@ -218,7 +226,7 @@ def look(checkpoint: Path) -> Saved:
     _check_version(checkpoint)
     try:
         found = json.loads((checkpoint / POSITION).read_text())
-        return Saved(Position(**found["position"]), found["parts"])
+        return Saved(from_json(found["position"], Position), found["parts"])
     except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{POSITION} of {checkpoint} cannot be read: {in_a_line(error)}") from None
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from train.task import Mean
+
 
 @dataclasses.dataclass(frozen=True)
 class Distance:
@@ -95,6 +97,27 @@ def union(a: Mapping[str, Iterable[int]], b: Mapping[str, Iterable[int]]) -> dic
     return {name: frozenset(a.get(name, ())) | frozenset(b.get(name, ())) for name in {**a, **b}}
 
 
+_ROW = frozenset({
+    "step", "examples", "seconds", "consensus_distance", "examples_per_second", "data_wait_fraction", "late_fraction",
+    "wait_fraction", "eval",
+})  # fmt: skip
+
+
+def check_metrics(metrics: Mapping[str, Any]) -> None:
+    """Raises ValueError unless these are metrics of a step: means of scalars by name, the loss among them."""
+    if "loss" not in metrics:
+        raise ValueError(f"the metrics of a step have the loss among them, got {', '.join(metrics) or 'none'}: add it")
+    for name, mean in metrics.items():
+        if name in _ROW:
+            raise ValueError(f"a metric cannot be called {name!r}, as every row has its own: choose another name")
+        if not isinstance(mean, Mean) or any(np.shape(part) for part in mean):
+            got = [list(np.shape(part)) for part in mean] if isinstance(mean, Mean) else type(mean).__name__
+            raise ValueError(
+                f"a metric is the Mean of scalars, a sum and a count, got {got} for {name!r}: give each number a name "
+                "of its own"
+            )
+
+
 def total(counts: Iterable[Counts]) -> Counts:
     """The sum of counts."""
     whole = Counts()
@@ -108,14 +131,15 @@ class Rows:
 
     Args:
         num_workers: P.
-        units: Units that all had seen before the first window.
-        seconds: Seconds of training before it.
+        units: Units that all have seen.
+        seconds: Seconds of training until then.
+        open: The windows of all processes that are still open then: what has been counted since the last log point.
     """
 
-    def __init__(self, num_workers: int, units: int, seconds: float):
+    def __init__(self, num_workers: int, units: int, seconds: float, open: Sequence[Counts] = ()):
         self._num_workers = num_workers
-        self._units = units
-        self._before = seconds
+        self._units = units - total(open).units
+        self._before = seconds - max((window.seconds for window in open), default=0.0)
         self._seconds: list[float] = []
         self.status = ""
 

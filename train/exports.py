@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from train.checkpoints import alone_options, check_layout
+from train.jsonable import to_json
 from train.pytrees import layout
 
 
@@ -30,7 +31,7 @@ def export(folder: Path, model: Any, description: dict[str, Any], files: Mapping
     fresh = folder.with_name(folder.name + ".new")
     with ocp.Checkpointer(ocp.StandardCheckpointHandler(), multiprocessing_options=alone_options()) as writer:
         writer.save(fresh, args=ocp.args.StandardSave(model), force=True)
-    (fresh / "description.json").write_text(json.dumps(description, indent=2) + "\n")
+    (fresh / "description.json").write_text(json.dumps(to_json(description), indent=2) + "\n")
     for name, content in (files or {}).items():
         (fresh / name).write_bytes(content)
     shutil.rmtree(folder, ignore_errors=True)

@@ -1,7 +1,7 @@
 """Fields of the options of training scripts: how they are spelled, and what a resumed run may change."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 Resume = Literal["fixed", "restarts", "free"]
@@ -20,6 +20,22 @@ def option(
         same: Maps a value to the part of it that must not change; None: the whole value.
     """
     return dataclasses.field(default=default, metadata={"resume": resume, "mpi_only": mpi_only, "same": same})
+
+
+def declared(options: type) -> dict[str, Mapping[str, Any]]:
+    """What :func:`option` has said of each field of a class of options, by its name.
+
+    A subclass may give a field of its base another default without saying the rest again.
+    """
+
+    def said(name: str) -> Mapping[str, Any]:
+        for kind in options.__mro__:
+            field = vars(kind).get("__dataclass_fields__", {}).get(name)
+            if field is not None and "resume" in field.metadata:
+                return field.metadata
+        return {"resume": "fixed", "mpi_only": False, "same": None}
+
+    return {field.name: said(field.name) for field in dataclasses.fields(options)}
 
 
 class Checked:

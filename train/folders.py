@@ -30,16 +30,14 @@ def _claim(out: Path, again: bool) -> bool:
 
     Args:
         out: The folder.
-        again: Whether a folder that holds this sign alone is taken: of a start that was killed at once.
+        again: Whether a folder with this empty sign is taken: of a start that was killed before it wrote its options.
     """
     sign = out / OPTIONS_FILE
     try:
         out.mkdir(parents=True, exist_ok=True)
-        found = list(out.iterdir())
-        begun = {sign, sign.with_name(sign.name + ".new")}  # killed before or while it wrote its options
-        if again and found and begun.issuperset(found) and (not sign.exists() or sign.stat().st_size == 0):
+        if again and sign.is_file() and not sign.stat().st_size:
             return True
-        if found:
+        if any(out.iterdir()):
             return False
         sign.open("x").close()
     except OSError as problem:
@@ -49,10 +47,21 @@ def _claim(out: Path, again: bool) -> bool:
     return True
 
 
-def set_aside_ledgers(options: RunOptions, step: int) -> None:
-    """Moves away the ledgers of a run that goes on with other workers or another algorithm, as it starts new ones."""
-    assert options.resume is not None
-    folder = options.resume / f"ledger-before-{step}"
-    for path in sorted(options.resume.glob("ledger-*.jsonl")):
-        folder.mkdir(exist_ok=True)
+def set_aside_ledgers(run: Path, step: int) -> None:
+    """Moves away the ledgers of a run that begins anew at a step, as it starts new ones.
+
+    If it has begun there before, and was killed before its first checkpoint, the ledgers of that start get a folder of
+    their own.
+    """
+    ledgers = sorted(run.glob("ledger-*.jsonl"))
+    if not ledgers:
+        return
+    name = f"ledger-before-{step}"
+    folder = next(
+        folder
+        for number in itertools.count(1)
+        if not (folder := run / (name if number == 1 else f"{name}-{number}")).exists()
+    )
+    folder.mkdir()
+    for path in ledgers:
         path.rename(folder / path.name)

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import optax
 
 from train import moments
+from train.counts import check_metrics
 from train.moments import Moments
-from train.pytrees import as_shapes
-from train.task import Mean, Model, Task
+from train.pytrees import as_shapes, layout
+from train.task import Gradients, Mean, Model, Task
 
 
 class State(NamedTuple):
@@ -47,14 +48,14 @@ class Learner:
 
     Attributes:
         task: The workload.
-        optimizer: The local optimizer; its ``update`` takes ``share``.
+        optimizer: The local optimizer. If its rate changes, its ``update`` takes ``share``.
         exchanges: What workers combine: "models" after the local step, or "gradients" before it.
         seed: Of all that steps draw.
         moments: Which of the optimizer's moments travel with models, and when they are averaged.
     """
 
     task: Task
-    optimizer: optax.GradientTransformationExtraArgs
+    optimizer: optax.GradientTransformation
     exchanges: Literal["models", "gradients"]
     seed: int
     moments: Moments = "own"
@@ -104,7 +105,7 @@ class Learner:
         if self.task.updates_per_step > 1:
             model, optimizer, carry, metrics = self._several(model, optimizer, carry, batch, key, share)
             return self.exchanged(model, optimizer), optimizer, carry, metrics
-        made = self.task.gradients(model, carry, batch, key)
+        made = self._gradients(model, carry, batch, key)
         if self.exchanges == "gradients":
             return {"params": made.grads, "stats": made.stats}, optimizer, made.carry, made.metrics
         model, optimizer = self._apply(made.grads, made.stats, model, optimizer, share)
@@ -118,13 +119,36 @@ class Learner:
 
         def update(state: Any, each: Any) -> Any:
             (model, optimizer, carry), (number, part) = state, each
-            made = self.task.gradients(model, carry, part, jax.random.fold_in(key, number))
+            made = self._gradients(model, carry, part, jax.random.fold_in(key, number))
             model, optimizer = self._apply(made.grads, made.stats, model, optimizer, share)
             return (model, optimizer, made.carry), made.metrics
 
         numbers = jnp.arange(self.task.updates_per_step)
         (model, optimizer, carry), metrics = jax.lax.scan(update, (model, optimizer, carry), (numbers, batch))
         return model, optimizer, carry, jax.tree.map(lambda each: each.sum(0), metrics)
+
+    def _gradients(self, model: Model, carry: Any, batch: Any, key: jax.Array) -> Gradients:
+        """What the task computes.
+
+        Raises:
+            ValueError: It is not like what came in.
+        """
+        made = self.task.gradients(model, carry, batch, key)
+        check_metrics(made.metrics)
+        wanted = {"grads": model["params"], "stats": model["stats"], "carry": carry}
+        for name, like in wanted.items():
+            got, expected = layout(getattr(made, name)), layout(like)
+            if name == "grads":  # the optimizer takes any dtype
+                got, expected = ({path: shape for path, (shape, _) in each.items()} for each in (got, expected))
+            for path in [*expected, *got]:
+                its, came = got.get(path, "nothing"), expected.get(path, "nothing")
+                if its != came:
+                    raise ValueError(
+                        f"gradients() of {self.task.name} must return {name} like what came in, got {its} at "
+                        f"{path or 'the only leaf'}, where {came} came in: return all leaves, with the same shapes and "
+                        "dtypes"
+                    )
+        return made
 
     def after(self, model: Model, optimizer: Any, combined: Any, share: jax.Array) -> tuple[Model, Any]:
         """The second half of a step: maps what the exchange returned to (model, optimizer's state)."""
@@ -142,7 +166,8 @@ class Learner:
         return square_distance(sent["params"], combined["params"])
 
     def _apply(self, grads: Any, stats: Any, model: Model, optimizer: Any, share: jax.Array) -> tuple[Model, Any]:
-        updates, optimizer = self.optimizer.update(grads, optimizer, model["params"], share=share)
+        with_share = optax.with_extra_args_support(self.optimizer)
+        updates, optimizer = with_share.update(grads, optimizer, model["params"], share=share)
         return {"params": optax.apply_updates(model["params"], updates), "stats": stats}, optimizer
 
     def _key(self, step: jax.Array, worker: jax.Array) -> jax.Array:

@@ -19,7 +19,7 @@ from train.checkpoints import Checkpoints, Position
 from train.counts import Counts, Rows, total, union
 from train.interrupts import Interrupts
 from train.options import RunOptions
-from train.results import MetricsFile
+from train.results import MetricsFile, checked_scores
 from train.task import Batch, Feed, Model, Place, Task
 from train.transports.group import Group, KeepsTogether
 
@@ -152,15 +152,17 @@ class Run:
         """Sets the counters to the position."""
         start, options = self.position, self.options
         self._start = start
-        self._rows = Rows(options.workers, start.examples, start.seconds)
+        group = self.workers.group
+        windows = start.windows if len(start.windows) == group.size else ()
+        self._rows = Rows(options.workers, start.examples, start.seconds, windows)
         per_round = options.workers * self.task.units_per_step
-        self._pace = Pace(start.examples - start.first_example, start.step, per_round)
-        self._window = self._whole = Counts()
+        self._pace = Pace(start.examples - start.first_example, start.step, start.units_per_round or per_round)
+        self._window, self._whole = (windows[group.rank] if windows else Counts()), Counts()
         self._data_wait = 0.0
         self._mark = time.perf_counter()
         self._logged = start.step // options.log_every
         evaluated = max((row["step"] for row in self.metrics.rows if "eval" in row), default=0)
-        self._evaluated = self.workers.group.from_first(evaluated) // options.eval_every
+        self._evaluated = group.from_first(evaluated) // options.eval_every
         self._saved = start.step // max(options.checkpoint_every, 1)
         self._distance = start.distance
         self._diverged = False
@@ -171,8 +173,11 @@ class Run:
         Times leave out evaluations and checkpoints.
         """
         workers, budget = self.workers, self.budget
-        stop, outcome = None, None
+        stop, outcome, finished = None, None, False
         ended = budget.ended(workers.round, self._pace.units)
+        if not ended and self._start.step // self.options.eval_every > self._evaluated:  # left undone by a stop
+            self._evaluated = self._start.step // self.options.eval_every
+            self._outcome(None, None if self._start.at_sync else self._start.step)
         announced, said, tallied = False, time.perf_counter(), 0
         with Interrupts() as asked, console.progress_bar() as bar:
             task = bar.add_task(self.options.algorithm, total=budget.total_steps, status="")
@@ -191,18 +196,17 @@ class Run:
                 if stepped.sums is not None:
                     tallied = 0
                     self._pace.meet(stepped.round, stepped.sums[0])
-                    stop = interrupts.asked(stepped.sums[1:])
-                    ended = stop is not None or budget.ended(stepped.round, self._pace.units)
+                    finished = budget.ended(stepped.round, self._pace.units)
+                    stop = None if finished else interrupts.asked(stepped.sums[1:])
+                    ended = finished or stop is not None
                 if stepped.round // self.options.log_every > self._logged or ended:
-                    self._log(stepped.round, ended)
+                    self._log(stepped.round, finished)
                     shown = budget.shown_steps(stepped.round, self._pace.at(stepped.round))
                     bar.update(task, completed=shown, status=self._rows.status)
                     if not console.console.is_terminal and time.perf_counter() - said > _SAY_SECONDS and not ended:
                         said = time.perf_counter()
                         console.say(f"{self.options.algorithm} {shown:.0f}/{budget.total_steps}  {self._rows.status}")
                 if stepped.sums is not None:
-                    finished = ended and budget.ended(stepped.round, self._pace.units)
-                    stop = None if finished else stop
                     outcome = self._meet(stepped, ended, finished, stop)
                 batch = None if ended else self._next(feed)
             if outcome is None:  # the run was at its end already
@@ -233,7 +237,7 @@ class Run:
         self._whole += dataclasses.replace(counts, sums={})
 
     def _log(self, step: int, last: bool) -> None:
-        """Reports all log points up to this step."""
+        """Reports all log points up to this step; the last step of a run is one."""
         self._take()
         every = self.options.log_every
         while self._logged < step // every:
@@ -266,7 +270,7 @@ class Run:
             return None
         self._take()
         self._collect(self._logged * options.log_every)  # so that rows are in the order of their steps
-        self._position(step)
+        self._position(step, stepped.is_sync)
         outcome = None
         if evaluating:
             self._evaluated = step // options.eval_every
@@ -287,7 +291,8 @@ class Run:
         parts = group.everyone(self.task.evaluate(consensus.model, place))
         row = {"step": self.position.step, "examples": self.position.examples, "seconds": self.position.seconds}
         # on one process: a score of a corpus may take long
-        row["eval"] = group.from_first(group.agreed(lambda: self.task.scores(parts) if group.is_first else {}))
+        scores = lambda: checked_scores(self.task.scores(parts), self.task.score) if group.is_first else {}
+        row["eval"] = group.from_first(group.agreed(scores))
         if measured_at is not None:
             squares = sum(group.everyone(consensus.squares))
             self._distance = row["consensus_distance"] = float(np.sqrt(squares / self.options.workers))
@@ -296,7 +301,7 @@ class Run:
             self.metrics.write(**row)
         return Outcome(self.position, consensus.model, parts, stop)
 
-    def _position(self, step: int) -> None:
+    def _position(self, step: int, at_sync: bool) -> None:
         """Updates ``position`` from the counts of all processes, which all call it."""
         start, group = self._start, self.workers.group
         everyone = group.everyone(self._whole)
@@ -316,6 +321,9 @@ class Run:
             wait_seconds=_grown(start.wait_seconds, [counts.waited for counts in everyone]),
             work_seconds=_grown(start.work_seconds, [counts.worked for counts in everyone]),
             distance=group.from_first(self._distance),
+            windows=group.everyone(self._window),
+            at_sync=at_sync,
+            units_per_round=self._pace.per_round,
         )
 
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from train import lateness, moments, stragglers
 from train.budget import Length
 from train.data.order import Sampling
-from train.fields import Checked, flag, option
+from train.fields import Checked, declared, flag, option
 from train.files import write_whole
+from train.jsonable import from_json, to_json
 from train.moments import Moments
 from wagma_jax.algorithms import ALGORITHMS, DEFAULT, Settings, Strategy, build, find
 
@@ -111,7 +112,7 @@ class RunOptions(AlgorithmOptions):
     rotate: bool = option(True, resume="restarts")
     quorum: int = option(1, resume="restarts", mpi_only=True)
     clock: Literal["step", "round"] = option("step", resume="restarts", mpi_only=True)
-    on_nonfinite: Literal["share", "skip"] = option("share", resume="restarts")
+    on_nonfinite: Literal["share", "skip"] = option("share", resume="restarts", mpi_only=True)
     moments: Moments = option("own", resume="restarts")
     meet_every: int | None = option(None, resume="free", mpi_only=True)
     timeout_seconds: float = option(600.0, resume="free")
@@ -160,6 +161,22 @@ class RunOptions(AlgorithmOptions):
         if self.resume_if_exists and self.out is None:
             raise ValueError("--resume-if-exists needs to know which run: give --out, the same at every start")
         super().check()
+        self._check_kept()
+
+    def _check_kept(self) -> None:
+        """A run that cannot read its options again could not be resumed."""
+        hints = typing.get_type_hints(type(self))
+        for name, value in vars(self).items():
+            try:
+                kept = from_json(json.loads(json.dumps(to_json(value))), hints[name])
+            except TypeError as error:
+                kept = error
+            if kept != value:
+                raise ValueError(
+                    f"{flag(name)} {value!r} is not the same once it was kept as JSON ({kept!r}), so that no run could "
+                    "go on with it: options are numbers, strings, paths, members of an Enum, and tuples, dataclasses "
+                    "or None of these"
+                )
 
     def _check_algorithm(self) -> None:
         for name, algorithm in ALGORITHMS.items():
@@ -210,8 +227,9 @@ class RunOptions(AlgorithmOptions):
             if any(value is not None for value in (self.coordinator, self.processes, self.process_id)):
                 raise ValueError("--coordinator, --processes and --process-id are for --transport xla: leave them out")
             return
+        said = declared(type(self))
         for field in dataclasses.fields(self):
-            if field.metadata.get("mpi_only") and getattr(self, field.name) != field.default:
+            if said[field.name]["mpi_only"] and getattr(self, field.name) != field.default:
                 raise ValueError(
                     f"{flag(field.name)} {getattr(self, field.name)} needs --transport mpi, since all workers of one "
                     "program run in step: start with wagma launch, or use --late-probability for simulated lateness"
@@ -292,7 +310,7 @@ class RunOptions(AlgorithmOptions):
 
     def to_json(self) -> dict[str, Any]:
         """The options as JSON has them, for :meth:`from_json`."""
-        return {name: str(x) if isinstance(x, Path) else x for name, x in dataclasses.asdict(self).items()}
+        return to_json(self)
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -318,13 +336,12 @@ class RunOptions(AlgorithmOptions):
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         """From what :meth:`to_json` returned; TypeError for options that do not exist."""
-        hints = typing.get_type_hints(cls)
-        return cls(**{name: _from_json(value, hints.get(name)) for name, value in values.items()})
+        return from_json(values, cls)
 
     def setup(self) -> dict[str, Any]:
         """What cannot change within a run without starting again from its consensus model."""
         values = json.loads(json.dumps(self.to_json()))  # as a checkpoint keeps them
-        return {f.name: values[f.name] for f in dataclasses.fields(self) if f.metadata.get("resume") == "restarts"}
+        return {name: values[name] for name, said in declared(type(self)).items() if said["resume"] == "restarts"}
 
     def setup_changes(self, saved: Mapping[str, Any]) -> list[str]:
         """How the set-up differs from a saved one, for people."""
@@ -336,23 +353,15 @@ class RunOptions(AlgorithmOptions):
 
     def check_resumes(self, saved: "RunOptions") -> None:
         """Raises ValueError if these options would make another run of a saved one."""
-        for field in dataclasses.fields(self):
-            same = field.metadata.get("same") or (lambda value: value)
-            mine, its = same(getattr(self, field.name)), same(getattr(saved, field.name))
-            if mine != its and field.metadata.get("resume", "fixed") == "fixed":
+        for name, said in declared(type(self)).items():
+            same = said["same"] or (lambda value: value)
+            mine, its = same(getattr(self, name)), same(getattr(saved, name))
+            if mine != its and said["resume"] == "fixed":
                 raise ValueError(
-                    f"{flag(field.name)} is {its} in the run that --resume names, got {mine}: leave it "
+                    f"{flag(name)} is {its} in the run that --resume names, got {mine}: leave it "
                     "out, or start a new run"
                 )
         if self.out not in (None, self.resume):
             raise ValueError(
                 f"the results of --resume {self.resume} go on in its own folder: leave out --out {self.out}"
             )
-
-
-def _from_json(value: Any, hint: Any) -> Any:
-    if isinstance(value, str) and Path in typing.get_args(hint):
-        return Path(value)
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return hint(**typing.cast(dict[str, Any], value))
-    return tuple(value) if isinstance(value, list) else value

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from train.fields import declared
 from train.options import OPTIONS_FILE, RunOptions
 from train.transports import launchers
 
@@ -79,9 +80,10 @@ def _read(cls, prog, cli, default, arguments, transport, resuming=False, evaluat
     fresh: dict[str, Any] = {"resume": None, "evaluate": None, "resume_if_exists": False}
     fields = {field.name: field for field in dataclasses.fields(cls)}
     default = dataclasses.replace(default, **fresh, **({"preset": None} if "preset" in fields else {}))
-    if transport == "xla":  # these options of a run over MPI have no meaning in one program
-        mpi_only = [field for field in fields.values() if field.metadata.get("mpi_only")]
-        default = dataclasses.replace(default, **{field.name: field.default for field in mpi_only})
+    # these options of a run over MPI have no meaning in one program
+    in_one_program = {name: fields[name].default for name, said in declared(cls).items() if said["mpi_only"]}
+    if transport == "xla":
+        default = dataclasses.replace(default, **in_one_program)
     size = launchers.mpi_processes(os.environ)
     if transport == "mpi" and (launcher := launchers.launched(os.environ)) is not None:
         size = launcher.processes  # srun counts too, although it may not speak MPI
@@ -90,9 +92,7 @@ def _read(cls, prog, cli, default, arguments, transport, resuming=False, evaluat
         workers = default.workers if resuming and size == 1 else size
         default = dataclasses.replace(default, transport="mpi", workers=workers)
     elif evaluating:
-        default = dataclasses.replace(default, transport="xla", **{
-            field.name: field.default for field in fields.values() if field.metadata.get("mpi_only")
-        })  # fmt: skip
+        default = dataclasses.replace(default, transport="xla", **in_one_program)
     return cli(cls, prog=prog, description=str(cls.__doc__).partition("\n")[0], args=list(arguments), default=default)
 
 

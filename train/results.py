@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from rich import box
 from rich.table import Table
 
 from train.files import write_whole
+from train.jsonable import finite
 from train.task import Score
 
 
@@ -49,7 +49,7 @@ class MetricsFile:
         """Writes a row; numbers that are not finite become null, since JSON has no such numbers."""
         self.rows.append(row)
         if self._file is not None:
-            self._file.write(json.dumps(_plain(row)) + "\n")
+            self._file.write(json.dumps(finite(row)) + "\n")
             self._file.flush()
         for sink in self.sinks:
             sink(row)
@@ -75,7 +75,7 @@ class TensorBoard:
     def __init__(self, folder: Path, step: int = 0):
         from tensorboardX import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+        self._writer = SummaryWriter(str(folder), purge_step=step + 1 if folder.exists() else None)
 
     def __enter__(self) -> "TensorBoard":
         return self
@@ -95,9 +95,28 @@ class TensorBoard:
                 self._writer.add_scalar(name, value, row["step"])
 
 
+def checked_scores(scores: Mapping[str, Any], score: Score) -> dict[str, float]:
+    """The scores of a task as numbers of Python.
+
+    Raises:
+        ValueError: One is no number, or the one that tables show first is missing.
+    """
+    numbers: dict[str, float] = {}
+    for name, value in scores.items():
+        if np.ndim(value) or not isinstance(np.asarray(value).item(), (int, float)):
+            raise ValueError(f"scores are numbers, got {name} = {value!r}: give each number a name of its own")
+        numbers[name] = np.asarray(value).item()
+    if score.name not in numbers:
+        raise ValueError(
+            f"the task's score is {score.name!r}, but scores() returned {', '.join(numbers) or 'none'}: return it, or "
+            "name another"
+        )
+    return numbers
+
+
 def write_summary(path: Path, summary: dict[str, Any]) -> None:
     """Writes summary.json."""
-    write_whole(path, json.dumps(_plain(summary), indent=2) + "\n")
+    write_whole(path, json.dumps(finite(summary), indent=2) + "\n")
 
 
 def results(out: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -193,15 +212,3 @@ def _parsed(line: str) -> dict[str, Any] | None:
         return json.loads(line)
     except json.JSONDecodeError:  # the last line of a run that was killed while it wrote
         return None
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, np.generic) or hasattr(value, "item"):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -95,6 +95,9 @@ def restore(
         local_steps=(0,) * options.workers,
         wait_seconds=(),
         work_seconds=(),
+        windows=(),
+        at_sync=True,
+        units_per_round=None,
     )
     return Found(position, group.from_first(state), about)
 
@@ -139,12 +142,20 @@ def consensus(checkpoint: Path, saved: Saved, model: Model, optimizer: Any = Non
     wanted = {name: like for name, like in wanted.items() if name not in means}
     if saved.position.stacked:
         stacked = as_numpy(wanted, saved.position.workers)
-        means |= mean_of_workers(checkpoints.read(checkpoint, saved, checkpoints.part_of(None), stacked, alone=True))
+        means |= mean_of_workers(_shares(checkpoint, saved, checkpoints.part_of(None), stacked))
         return Begin(means["model"], means.get("optimizer"))
     for name, like in as_numpy(wanted).items():
         parts = [part for part, pieces in saved.parts.items() if name in pieces]
-        means[name] = _mean(checkpoints.read(checkpoint, saved, part, {name: like}, alone=True)[name] for part in parts)
+        means[name] = _mean(_shares(checkpoint, saved, part, {name: like})[name] for part in parts)
     return Begin(means["model"], means.get("optimizer"))
+
+
+def _shares(checkpoint: Path, saved: Saved, part: str, wanted: dict[str, Any]) -> dict[str, Any]:
+    """Reads pieces of a part; for the model, the share of the consensus where it is not the model itself."""
+    has_share = "share" in saved.parts[part]
+    names = {"share" if has_share and name == "model" else name: name for name in wanted}
+    found = checkpoints.read(checkpoint, saved, part, {its: wanted[name] for its, name in names.items()}, alone=True)
+    return {name: found[its] for its, name in names.items()}
 
 
 def _mean(trees: Iterable[Any]) -> Any:

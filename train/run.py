@@ -10,7 +10,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
-import jax
 import optax
 
 from train import console, exports, folders, loop, results, resume, settings
@@ -19,16 +18,17 @@ from train.checkpoints import Checkpoints, Position
 from train.errors import GaveUpError
 from train.fields import flag
 from train.files import write_whole
+from train.jsonable import to_json
 from train.learner import Begin, Learner
 from train.options import RunOptions
 from train.parsing import parse as parse_options
 from train.pytrees import as_shapes
+from train.summary import SUMMARY, finish
 from train.task import Task
 from train.transports import local, mpi, program
 from train.transports.group import Group, JaxGroup, KeepsTogether
 from wagma_jax import algorithms
 
-SUMMARY = "summary.json"
 TRANSPORTS: Mapping[str, ModuleType] = {"xla": program, "mpi": mpi}
 
 O = TypeVar("O", bound=RunOptions)  # noqa: E741
@@ -42,7 +42,7 @@ class Workload(Generic[O]):
         name: The name of its module: ``python -m train.NAME``.
         options: Its options.
         create: Makes the task; raises ValueError for whatever is wrong with options or data. It compiles nothing.
-        optimizer: Makes the local optimizer, whose ``update`` takes ``share``.
+        optimizer: Makes the local optimizer. If its rate changes, its ``update`` takes ``share``.
         presets: The defaults of each preset, by its name.
         module: Its module, for the commands that are shown; None: ``train.NAME``.
     """
@@ -50,7 +50,7 @@ class Workload(Generic[O]):
     name: str
     options: type[O]
     create: Callable[[O], Task]
-    optimizer: Callable[[O], optax.GradientTransformationExtraArgs]
+    optimizer: Callable[[O], optax.GradientTransformation]
     presets: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     module: str | None = None
 
@@ -130,9 +130,10 @@ def prepare(workload: Workload[O], options: O, group: Group | None = None) -> Pr
     position = group.agreed(lambda: _planned(options, length, marks, None if found is None else found.position))
     for line in options.notes() if found is None else [found.about]:
         console.say(line)
-    if found is not None and found.position.first_step == found.position.step:
-        group.agreed(lambda: folders.set_aside_ledgers(options, found.position.step) if group.is_first else None)
     out = options.resume
+    if options.resume is not None and position.first_step == position.step:
+        old = options.resume
+        group.agreed(lambda: folders.set_aside_ledgers(old, position.step) if group.is_first else None)
     if out is None:
         made = group.agreed(lambda: folders.new_folder(workload.name, options) if group.is_first else None)
         out = group.from_first(made)
@@ -153,6 +154,7 @@ def check(options: RunOptions) -> None:
 
 def _save(options: RunOptions, task: Task, out: Path) -> None:
     """Writes what the run needs to go on, and what reads it."""
+    (out / SUMMARY).unlink(missing_ok=True)  # of an earlier end: with it the run is complete, and it no longer is
     for name, content in task.files().items():
         write_whole(out / name, content)
     options.save(out)  # the last: with it the folder is a run
@@ -164,10 +166,10 @@ def _check_alone(workload: Workload[O], options: O) -> Task:
     if options.tensorboard:
         results.check_tensorboard()
     if options.resume is None:
-        return workload.create(options)
+        return _created(workload, options)
     saved = workload.options.load(options.resume)
     options.check_resumes(saved)
-    task = workload.create(options)
+    task = _created(workload, options)
     if options.resume_if_exists and (options.resume / SUMMARY).exists():
         _check_incomplete(options, options.length(task.units_per_step, task.units_per_epoch))
     if saved.checkpoint_every == 0:
@@ -175,13 +177,25 @@ def _check_alone(workload: Workload[O], options: O) -> Task:
     return task
 
 
+def _created(workload: Workload[O], options: O) -> Task:
+    """The task, once it is known that what it says of its model fits into JSON."""
+    task = workload.create(options)
+    try:
+        json.dumps(to_json(task.export()))
+    except TypeError as error:
+        raise ValueError(f"export() must return what JSON has, numbers and strings: {error}") from None
+    return task
+
+
 def _check_incomplete(options: RunOptions, length: Length) -> None:
     """Raises AlreadyCompleteError if the run has ended where these options would have it end, as its summary says."""
     assert options.resume is not None
     summary = json.loads((options.resume / SUMMARY).read_text())
-    if options.epochs is not None:
+    its = summary["options"]
+    complete = (its["steps"], its["epochs"]) == (options.steps, options.epochs)
+    if not complete and options.epochs is not None:
         complete = summary["examples"] >= length.units()
-    else:
+    elif not complete:
         complete = summary["steps"] >= length.total_steps()
     if complete:
         raise AlreadyCompleteError(f"the run in {options.resume} is complete: there is nothing left to do")
@@ -192,6 +206,7 @@ def _planned(options: RunOptions, length: Length, marks: Mapping[str, str], foun
 
     Raises:
         ValueError: It is at its end already.
+        AlreadyCompleteError: The same, with ``--resume-if-exists``.
     """
     position = Position(setup=options.setup(), workers=options.workers, fingerprint=marks)
     position = position if found is None else found
@@ -204,6 +219,8 @@ def _planned(options: RunOptions, length: Length, marks: Mapping[str, str], foun
     else:
         reached = position.step >= total
         what = f"is at step {position.step} of {total}, which is its end: raise --steps or --epochs to train on"
+    if reached and ended and options.resume_if_exists and position.first_step != position.step:
+        raise AlreadyCompleteError(f"the run in {options.resume} is complete: there is nothing left to do")
     if reached and ended:
         raise ValueError(f"the run in {options.resume} {what}")
     return dataclasses.replace(position, total_steps=max(total, position.step))
@@ -228,8 +245,7 @@ def run(prepared: Prepared) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         loop.Interrupted: On all processes: a signal asked the run to stop; it can be resumed.
     """
     options, task, group, position = prepared.options, prepared.task, prepared.group, prepared.position
-    schedule = options.averaging_schedule()
-    console.say(schedule.describe().splitlines()[0])
+    console.say(options.averaging_schedule().describe().splitlines()[0])
     console.say("compiling ...")
     state = prepared.state
     if state is None:
@@ -266,59 +282,8 @@ def run(prepared: Prepared) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         assert outcome.model is not None
         description = {**task.export(), "options": options.to_json()}
         exports.export(prepared.out / resume.CONSENSUS, outcome.model, description, task.files())
-        summary = _finish(prepared, outcome, metrics.rows, schedule, devices)
+        summary = finish(options, task, prepared.out, outcome, metrics.rows, devices)
     return group.from_first(summary), metrics.rows
-
-
-def _finish(
-    prepared: Prepared, outcome: loop.Outcome, rows: list[dict[str, Any]], schedule: Any, devices: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Writes the summary of a run and, if asked to, its picture; on the first process."""
-    options, task, out, position = prepared.options, prepared.task, prepared.out, outcome.position
-    notes = {name: frozenset(numbers) for name, numbers in position.notes.items()}
-    extra = task.finish(out, notes, outcome.parts)
-    evaluated = [row["eval"] for row in rows if "eval" in row and row["step"] == position.step]
-    # workers of one program wait inside its collectives, where their waits cannot be told apart
-    waited = list(position.wait_seconds) or [None] * options.workers
-    worked = list(position.work_seconds) or [None] * options.workers
-    seconds = position.seconds or float("nan")
-    summary = {
-        "algorithm": options.algorithm,
-        "transport": options.transport,
-        "workers": options.workers,
-        "group_size": schedule.group_size,
-        "group_sizes": schedule.group_sizes,
-        "sync_period": schedule.sync_period,
-        "clock": options.clock,
-        "quorum": options.quorum,
-        "straggler": options.straggler,
-        "straggler_kind": options.straggler_kind,
-        "seed": options.seed,
-        "steps": position.step,
-        "unit": task.unit,
-        "examples": position.examples,
-        "examples_per_second": position.examples / seconds,
-        "wall_seconds": position.seconds,
-        "data_wait_fraction": position.data_wait_seconds / seconds,
-        "wait_seconds": waited,
-        "work_seconds": worked,
-        "local_steps": position.local_steps,
-        "late_fraction": position.late / max(position.contributions, 1),
-        "max_staleness": position.max_staleness,
-        "eval": evaluated[-1],
-        "consensus_distance": position.distance,
-        **extra,
-        **devices,
-        "jax_version": jax.__version__,
-        "options": options.to_json(),
-    }
-    if options.picture:
-        from train import pictures  # matplotlib takes long to import, and other processes do not need it
-
-        title = f"{task.name}, {options.workers} workers, seed {options.seed}"
-        pictures.plot_runs(out / "training.png", {options.algorithm: rows}, title, task.score, task.unit)
-    results.write_summary(out / SUMMARY, summary)  # last, since it says that all else is there
-    return summary | {"out": str(out)}
 
 
 def evaluate(workload: Workload[O], options: O) -> tuple[dict[str, float], Task]:
@@ -335,7 +300,7 @@ def evaluate(workload: Workload[O], options: O) -> tuple[dict[str, float], Task]
     settings.check_platforms(needs_cpu=False)
     task = workload.create(options)
     model = resume.load_consensus(options.evaluate, as_shapes(task.like))
-    return task.scores([task.evaluate(model, local.LocalPlace())]), task
+    return results.checked_scores(task.scores([task.evaluate(model, local.LocalPlace())]), task.score), task
 
 
 def parse(workload: Workload[O], arguments: Sequence[str]) -> O:

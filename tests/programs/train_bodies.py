@@ -7,6 +7,7 @@ import io
 import os
 import sys
 
+import jax
 import numpy as np
 
 from models import transformer
@@ -20,6 +21,31 @@ from train.transports.group import MpiGroup
 def toys(comm, *commands):
     """Several runs of the toy, one after the other; what they have printed."""
     return "".join(_run(comm, toy.WORKLOAD, command) for command in commands)
+
+
+def counting_toys(comm, *commands):
+    """Runs of a toy that counts in integers, which are not averaged."""
+
+    class Counting(toy.Toy):
+        def init(self, seed):
+            model = super().init(seed)
+            return {**model, "stats": {**model["stats"], "drawn": np.zeros((), np.int32)}}
+
+        def gradients(self, model, carry, batch, key):
+            made = super().gradients(model, carry, batch, key)
+            drawn = model["stats"]["drawn"] + jax.random.randint(key, (), 0, 1000)
+            return made._replace(stats={**made.stats, "drawn": drawn})
+
+        def evaluate(self, model, place):
+            return *super().evaluate(model, place), int(model["stats"]["drawn"])
+
+        def scores(self, parts):
+            drawn = {part[2] for part in parts}
+            assert len(drawn) == 1, "all evaluate the same model"
+            return {**super().scores([part[:2] for part in parts]), "drawn": drawn.pop()}
+
+    workload = run.Workload("toy", toy.Options, Counting, toy.WORKLOAD.optimizer)
+    return "".join(_run(comm, workload, command) for command in commands)
 
 
 def image_run(comm, command):

@@ -11,7 +11,7 @@ import ranks
 
 from tests.train import runs
 from tests.train.toy import EXAMPLES
-from train.checkpoints import look, steps
+from train.checkpoints import look, part_of, read_as_saved, steps
 from wagma_jax import ledger
 
 pytest.importorskip("mpi4jax", reason="the extra mpi is not installed", exc_type=ImportError)
@@ -74,6 +74,8 @@ def compare(name, several, alone):
         assert 0 < worked < worked + waited < summary["wall_seconds"]
     assert summary["local_steps"] == [14, 14]
     np.testing.assert_allclose(runs.consensus(several / name), runs.consensus(alone / name), rtol=1e-4)
+    for out in (several / name, alone / name):  # what a checkpoint makes of all workers is what was exported
+        np.testing.assert_allclose(runs.consensus(out), runs.consensus(out / "consensus"), rtol=1e-5)
 
 
 def check_that_what_is_equal_is_saved_once(several):
@@ -185,6 +187,25 @@ def test_stopped_by_a_signal_while_workers_are_late_it_goes_on(sync, number, tmp
         assert all(rounds[member][t] == rounds[rank][t] for rank in range(3) for member in rounds[rank][t][0])
 
 
+def test_integers_among_the_statistics_stay_each_workers_own(tmp_path):
+    out, again = tmp_path / "run", tmp_path / "again"
+    options = [*OPTIONS, "--quorum", "2"]
+    ranks.run("train_bodies.counting_toys", [*options, "--out", str(out)], num_ranks=2, timeout=100)
+    drawn = drawn_by_each(out / "checkpoints" / "14")
+    assert drawn[0] != drawn[1]
+    shutil.copytree(out, again)
+    shutil.rmtree(again / "checkpoints" / "14")
+    (again / "summary.json").unlink()
+    ranks.run("train_bodies.counting_toys", ["--resume", str(again)], num_ranks=2, timeout=100)
+    assert drawn_by_each(again / "checkpoints" / "14") == drawn
+    assert runs.summary(out)["eval"]["drawn"] == drawn[0], "of the first worker, on all processes"
+
+
+def drawn_by_each(checkpoint):
+    models = [read_as_saved(checkpoint, part_of(worker), "model") for worker in range(2)]
+    return [int(model["stats"]["drawn"]) for model in models]
+
+
 def test_late_gradients_are_applied_later(tmp_path):
     out = tmp_path / "run"
     options = [
@@ -231,6 +252,7 @@ def test_pairs_train_with_a_straggler_and_go_on_from_a_meeting(clock, tmp_path):
     assert (summary["late_fraction"], summary["max_staleness"]) == (0, 0)
     assert summary["eval"]["error"] < 0.5
     np.testing.assert_allclose(runs.consensus(out), np.arange(1, 6), atol=0.5)
+    np.testing.assert_allclose(runs.consensus(out), runs.consensus(out / "consensus"), rtol=1e-5)
     ledgers = ledger.read(out)
     swaps = [[swap for part in one.segments for swap in part.swaps] for one in ledgers]
     assert [len(one.segments) for one in ledgers] == [2, 2, 2]

@@ -76,6 +76,33 @@ def test_tensorboard_gets_every_number(tmp_path):
     assert found == {("train/loss", 10): 0.5, ("train/examples", 10): 80.0, ("eval/accuracy", 10): 0.25}
 
 
+def test_tensorboard_hides_what_a_killed_start_has_written(tmp_path):
+    pytest.importorskip("tensorboardX", reason="the extra tensorboard is not installed")
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+    starts = []
+    for _ in range(2):
+        with results.TensorBoard(tmp_path / "tb"):
+            pass
+    for path in (tmp_path / "tb").iterdir():
+        data = path.read_bytes()
+        while data:
+            (length,) = struct.unpack("<Q", data[:8])
+            event = Event.FromString(data[12 : 12 + length])
+            data = data[16 + length :]
+            starts += [event.step] * (event.session_log.status == SessionLog.START)
+    assert starts == [1], "of the second start alone"
+
+
+@pytest.mark.parametrize("value", [[0.5, 0.5], np.ones(3), "good", None])
+def test_scores_are_numbers(value):
+    assert results.checked_scores({"accuracy": np.float32(0.5), "n": 3}, ACCURACY) == {"accuracy": 0.5, "n": 3}
+    with pytest.raises(ValueError, match=r"scores are numbers, got each = .*: give each number a name of its own"):
+        results.checked_scores({"accuracy": 0.5, "each": value}, ACCURACY)
+    with pytest.raises(ValueError, match=r"the task's score is 'accuracy', but scores\(\) returned error"):
+        results.checked_scores({"error": 0.5}, ACCURACY)
+
+
 def test_a_missing_tensorboard_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"the extra 'tensorboard' brings: run make setup"):

@@ -165,6 +165,97 @@ def test_killed_after_its_last_step_a_run_is_finished(eight_steps, tmp_path):
         runs.train(out, steps=8, workers=2, resume=out)
 
 
+def test_a_longer_run_that_is_killed_at_its_end_is_no_complete_run(eight_steps, tmp_path):
+    out = shutil.copytree(eight_steps[0], tmp_path / "run")
+
+    class Killed(Toy):
+        def finish(self, out, notes, parts):
+            raise KeyboardInterrupt
+
+    workload = dataclasses.replace(WORKLOAD, create=Killed)
+    with pytest.raises(KeyboardInterrupt):
+        run.train(workload, Options(**{**runs.DEFAULTS, "out": out, "resume": out, "steps": 12}))
+    assert not (out / "summary.json").exists(), "that of its earlier end would say that it is complete"
+    summary, _ = runs.train(out, steps=12, resume=out)
+    assert summary["steps"] == runs.summary(out)["steps"] == 12
+
+
+@pytest.mark.parametrize("sync_period", [4, 10])
+def test_stopped_or_killed_beside_a_log_point_it_leaves_the_same_rows(sync_period, tmp_path, capsys):
+    """Also of an evaluation that was due when it stopped, and that the next start makes up for."""
+    whole, stopped, killed = tmp_path / "whole", tmp_path / "stopped", tmp_path / "killed"
+    command = [
+        "--workers", "2", "--group-size", "2", "--batch-size", "4", "--steps", "21", "--log-every", "5",
+        "--eval-every", "4", "--checkpoint-every", "9", "--late-probability", "0.3", "--sync-period", sync_period,
+    ]  # fmt: skip
+    runs.main(*command, "--out", whole)
+    workload = dataclasses.replace(WORKLOAD, create=lambda options: Signalled(options, signal.SIGTERM))
+    with pytest.raises(SystemExit):
+        run.main(workload, [str(word) for word in (*command, "--out", stopped)])
+    assert "SIGTERM: stopped at step 8" in capsys.readouterr().out
+    assert [row["step"] for row in runs.numbers(stopped)] == [4, 5]
+    shutil.copytree(whole, killed)
+    shutil.rmtree(killed / "checkpoints" / "21")
+    (killed / "summary.json").unlink()
+    for out, step in ((stopped, 8), (killed, 18)):
+        runs.main("--resume", out)
+        assert f"going on from step {step}" in capsys.readouterr().out
+        assert runs.numbers(out) == runs.numbers(whole)
+        rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        assert [row["seconds"] for row in rows] == sorted(row["seconds"] for row in rows)
+
+
+def test_shares_are_the_consensus_of_a_checkpoint(tmp_path):
+    """Where a part of a model is on its way between workers."""
+    out = tmp_path / "run"
+    options = Options(**{**runs.DEFAULTS, "algorithm": "sgp", "out": out, "steps": 6})
+    run.train(WORKLOAD, dataclasses.replace(options, sgp=dataclasses.replace(options.sgp, overlap=1)))
+    np.testing.assert_allclose(runs.consensus(out), runs.consensus(out / "consensus"), rtol=1e-6)
+
+
+def test_ledgers_of_every_start_are_kept(tmp_path):
+    for text in ("first", "second"):
+        (tmp_path / "ledger-0.jsonl").write_text(text)
+        folders.set_aside_ledgers(tmp_path, 100)
+    folders.set_aside_ledgers(tmp_path, 100)
+    kept = {path.name: (path / "ledger-0.jsonl").read_text() for path in tmp_path.iterdir()}
+    assert kept == {"ledger-before-100": "first", "ledger-before-100-2": "second"}
+
+
+def test_a_run_of_epochs_is_complete_at_its_end_whatever_it_has_seen(tmp_path, capsys):
+    """Lengths vary, so that as many steps see more or fewer units than an epoch has."""
+    out = tmp_path / "run"
+    command = ["--workers", "2", "--batch-size", "4", "--epochs", "0.2", "--out", out, "--resume-if-exists"]
+    runs.main(*command)
+    summary = runs.summary(out)
+    (out / "summary.json").write_text(json.dumps(summary | {"examples": summary["examples"] - 1}))
+    runs.main(*command)
+    assert "is complete: there is nothing left to do" in " ".join(capsys.readouterr().out.split())
+
+
+def test_what_is_exported_must_fit_into_json(tmp_path):
+    class Exported(Toy):
+        value = np.int64(3)
+
+        def export(self):
+            return {"users": self.value}
+
+    workload = dataclasses.replace(WORKLOAD, create=Exported)
+    run.train(workload, Options(**runs.DEFAULTS, out=tmp_path / "run", steps=1))
+    assert json.loads((tmp_path / "run" / "consensus" / "description.json").read_text())["users"] == 3
+    Exported.value = 1j
+    with pytest.raises(ValueError, match=r"export\(\) must return what JSON has, numbers and strings"):
+        run.prepare(workload, Options(**runs.DEFAULTS, out=tmp_path / "other"))
+    assert not (tmp_path / "other").exists()
+
+
+def test_what_has_a_meaning_over_mpi_alone_does_not_hinder_an_evaluation(tmp_path):
+    Options(transport="mpi", workers=2, on_nonfinite="skip", quorum=2, group_size=2).save(tmp_path)
+    options = run.parse(WORKLOAD, ["--evaluate", str(tmp_path)])
+    options.check()
+    assert (options.on_nonfinite, options.quorum, options.transport) == ("share", 1, "xla")
+
+
 def test_the_state_after_a_restart_is_the_mean(tmp_path):
     out = tmp_path / "run"
     runs.train(out, steps=6, sync_period=None)
@@ -287,7 +378,8 @@ def test_one_command_starts_or_goes_on(tmp_path, capsys):
     out = tmp_path / "run"
     command = ["--workers", "2", "--batch-size", "4", "--out", out, "--resume-if-exists"]
     out.mkdir()  # empty
-    (out / "options.json").touch()  # killed right after it was claimed
+    (out / "options.json").touch()  # killed right after it was claimed, when it wrote what belongs to its model
+    (out / "vocabulary.model").touch()
     runs.main(*command, "--steps", "4")
     assert runs.summary(out)["steps"] == 4
     runs.main(*command, "--steps", "6")  # a longer one is another job

@@ -15,6 +15,7 @@ from tests.train import runs
 from train.errors import GaveUpError
 from train.transports import joining, launchers, meeting
 from train.transports.group import Group
+from wagma_jax import announcing
 
 OPTIONS = [
     "--workers", "4", "--steps", "12", "--batch-size", "4", "--late-probability", "0.3", "--optimizer", "adam",
@@ -161,7 +162,7 @@ def test_what_the_launchers_tell(environment, expected):
 def test_the_first_host_of_a_step(nodes, first):
     environment = slurm(1) | {"SLURM_STEP_NODELIST": nodes, "SLURM_STEP_NUM_NODES": "2"}
     step = launchers.slurm_step(environment)
-    assert step == (f"{os.getpid()}.0.", 1, 1, first)
+    assert step[1:] == (1, 1, first)
     assert launchers.slurm_step(environment | {"SLURM_STEP_NUM_NODES": "1"}).host == "127.0.0.1"
 
 
@@ -180,12 +181,36 @@ def test_runs_on_one_host_meet_their_own(monkeypatch):
         for other in others:
             other.start()
         for run, port in ports.items():
-            meeting.lead(run, 2, port, 20)
+            meeting.lead(run, port, 20)
         for other in others:
             other.join()
         with pytest.raises(TimeoutError, match="process 0 was not found on localhost within 0 s"):
             meeting.follow("another", "localhost", 0.01)
     assert found == {(run, i): port for run, port in ports.items() for i in range(2)}
+
+
+def test_side_by_side_in_one_step_runs_have_names_of_their_own(monkeypatch):
+    step = slurm(1) | {"SLURM_STEP_NODELIST": "h1"}
+    names = []
+    for words in (["--out", "a"], ["--out", "b"], ["--out", "a"]):
+        monkeypatch.setattr(sys, "argv", ["images.py", *words])
+        names.append(launchers.slurm_step(step).name)
+    assert names[0] == names[2] != names[1]
+    assert names[0].startswith(f"{os.getpid()}.0.")
+
+
+@pytest.mark.parametrize("port", ["auto", "0", "70000"])
+def test_a_port_that_is_none_is_refused(port):
+    for process in range(2):
+        with pytest.raises(ValueError, match=rf"JAX_COORDINATOR_PORT must be in 1 to 65535, got '{port}': unset it"):
+            joining.initialize(environment=slurm(process) | {"JAX_COORDINATOR_PORT": port})
+
+
+def test_a_port_that_is_taken_is_refused():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+        with pytest.raises(ValueError, match=f"JAX_COORDINATOR_PORT is {port}, which another program has"):
+            joining.initialize(environment=slurm(0) | {"JAX_COORDINATOR_PORT": port})
 
 
 def test_addresses():
@@ -210,7 +235,7 @@ def test_addresses():
 
 
 def test_whoever_waits_says_for_whom(monkeypatch, capfd):
-    monkeypatch.setattr(joining, "SILENT_SECONDS", 0.1)
+    monkeypatch.setattr(announcing, "SILENT_SECONDS", 0.1)
     monkeypatch.setattr(joining, "INITIALIZATION_TIMEOUT", 0.5)
     with pytest.raises(ValueError, match=r"2 processes, as Slurm says, did not meet: process 0 was not found .*srun"):
         joining.initialize(environment=slurm(1))
@@ -261,6 +286,7 @@ def test_a_process_that_fails_says_why_before_it_ends_all(problem, shown, hidden
     code = f"""
 from train.errors import GaveUpError
 from train.transports.group import Group
+from wagma_jax import announcing
 
 group = Group()
 group.size = 2

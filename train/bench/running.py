@@ -19,7 +19,7 @@ from train.bench.network import NoNetworkError, two_hosts
 from train.files import write_whole
 from train.options import OPTIONS_FILE
 from train.resume import CHECKPOINTS
-from train.run import SUMMARY
+from train.summary import SUMMARY
 
 TOOK = "bench.json"
 _LOG = ".log"

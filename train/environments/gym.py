@@ -20,6 +20,7 @@ import numpy as np
 
 from train.environments.simulator import HABITAT, Spaces
 from train.errors import GaveUpError
+from wagma_jax import lineage
 
 _CLOSE_SECONDS = 5.0
 _MPI = ("OMPI_", "PMIX_", "PMI_", "PRTE_")  # a simulator that uses MPI itself is no rank of the training
@@ -161,6 +162,7 @@ class Simulators:
     def _start(self) -> None:
         ours, theirs = multiprocessing.Pipe()
         environment = {key: value for key, value in os.environ.items() if not key.startswith(_MPI)}
+        lineage.forget(environment)
         with theirs:
             process = subprocess.Popen(
                 [sys.executable, "-m", "train.environments.simulator", str(theirs.fileno()), self._name],

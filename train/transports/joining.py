@@ -1,27 +1,23 @@
 """Joins the processes of one program by ``jax.distributed``, as Slurm, MPI, a TPU pod or the options describe them."""
 
-import contextlib
 import importlib.util
 import os
 import socket
-import sys
-import threading
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
 
 from train.options import RunOptions
 from train.transports import launchers, meeting
-from train.transports.group import Group, JaxGroup, in_a_line
-from wagma_jax import lineage
+from train.transports.group import Group, JaxGroup, attempt, in_a_line
+from wagma_jax import announcing, lineage
 
 INITIALIZATION_TIMEOUT = 300
 """Seconds within which all processes must have joined."""
 HEARTBEAT_TIMEOUT = 30
 """Seconds after which the others notice that a process has died."""
-SILENT_SECONDS = 2
-"""Seconds of waiting for others after which the user is told."""
 
 
 def join(options: RunOptions) -> Group:
@@ -64,7 +60,7 @@ def initialize(
                 "--processes 1 to run alone"
             )
         _check(coordinator, num_processes, process_id)
-        _initialize(coordinator, num_processes, process_id, "--coordinator")
+        _initialize(coordinator, num_processes, process_id, num_processes, "--coordinator")
         return num_processes
     found = launchers.launched(environment)
     if found is not None:
@@ -79,12 +75,11 @@ def initialize(
         # With several processes on a host JAX gives each one accelerator.
         devices = None if found.alone_on_host or "JAX_LOCAL_DEVICE_IDS" in environment else [local_rank]
         how = {"mpi4py": "MPI", "slurm": "Slurm"}[found.method]
-        _initialize(address, size, rank, how, local_device_ids=devices, cluster_detection_method="deactivate")
+        _initialize(address, size, rank, size, how, local_device_ids=devices, cluster_detection_method="deactivate")
         return size
     if launchers.on_tpu_pod(environment):
-        jax.distributed.initialize(
-            initialization_timeout=INITIALIZATION_TIMEOUT, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT
-        )
+        hosts = environment.get("TPU_WORKER_HOSTNAMES", "").count(",") + 1
+        _initialize(None, None, None, f"{hosts} or more", "the TPU's environment")
         return jax.process_count()
     return 1
 
@@ -115,6 +110,7 @@ def _met_by_mpi(environment: Mapping[str, str], size: int) -> tuple[str, int, in
         from mpi4py import MPI
 
     world = MPI.COMM_WORLD
+    given = _port(environment)  # malformed ones are so on all processes
     on_host = world.Split_type(MPI.COMM_TYPE_SHARED)
     host = "127.0.0.1" if on_host.size == world.size else world.bcast(socket.gethostname())
     where = {rank: text for rank, text in enumerate(world.allgather(meeting.problem_with(host))) if text}
@@ -124,7 +120,10 @@ def _met_by_mpi(environment: Mapping[str, str], size: int) -> tuple[str, int, in
             f"process 0 runs on the host {host}, which has no address for process {rank} ({problem}): add it to "
             "/etc/hosts there, or give --coordinator, --processes and --process-id"
         )
-    return world.bcast(meeting.join(host, _port(environment))), world.size, world.rank, on_host.rank
+    port, error = world.bcast(attempt(lambda: _own_port(given)) if world.rank == 0 else None)
+    if error is not None:
+        raise error
+    return world.bcast(meeting.join(host, port)), world.size, world.rank, on_host.rank
 
 
 def _met_by_slurm(environment: Mapping[str, str], size: int) -> tuple[str, int, int, int]:
@@ -136,61 +135,80 @@ def _met_by_slurm(environment: Mapping[str, str], size: int) -> tuple[str, int, 
             f"process 0 runs on the host {step.host}, as Slurm says, which has no address here ({problem}): give "
             "--coordinator, --processes and --process-id, or run alone with --processes 1"
         )
-    port = _port(environment)
-    if "JAX_COORDINATOR_PORT" not in environment:
+    given = _port(environment)
+    port = _own_port(given) if step.rank == 0 else given
+    if given is None:
         try:
-            if step.rank == 0:
-                meeting.lead(step.name, size - 1, port, INITIALIZATION_TIMEOUT)
+            if port is not None:
+                meeting.lead(step.name, port, INITIALIZATION_TIMEOUT)
             else:
-                with announced(size, "Slurm", f"{step.host}, for process 0"):
+                with announced(size, "Slurm", f"{step.host}, for process 0", INITIALIZATION_TIMEOUT):
                     port = meeting.follow(step.name, step.host, INITIALIZATION_TIMEOUT)
         except OSError as error:
             raise ValueError(
                 f"{size} processes, as Slurm says, did not meet: {error}. See that srun starts all of them, or run "
                 "alone with --processes 1"
             ) from None
+    assert port is not None
     return meeting.join(step.host, port), size, step.rank, step.local_rank
 
 
-def _port(environment: Mapping[str, str]) -> int:
+def _port(environment: Mapping[str, str]) -> int | None:
+    """The port that the user has chosen for process 0, or None.
+
+    Raises:
+        ValueError: It is none.
+    """
     port = environment.get("JAX_COORDINATOR_PORT", "")
-    return int(port) if port.isdigit() else meeting.free_port()
+    if not port:
+        return None
+    if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+        raise ValueError(f"JAX_COORDINATOR_PORT must be in 1 to 65535, got {port!r}: unset it, and a free one is taken")
+    return int(port)
 
 
-@contextlib.contextmanager
-def announced(size: int, who: str, where: str = "") -> Iterator[None]:
+def _own_port(given: int | None) -> int:
+    """The port that process 0 takes; ValueError if another program has the one that the user has chosen."""
+    if given is None:
+        return meeting.free_port()
+    if meeting.is_taken(given):
+        raise ValueError(
+            f"JAX_COORDINATOR_PORT is {given}, which another program has on this host: choose another one, or unset "
+            "it, and a free one is taken"
+        )
+    return given
+
+
+def announced(size: int | str, who: str, where: str = "", limit: int | None = None) -> AbstractContextManager[None]:
     """Tells the user, once it takes longer than a moment, what is waited for and how to do without.
 
     Args:
         size: How many processes there are.
         who: Who says so.
         where: They are waited for.
+        limit: Seconds after which waiting ends; None: never.
     """
+    place = f" at {where}" if where else ""
+    time = "" if limit is None else f", for at most {limit} s"
+    return announcing.announced(
+        f"waiting for all of {size} processes, as {who} says, to come{place}{time}; a process that is to run alone "
+        "needs --transport xla --processes 1"
+    )
 
-    def tell():
-        place = f" at {where}" if where else ""
-        text = (
-            f"waiting for all of {size} processes, as {who} says, to come{place}, for at most "
-            f"{INITIALIZATION_TIMEOUT} s; a process that is to run alone needs --transport xla --processes 1"
-        )
-        print(text, file=sys.stderr, flush=True)
 
-    timer = threading.Timer(SILENT_SECONDS, tell)
-    timer.daemon = True
-    timer.start()
+def _initialize(
+    address: str | None, size: int | None, rank: int | None, processes: int | str, who: str, **arguments: Any
+) -> None:
+    """Joins the others; on TPUs, JAX finds address, number and rank by itself."""
+    where = "a place that JAX finds" if address is None else address
+    if address is not None:
+        place = meeting.split(address)
+        assert place
+        _check_own_name()
+        _avoid_proxy(os.environ, place[0])
     try:
-        yield
-    finally:
-        timer.cancel()
-
-
-def _initialize(address: str, size: int, rank: int, who: str, **arguments: Any) -> None:
-    place = meeting.split(address)
-    assert place
-    _check_own_name()
-    _avoid_proxy(os.environ, place[0])
-    try:
-        with announced(size, who, f"{address} (this is process {rank})"):
+        at = where if rank is None else f"{where} (this is process {rank})"
+        with announced(processes, who, at, INITIALIZATION_TIMEOUT):
             jax.distributed.initialize(
                 address,
                 size,
@@ -201,7 +219,7 @@ def _initialize(address: str, size: int, rank: int, who: str, **arguments: Any) 
             )
     except RuntimeError as error:
         raise ValueError(
-            f"{size} processes, as {who} says, did not meet at {address} within {INITIALIZATION_TIMEOUT} s "
+            f"{processes} processes, as {who} says, did not meet at {where} within {INITIALIZATION_TIMEOUT} s "
             f"({in_a_line(error)}): see that all are started and reach this host, or run alone with --processes 1"
         ) from None
     lineage.mark()

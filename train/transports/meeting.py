@@ -58,14 +58,13 @@ def problem_with(host: str) -> str | None:
     return None
 
 
-def lead(run: str, others: int, port: int, seconds: float) -> None:
-    """Process 0 tells the others the port, in the background.
+def lead(run: str, port: int, seconds: float) -> None:
+    """Process 0 tells the others the port, in the background, as often as they ask: an answer may not reach them.
 
     Args:
         run: The run's name, which no other run at this time has.
-        others: How many there are.
         port: What they are to know.
-        seconds: When to stop waiting for them.
+        seconds: For how long.
 
     Raises:
         OSError: None of the places is free.
@@ -77,7 +76,7 @@ def lead(run: str, others: int, port: int, seconds: float) -> None:
             break
     if server is None:
         raise OSError(f"none of {PLACES} ports is free on this host")
-    arguments = (server, run, others, port, time.monotonic() + seconds)
+    arguments = (server, run, port, time.monotonic() + seconds)
     threading.Thread(target=_serve, args=arguments, name="meeting", daemon=True).start()
 
 
@@ -110,10 +109,9 @@ def _listening(port: int) -> socket.socket:
     return socket.create_server(("", port))
 
 
-def _serve(server: socket.socket, run: str, others: int, port: int, end: float) -> None:
-    told = 0
+def _serve(server: socket.socket, run: str, port: int, end: float) -> None:
     with server:
-        while told < others and (left := end - time.monotonic()) > 0:
+        while (left := end - time.monotonic()) > 0:
             server.settimeout(left)
             with contextlib.suppress(OSError):
                 connection, _ = server.accept()
@@ -121,7 +119,6 @@ def _serve(server: socket.socket, run: str, others: int, port: int, end: float) 
                     connection.settimeout(_ANSWER_SECONDS)
                     if _line(connection) == f"{_HELLO} {run}":
                         connection.sendall(f"{_HELLO} {run} {port}\n".encode())
-                        told += 1
 
 
 def _ask(run: str, host: str, place: int) -> int | None:

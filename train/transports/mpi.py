@@ -164,6 +164,8 @@ class MpiWorkers:
         algorithm = algorithms.find(options.algorithm)
         self._drifts = algorithm.exchanges == "models" or algorithm.drifts  # whether models differ between meetings
         self._settles = algorithm.drifts
+        leaves = jax.tree.leaves(learner.task.like)
+        self._keeps = not all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves)  # some are never averaged
         settings = options.settings(
             ledger=out,
             **({"first_round": position.step} if self._exchange_state is None else {"state": self._exchange_state}),
@@ -232,7 +234,7 @@ class MpiWorkers:
         )
         done = info.round + 1 if at_sync else self.round
         done = done if by_units else min(done, total)
-        self._equal = at_sync
+        self._equal = at_sync and not self._keeps
         if at_sync:
             self._next_meeting = self._after(done)
             return Stepped(done, info.tally, True)
@@ -275,8 +277,19 @@ class MpiWorkers:
             return Consensus(on_host(model), 0.0)
         # else parameters are equal, and so are the statistics that travel with gradients
         mean = self.group.mean(self.exchange.share(model)) if self._drifts else model
+        if self._keeps:
+            mean = self._with_kept_of_first(mean)
         squares = float(self._distance_of_models(model, mean))
         return Consensus(on_host(mean), squares)
+
+    def _with_kept_of_first(self, model: Any) -> Any:
+        """The model, but the first worker's leaves where they are not averaged."""
+        leaves, structure = jax.tree.flatten(model)
+        kept = [index for index, leaf in enumerate(leaves) if not jnp.issubdtype(leaf.dtype, jnp.inexact)]
+        firsts = self.group.from_first([np.asarray(leaves[index]) for index in kept])
+        for index, first in zip(kept, firsts, strict=True):
+            leaves[index] = first
+        return jax.tree.unflatten(structure, leaves)
 
     def pieces(self) -> dict[str, Any]:
         """This worker's state; its model only on the first process if all are equal."""
@@ -285,6 +298,10 @@ class MpiWorkers:
         pieces: dict[str, Any] = {"optimizer": state.optimizer, "carry": state.carry, "exchange": exchange}
         if not self._equal or self.group.is_first:
             pieces["model"] = state.model
+        if self._drifts and not self._equal:
+            share = self.exchange.share(state.model)
+            if not _same(share, state.model):
+                pieces["share"] = share
         return with_leaves(pieces)
 
     def local_steps(self) -> tuple[int, ...]:
@@ -338,6 +355,12 @@ class MpiWorkers:
             self._after_exchange = after.lower(model, optimizer, like, np.float32(0)).compile()
         self._distance = jax.jit(learner.square_distance).lower(like, like).compile()
         self._distance_of_models = jax.jit(lambda a, b: square_distance(a["params"], b["params"]))
+
+
+def _same(share: Any, model: Any) -> bool:
+    """Whether the averaged leaves of two models are equal; the others of a share are those of the model."""
+    leaves = zip(jax.tree.leaves(share), jax.tree.leaves(model), strict=True)
+    return all(np.array_equal(a, b) for a, b in leaves if jnp.issubdtype(b.dtype, jnp.inexact))
 
 
 def restore(options: RunOptions, learner: Learner, place: MpiPlace, checkpoint: Path, saved: Saved) -> _Found:

@@ -25,7 +25,7 @@ from train.transports.compiling import ByShape
 from train.transports.group import Group
 from train.transports.joining import join
 from train.transports.local import NobodyLate
-from wagma_jax.algorithms import Strategy
+from wagma_jax.algorithms import Strategy, whole_model
 
 AXIS = "data"
 TOGETHER = True  # all processes write one part of a checkpoint together
@@ -131,6 +131,7 @@ class ProgramWorkers:
         self._waiting_reports: list[tuple[int, list[Counts]]] = []
         self._step = self._compiled()
         self._consensus = self._mean()
+        self._share = jax.jit(wagma.for_workers(self._strategy.share, axis_name=AXIS, mesh=mesh))
 
     @property
     def steps(self) -> int:
@@ -214,8 +215,11 @@ class ProgramWorkers:
         return Consensus(on_host(model), float(devices.local(squares).sum(dtype=np.float64)))
 
     def pieces(self) -> dict[str, Any]:
-        """The state of all workers, [num_workers, ...]."""
-        return with_leaves(self._state._asdict())
+        """The state of all workers, [num_workers, ...], and their shares where those are not their models."""
+        pieces = self._state._asdict()
+        if self._strategy.share is not whole_model:
+            pieces["share"] = self._share(self._state.model, self._state.algorithm)
+        return with_leaves(pieces)
 
     def describe(self) -> dict[str, Any]:
         """What the summary says about devices."""

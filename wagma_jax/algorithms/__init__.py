@@ -11,9 +11,11 @@ Across processes an algorithm is an exchange of the same trees, with the methods
 """
 
 from wagma_jax.algorithms import adpsgd, allreduce, dpsgd, eager, local, sgp, wagma
-from wagma_jax.algorithms.base import Algorithm, Settings, Strategy, default_group_size
+from wagma_jax.algorithms.base import Algorithm, Settings, Strategy, default_group_size, whole_model
 
-__all__ = ["ALGORITHMS", "DEFAULT", "Algorithm", "Settings", "Strategy", "build", "default_group_size", "find"]
+__all__ = [
+    "ALGORITHMS", "DEFAULT", "Algorithm", "Settings", "Strategy", "build", "default_group_size", "find", "whole_model",
+]  # fmt: skip
 
 _MODULES = (allreduce, local, wagma, dpsgd, sgp, eager, adpsgd)
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from wagma_jax.algorithms.base import Algorithm, Settings, Strategy
+from wagma_jax.algorithms.base import Algorithm, Settings, Strategy, whole_model
 from wagma_jax.algorithms.mixing import averaged, check, everyone_waits, transformation, wide, with_averaged
 from wagma_jax.averaging import divided
 from wagma_jax.collectives import AxisName, received_sums
@@ -81,13 +81,11 @@ def xla(settings: Settings) -> Strategy:
 
     def share(tree, state):
         """Returns x and what is on its way: the mean over workers is the consensus, since all w add up to P."""
-        if not options.overlap:
-            return tree
         others = schedule.group_size - 1
         own = [leaf * state.weight.astype(leaf.dtype) for leaf in wide(averaged(tree))]
         return with_averaged(tree, [x + others * way for x, way in zip(own, state.sent[0], strict=True)])
 
-    return Strategy(schedule, init, combine, share)
+    return Strategy(schedule, init, combine, share if options.overlap else whole_model)
 
 
 def mixing(options: SgpOptions | None) -> PushSum:
