@@ -45,6 +45,9 @@ def watch() -> None:
     if _rank or not lineage.is_launched() or lineage.parent() is not None:
         return
     _rank[:] = [os.getpid()]
+    mpi: Any = sys.modules.get("mpi4py.MPI")
+    if mpi is not None and mpi.Is_initialized():  # before an exchange sees to it: its children are no ranks
+        lineage.mark()
 
     def leave(status: Any = None, /) -> None:
         raise _Exit(status)

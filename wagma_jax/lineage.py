@@ -22,20 +22,18 @@ _IDENTITY = (
 )
 
 
-def mark(environment: MutableMapping[str, str] = os.environ, *, joins_mpi: bool = True) -> None:
+def mark(environment: MutableMapping[str, str] = os.environ) -> None:
     """This process has joined others as a rank: whatever it starts from now on is none.
 
     Does nothing where no launcher has started this process.
 
     Args:
         environment: What children will inherit.
-        joins_mpi: Whether a child that imports ``mpi4py.MPI`` would join MPI in this rank's place.
     """
     identity = _identity(environment)
     if identity:
         environment[MARK] = f"{os.getpid()} {identity}"
-        if joins_mpi:
-            environment.setdefault(MPI4PY, "false")
+        environment.setdefault(MPI4PY, "false")
 
 
 def parent(environment: Mapping[str, str] = os.environ) -> int | None:
@@ -46,9 +44,23 @@ def parent(environment: Mapping[str, str] = os.environ) -> int | None:
     return int(process)
 
 
+def of_another_run(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether a launcher has started this process from inside of a rank, as a rank of another run."""
+    process, _, identity = environment.get(MARK, "").partition(" ")
+    return process.isdigit() and int(process) != os.getpid() and identity != _identity(environment)
+
+
 def is_launched(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether a launcher has started this process, or what has started it, as a rank."""
     return bool(_identity(environment))
+
+
+def ranks(environment: Mapping[str, str] = os.environ) -> int | None:
+    """How many ranks the launcher says that there are; None if it says nothing."""
+    for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"):
+        if environment.get(name, "").isdigit():
+            return int(environment[name])
+    return None
 
 
 def forget(environment: MutableMapping[str, str]) -> None:

@@ -52,10 +52,8 @@ def launched(*arguments, **options):
         [str(word) for word in (*LAUNCH, *arguments)],
         cwd=ROOT,
         env=ENVIRONMENT | {"OF_THE_USER": "kept"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
         start_new_session=True,
-        **options,
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
     )
     try:
         yield process
@@ -412,6 +410,62 @@ def test_signals_reach_the_ranks_which_may_save():
         out, errors = process.communicate(timeout=100)
     assert sorted(out.decode().splitlines()) == ["[0] saved", "[1] saved"]
     assert process.returncode == 0, errors
+
+
+@needs_mpi
+def test_a_closed_terminal_does_not_end_a_run_that_saves(tmp_path):
+    ours, theirs = os.openpty()
+    with launched(
+        "-n", 1, "--", "sh", "-c", f"echo begun; read x; echo lost; echo lost >&2; echo saved > {tmp_path / 'file'}",
+        stdin=subprocess.PIPE, stdout=theirs, stderr=theirs,
+    ) as process:  # fmt: skip
+        os.close(theirs)
+        assert os.read(ours, 100).startswith(b"[0] begun")
+        os.close(ours)  # whoever writes to it now gets an error
+        process.communicate(b"\n", timeout=100)
+    assert process.returncode == 0
+    assert (tmp_path / "file").read_text() == "saved\n"
+
+
+@needs_mpi
+def test_a_hangup_may_come_twice():
+    """From the shell and from the system."""
+    with launched("-n", 2, "--", sys.executable, RANK, "save") as process:
+        read_lines(process.stdout, 2)
+        process.send_signal(signal.SIGHUP)
+        assert sorted(read_lines(process.stdout, 2)) == [f"[{rank}] got SIGHUP\n" for rank in range(2)]
+        process.send_signal(signal.SIGHUP)
+        out, errors = process.communicate(timeout=100)
+    assert sorted(out.decode().splitlines()) == ["[0] saved", "[1] saved"]
+    assert process.returncode == 0, errors
+
+
+@needs_mpi
+def test_in_the_background_it_leaves_the_terminal_alone():
+    ((status, output),) = run_all([[sys.executable, ROOT / "tests/programs/launch_background.py"]], timeout=100)
+    assert status == 0, output
+
+
+def test_no_folder_for_temporary_files(monkeypatch, capsys):
+    monkeypatch.setattr("tempfile.tempdir", "/nonexistent")
+    assert main(["launch", "-n", "1", "--", "true"]) == 1
+    assert "needs a folder for temporary files, and none can be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, 130), (BrokenPipeError, 141)])
+def test_a_command_that_is_interrupted_says_nothing(error, status, monkeypatch, capfd):
+    def interrupted(*_):
+        raise error
+
+    monkeypatch.setattr("wagma_jax.ledger.read", lambda folder: [])
+    monkeypatch.setattr("wagma_jax.ledger.report", interrupted)
+    kept = os.dup(1)
+    try:
+        assert main(["ledger", "x"]) == status
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+    assert capfd.readouterr() == ("", "")
 
 
 @needs_mpi

@@ -1,7 +1,6 @@
 """The options of `wagma ledger`."""
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 
@@ -34,9 +33,8 @@ def _run(options: argparse.Namespace, command: Sequence[str], parser: parsing.Pa
         return 1
     try:
         ledger.report(ledgers, options.folder if options.out is None else options.out)
-    except BrokenPipeError:  # whoever reads has seen enough, as head has
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except BrokenPipeError:
+        raise
     except (OSError, ModuleNotFoundError) as error:
         print(f"wagma ledger: {error}", file=sys.stderr)
         return 1

@@ -1,6 +1,7 @@
 """The entry point of the `wagma` command."""
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -33,7 +34,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"expected options of wagma before --, got {unknown[0]!r}: put the command to run and its options "
             "after --; wagma launch --help lists the others"
         )
-    return options.run(options, command, options.parser)
+    try:
+        return options.run(options, command, options.parser)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:  # whoever reads has seen enough, as head has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
 
 
 def _home() -> str:

@@ -1,11 +1,17 @@
 """Averaging across processes over MPI. Needs the extra ``mpi``."""
 
 try:
+    from wagma_jax import announcing, lineage
     from wagma_jax.exchange import children
 
     children.prepare()
+    with announcing.announced(
+        f"waiting for all of {lineage.ranks() or 'the'} ranks, as MPI says, to join; what is to run alone must be "
+        "started without mpirun or srun, or by a rank that has joined",
+        patience=5,  # MPI itself takes a while with many ranks
+    ):
+        from mpi4py import MPI
     import mpi4jax  # noqa: F401
-    from mpi4py import MPI
 
     children.joined()
 except ImportError as error:

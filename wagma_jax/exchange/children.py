@@ -5,6 +5,7 @@ JAX's devices would wait for threads that it does not have. One that was started
 joining MPI would take the rank's place.
 """
 
+import atexit
 import contextlib
 import ctypes
 import os
@@ -20,6 +21,7 @@ _FINALIZE_COMPLETED = 5  # of Open MPI's ompi_mpi_state_t
 
 
 _rank: list[int] = []  # the process id of the rank that has started this process, if one has
+_late: list[bool] = []  # whether MPI was imported, by a rank of another run, under the variable for children
 _state: list[ctypes.c_int32] = []  # Open MPI's own variable of whether it is finalized
 _owners: list[Any] = []  # of threads: JAX's clients and compiler
 
@@ -30,6 +32,9 @@ def prepare() -> None:
     if rank is not None:
         _rank[:] = [rank]
         mpi4py.rc.initialize = False
+    elif lineage.of_another_run():
+        _late[:] = [os.environ.get(lineage.MPI4PY) == "false" and "mpi4py.MPI" in sys.modules]
+        lineage.forget(os.environ)
 
 
 def joined() -> None:
@@ -38,8 +43,9 @@ def joined() -> None:
 
     if _rank:
         return
-    if not MPI.Is_initialized() and lineage.MARK in os.environ and os.environ.get(lineage.MPI4PY) == "false":
-        MPI.Init_thread()  # a rank of a run that a rank of another one has started: the variable was for a child
+    if any(_late) and not MPI.Is_initialized():
+        MPI.Init_thread()
+        atexit.register(MPI.Finalize)  # mpi4py does not finalize what it has not initialized
     if MPI.Is_initialized():
         lineage.mark()
         with contextlib.suppress(OSError, ValueError):  # another MPI than Open MPI: ending sees to forked children

@@ -1,5 +1,6 @@
 """Rows about what happens between ranks: what counts as a failure, and what to do about it."""
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -144,7 +145,8 @@ def _seen(gpus: Mapping[str, Any]) -> list[str]:
         return []
     if gpus["visible"] is None:
         return [str(gpu) for gpu in range(gpus["count"])]
-    return [gpu for gpu in gpus["visible"].split(",") if gpu]
+    # as CUDA reads it: what comes after the first entry that names no device does not count
+    return list(itertools.takewhile(re.compile(r"\d+|(GPU|MIG)-.+").fullmatch, gpus["visible"].split(",")))
 
 
 def _listed(items: Sequence[Any], separator: str = ", ", most: int = 8) -> str:

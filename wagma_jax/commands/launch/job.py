@@ -1,6 +1,7 @@
 """What to start and where."""
 
 import dataclasses
+import ipaddress
 import re
 
 
@@ -23,6 +24,14 @@ class Host:
         return f"[{self.name}]:{self.slots}" if ":" in self.name else f"{self.name}:{self.slots}"
 
 
+def _is_ipv6(word: str) -> bool:
+    """Whether a word is an IPv6 address, or was meant to be one, with slots behind it."""
+    try:
+        return ipaddress.ip_address(word.strip()).version == 6
+    except ValueError:
+        return word.count(":") > 2
+
+
 def parse_hosts(text: str) -> tuple[Host, ...]:
     """Hosts from ``NAME[:SLOTS],...``; an IPv6 address stands in brackets.
 
@@ -32,7 +41,7 @@ def parse_hosts(text: str) -> tuple[Host, ...]:
     hosts = []
     for word in text.split(","):
         match = re.fullmatch(r"\s*(?:\[([0-9a-fA-F:.]*:[^\s,=/\]]*)\]|([^\s:,=/\[\]]+))(?::([0-9]+))?\s*", word)
-        if not match and word.count(":") > 2:
+        if not match and _is_ipv6(word):
             raise ValueError(
                 f"--hosts takes IPv6 addresses in brackets, got {word!r}: write for example "
                 "--hosts [fd00::1]:2,[fd00::2]:2"

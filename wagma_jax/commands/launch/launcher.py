@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from wagma_jax import lineage
@@ -17,6 +18,16 @@ from wagma_jax.commands.launch.running import Running, tell
 from wagma_jax.commands.launch.stdin import Offer, kind
 from wagma_jax.commands.launch.variables import Failures, misfits
 from wagma_jax.cpus import cores
+
+
+@contextlib.contextmanager
+def _files() -> Iterator[None]:
+    try:
+        yield
+    except OSError as problem:
+        raise LaunchError(
+            f"mpirun needs a folder for temporary files, and none can be written ({problem}): set TMPDIR to one"
+        ) from None
 
 
 def run(job: Job, *, root: str = "/") -> int:
@@ -73,13 +84,15 @@ def run(job: Job, *, root: str = "/") -> int:
         if mpi.is_open_mpi:
             # Killed mpiruns leave folders that are named by their process number. If the number comes again, the next
             # mpirun fails ("listener thread failed to start"), so each gets a place of its own.
-            place = tempfile.TemporaryDirectory(prefix="wagma-mpirun-", ignore_cleanup_errors=True)
+            with _files():
+                place = tempfile.TemporaryDirectory(prefix="wagma-mpirun-", ignore_cleanup_errors=True)
             environment.setdefault("PRTE_MCA_prte_local_tmpdir_base", stack.enter_context(place))
         hosts = ""
         if mpi.is_open_mpi and needs_hostfile(job):
-            file = stack.enter_context(tempfile.NamedTemporaryFile("w", prefix="wagma-hosts-"))
-            file.write(hostfile_text(job))
-            file.flush()
+            with _files():
+                file = stack.enter_context(tempfile.NamedTemporaryFile("w", prefix="wagma-hosts-"))
+                file.write(hostfile_text(job))
+                file.flush()
             hosts = file.name
         words = command_line(
             job,

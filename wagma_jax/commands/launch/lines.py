@@ -88,11 +88,22 @@ class Tagged:
         return pieces + [(int(rank), text + b"\n") for rank, text in zip(rest[::3], rest[2::3], strict=True)]
 
 
-def write(descriptor: int, data: bytes) -> None:
-    """Writes all of ``data``."""
+def write(descriptor: int, data: bytes) -> OSError | None:
+    """Writes all of ``data``; what could not be written is lost, and the reason is returned.
+
+    A terminal that has been closed, or a disk that is full, is no reason to end a run.
+
+    Raises:
+        BrokenPipeError: Nobody will ever read it.
+    """
     view = memoryview(data)
     while view:
         try:
             view = view[os.write(descriptor, view) :]
         except BlockingIOError:  # whoever started us has made it non-blocking
             select.select([], [descriptor], [])
+        except BrokenPipeError:
+            raise
+        except OSError as problem:
+            return problem
+    return None

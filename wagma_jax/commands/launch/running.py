@@ -5,7 +5,6 @@ import os
 import selectors
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,8 +22,9 @@ _KILL_SECONDS = 5.0  # what mpirun gets to end all ranks before we do it
 
 
 def tell(text: str) -> None:
-    """Tells the user something that is no rank's."""
-    print(f"wagma launch: {text}", file=sys.stderr, flush=True)
+    """Tells the user something that is no rank's, as long as somebody can be told."""
+    with contextlib.suppress(BrokenPipeError):
+        write(2, f"wagma launch: {text}\n".encode())  # Python's own buffer would be written once more at the end
 
 
 class Running:
@@ -49,6 +49,8 @@ class Running:
         self._stop: signal.Signals | None = None  # the first request to end, which the ranks get
         self._kill_at: float | None = None  # when we kill what mpirun has not ended
         self._status: int | None = None  # overrides mpirun's
+        self._lost: set[int] = set()  # streams of which something could not be written
+        self._reads_terminal = False
 
     def run(self, words: Sequence[str], environment: Mapping[str, str]) -> int:
         """Starts mpirun, and returns the exit code of the run.
@@ -81,8 +83,7 @@ class Running:
             with selectors.DefaultSelector() as self._selector:
                 selector = self._selector
                 selector.register(wake, selectors.EVENT_READ, (None, wake))
-                if foreground:
-                    selector.register(0, selectors.EVENT_READ, (None, 0))
+                self._foreground = foreground
                 if self._offer:
                     selector.register(self._offer, selectors.EVENT_READ, (None, self._offer.fileno()))
                 for key in self._sources():
@@ -127,8 +128,11 @@ class Running:
         while self._mpirun.poll() is None:
             if self._kill_at is not None and time.monotonic() > self._kill_at:
                 break
+            self._watch_terminal()
             for key, _ in selector.select(timeout=0.5):
                 handle, descriptor = key.data
+                if descriptor == 0 and not kind().foreground:
+                    continue
                 if self._offer and key.fileobj is self._offer:
                     self._offer.hand_over()
                     continue
@@ -140,6 +144,7 @@ class Running:
                     data = b""
                 if descriptor == 0:
                     self._to_rank_0(data)
+                    self._foreground = bool(data)
                 if not data:
                     selector.unregister(descriptor)
                 elif handle:
@@ -154,7 +159,23 @@ class Running:
         for stream, tagged in self._tagged.items():
             self._emit(stream, tagged.close())
         for (_, stream), lines in self._lines.items():
-            write(stream, lines.close())
+            self._write(stream, lines.close())
+
+    def _watch_terminal(self):
+        """Reads the terminal only while this job is in its foreground: a job that bg has sent away would be stopped."""
+        wanted = self._foreground and kind().foreground
+        if wanted and not self._reads_terminal:
+            self._selector.register(0, selectors.EVENT_READ, (None, 0))
+        elif not wanted and self._reads_terminal and 0 in self._selector.get_map():
+            self._selector.unregister(0)
+        self._reads_terminal = wanted
+
+    def _write(self, stream: int, data: bytes):
+        problem = write(stream, data)
+        if problem is not None and stream not in self._lost:
+            self._lost.add(stream)
+            name = "stdout" if stream == 1 else "stderr"
+            tell(f"what ranks write to {name} is lost ({problem.strerror}), and they go on")
 
     def _to_rank_0(self, data: bytes):
         assert self._mpirun.stdin
@@ -194,7 +215,7 @@ class Running:
                     self._settle_stdin(taken == b"1")
                 self._is_up(rank, int(relay))
         self._failures.feed(data)
-        write(stream, self._lines[rank, stream].feed(data))
+        self._write(stream, self._lines[rank, stream].feed(data))
 
     def _from_mpirun(self, stream: int, data: bytes):
         self._failures.feed(data)
@@ -205,7 +226,7 @@ class Running:
             if rank is not None:
                 self._from_rank(rank, stream, text)
             else:
-                write(stream, text)
+                self._write(stream, text)
 
     # Signals.
 
@@ -228,7 +249,7 @@ class Running:
                 self._pass_on(number)
             else:  # now it would be lost, or end a relay
                 self._waiting.append(number)
-        else:
+        elif number != signal.SIGHUP:  # a closed terminal sends several, by its shell and by the system
             self._status = 128 + number
             self._kill()
 
