@@ -30,7 +30,7 @@ PAGES = {path.stem: path.read_text() for path in sorted(DOCS.glob("*.md"))}
 # Page -> the sources whose messages it explains.
 EXPLAINED = {"troubleshooting": ("wagma_jax",), "troubleshooting-training": ("train", "models")}
 # What gets a message as its first argument and shows it to the user, beside exceptions.
-SHOWING = {"tell", "warn", "warn_aside", "error", "Fail", "Abort", "abort"}
+SHOWING = {"announced", "tell", "warn", "warn_aside", "error", "Fail", "Abort", "abort"}
 # Variables, and functions by what they return or append, that hold parts of messages.
 VARIABLES = {"problem", "text", "what"}
 FUNCTIONS = {"diagnosis", "_diagnosis", "_difference", "_unlike", "_wrong_files"}

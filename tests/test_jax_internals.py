@@ -1,12 +1,15 @@
 """What is used of JAX beyond its documented interface still works, and stands in one module."""
 
 import ast
+import contextlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import io_callback
+from jax.experimental.xla_metadata import set_xla_metadata
+from jax.sharding import AxisType
 from processes import ROOT
 
 from wagma_jax import jax_internals
@@ -51,6 +54,39 @@ def test_one_primitive_serves_all_functions():
     assert len(primitives) == 1
     for function, by in zip(functions, (2, 3), strict=True):
         np.testing.assert_array_equal(jax.jit(function)(jnp.ones(2)), [by, by])
+
+
+def test_a_step_that_has_failed_is_forgotten():
+    def fail(x):
+        raise ZeroDivisionError("of the step")
+
+    step = jax.jit(lambda x: io_callback(fail, x, x, ordered=True))
+    for _ in range(3):
+        with contextlib.suppress(Exception):
+            jax.block_until_ready(step(jnp.float32(1)))
+        with contextlib.suppress(Exception):
+            jax.effects_barrier()  # raises again and again, unless JAX has mended it
+    jax_internals.forget_steps()
+    jax.effects_barrier()
+
+
+def test_contexts_of_a_thread_are_left_and_entered_again():
+    compiled = jax.jit(lambda x: x + 1)
+    compiled(jnp.float32(1))
+    mesh = jax.make_mesh((2,), ("x",), axis_types=(AxisType.Auto,))
+    with contextlib.ExitStack() as stack:
+        with pytest.warns(DeprecationWarning, match="with mesh"):
+            stack.enter_context(mesh)
+        stack.enter_context(set_xla_metadata(place="here"))
+        left = jax_internals.leave_contexts()
+        assert len(left) == 2
+        before = compiled._cache_size()
+        compiled(jnp.float32(1))
+        assert compiled._cache_size() == before
+        jax_internals.enter_contexts(left)
+        compiled(jnp.float32(1))
+        assert compiled._cache_size() > before, "the contexts matter"
+    assert not jax_internals.leave_contexts()
 
 
 def test_whether_jax_has_begun():

@@ -46,6 +46,10 @@ PLACED = {
     "both elsewhere": {"a": jax.device_put(GRID, SECOND), "b": loose(GRID, SECOND)},
     "sharding of one device": {"a": jax.device_put(GRID, spread(SECOND)), "b": jax.device_put(GRID, SECOND)},
     "sharding of the first": {"a": jax.device_put(GRID, spread(FIRST)), "b": loose(GRID, FIRST)},
+    "explicit sharding of the first": {
+        "a": jax.device_put(GRID, spread(FIRST, kind=AxisType.Explicit)),
+        "b": jax.device_put(GRID[0], NamedSharding(spread(FIRST, kind=AxisType.Explicit).mesh, PartitionSpec())),
+    },
     "sharding of two": {"a": jax.device_put(GRID, spread(SECOND, THIRD)), "b": loose(GRID, FIRST), "c": 1.0},
     "explicit sharding": {"a": jax.device_put(GRID, spread(FIRST, SECOND, kind=AxisType.Explicit)), "b": GRID},
     "explicit sharding of one": {"a": jax.device_put(GRID, spread(SECOND, kind=AxisType.Explicit))},

@@ -169,13 +169,17 @@ def deferred(comm):
             np.testing.assert_array_equal(params["s"], comm.rank + t if t < 2 else 2.5)
         assert packed == [1, 1, 2]
         # rank 0 rests at sync rounds; where its leaves are gone, what it had at the last one stands for them
-        for donated, mean in ((False, 30), (True, 35)):
+        for gone, mean in ((None, 30), ("donated", 35), ("overwritten", 30)):
             exchange.average(model(comm.rank))
             newest = model(20)
+            if gone == "overwritten":
+                newest["s"] = np.full(3, 20, np.float32)
             exchange.average(newest)
             if comm.rank == 0:
-                if donated:
+                if gone == "donated":
                     newest["s"].delete()
+                if gone == "overwritten":
+                    newest["s"][:] = np.nan
                 exchange.meet()
                 continue
             params, info = exchange.average(model(40))

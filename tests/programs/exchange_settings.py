@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import numpy as np
 import optax
 from exchange_common import bits, wait_for
 from exchange_small import expect
+from jax.experimental.xla_metadata import set_xla_metadata
 from jax.sharding import AxisType
 
 import wagma_jax as wagma
@@ -38,6 +40,7 @@ def everything():
             jax.debug_nans(True),
             jax.debug_infs(True),
             jax.debug_key_reuse(True),
+            jax.threefry_partitionable(False),
             jax.checking_leaks(),
             jax.transfer_guard("disallow"),
         ):
@@ -68,10 +71,24 @@ def mesh_of_the_thread():
         mesh.__exit__(None, None, None)
 
 
+@contextlib.contextmanager
+def mesh_of_old():
+    """``with mesh:``, which JAX will give up."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        mesh = jax.make_mesh((2,), ("x",), axis_types=(AxisType.Auto,)).__enter__()
+    try:
+        yield
+    finally:
+        mesh.__exit__(None, None, None)
+
+
 SETTINGS = {
     "none": contextlib.nullcontext,
     "mesh": lambda: jax.set_mesh(jax.make_mesh((2,), ("x",))),
     "mesh_of_the_thread": mesh_of_the_thread,
+    "mesh_of_old": mesh_of_old,
+    "metadata": lambda: set_xla_metadata(place="here"),
     "x64": lambda: jax.enable_x64(True),
     "disable_jit": jax.disable_jit,
     "first_device": lambda: jax.default_device(jax.devices()[0]),

@@ -71,8 +71,9 @@ class Exchange:
         Raises:
             ValueError, TypeError, TimeoutError, ExchangeError, RuntimeError: See the subclass.
         """
-        comm = startup.check_process(comm)
-        gathering = Gathering(comm, startup.limit(timeout_seconds))
+        what = f"{type(self).__name__}()"
+        comm = startup.check_process(comm, what)
+        gathering = Gathering(comm, startup.limit(timeout_seconds), what)
         self._call = Calls(gathering)
         with self._call.constructor():
             gathering.enter()
@@ -164,6 +165,7 @@ class Exchange:
         self._start = None
         self._rested(newest, is_mean=True)
         tree = self._staging.unpack(self._leaves, mean)
+        self._leaves = []
         if self._recorder is not None:
             self._recorder.add(
                 entries.ConsensusCall(entered, ready, woken, time.perf_counter(), newest, handed.is_stand_in)

@@ -1,5 +1,6 @@
 """Calls of Python by a jitted step, under all settings of JAX that its user may have chosen."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,8 @@ import numpy as np
 from jax import lax
 from jax.experimental import io_callback
 
+from wagma_jax import jax_internals
+from wagma_jax.exchange.errors import described
 from wagma_jax.exchange.isolation import cpu_device, own_settings
 from wagma_jax.threads import xla_threads
 
@@ -61,9 +64,22 @@ def call_in_order(function: Callable[..., Any], like: Any, *args: Any) -> Any:
 
 
 def finish() -> None:
-    """Waits until the steps that this thread has dispatched are over."""
-    jax.effects_barrier()
+    """Waits until the steps that this thread has dispatched are over; raises what one has failed of, once."""
+    try:
+        jax.effects_barrier()
+    except BaseException:
+        jax_internals.forget_steps()
+        raise
     make_token()
+
+
+def begin() -> None:
+    """To be called before steps that call an exchange: an earlier one that has failed does not fail them."""
+    try:
+        finish()
+    except Exception as error:
+        warnings.warn(f"a step that was dispatched before has failed: {described(error)}", stacklevel=4)
+        make_token()
 
 
 def make_token() -> None:

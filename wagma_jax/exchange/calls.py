@@ -69,10 +69,10 @@ class Calls:
         with self.lock:
             if self._over is not None:
                 raise ExchangeError(
-                    f"{name}() was called after the exchange was closed, since {self._over}: build a new GroupExchange"
+                    f"{name}() was called after the exchange was closed, since {self._over}: build a new exchange"
                 )
             if self.closed or self._engine is None:
-                raise RuntimeError(f"{name}() was called after the exchange was closed: build a new GroupExchange")
+                raise RuntimeError(f"{name}() was called after the exchange was closed: build a new exchange")
             self._counted_on = False
             try:
                 self._engine.enter()
@@ -136,6 +136,7 @@ def guarded(method: Callable[Concatenate[_S, _P], _R]) -> Callable[Concatenate[_
 
     @functools.wraps(method)
     def call(self: _S, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        children.refuse(f"{name}()")  # before JAX computes anything in a forked child
         self._finish_steps()
         return self._call.make(name, method, self, *args, **kwargs)
 

@@ -18,11 +18,14 @@ class Deferred:
 
     def __init__(self, engine: RoundsEngine, staging: Staging):
         self._engine, self._staging = engine, staging
-        self._leaves: list[Any] | None = None  # of the newest W', while those are not published
+        self._leaves: list[Any] | None = None  # of the newest W' (None for others), while those are not published
 
     def note(self, leaves: list[Any] | None) -> None:
-        """The leaves of a W' that was not packed whole; None: it was."""
-        self._leaves = leaves
+        """The leaves of a W' that was not packed whole; None: it was.
+
+        They are its owner's, who may change NumPy arrays: those are copied.
+        """
+        self._leaves = None if leaves is None else self._staging.rest_alone(leaves)
 
     def publish(self) -> None:
         """Publishes them, unless they were donated meanwhile: then what was published before stands for them."""

@@ -205,6 +205,8 @@ class GroupExchange(Exchange):
         tree = self._merged(taken)
         if is_sync:
             self._base = self._stands = self._returned = t
+            if nonfinite:
+                self._engine.forget_passed()
         elif taken.result is None and self._engine.machine.is_alone(t):
             self._base = t
         self._counter = t if self._engine.machine.clock == "step" else max(t, newest)
@@ -238,6 +240,7 @@ class GroupExchange(Exchange):
     def _rested(self, newest: int, is_mean: bool) -> None:
         if is_mean:
             self._returned = newest
+            self._engine.forget_passed()
             self._late.returned(self._engine.models.outbox.model)
 
     def _saved(self, round_: int) -> dict[str, Any]:
@@ -252,6 +255,7 @@ class GroupExchange(Exchange):
         """Notes a round in which nothing was exchanged."""
         self._counter = self._base = t
         self._start = self._stands = self._returned = None
+        self._leaves = []
         self.info = ExchangeInfo(t, False, False, 0, 0.0, (self.rank,), (t,), t)
         if self._recorder is not None:
             now = time.perf_counter()

@@ -53,17 +53,18 @@ class Gathering:
     Args:
         comm: The user's communicator, on which nothing is sent before a wait has failed.
         seconds: How long a rank waits until all others have come.
+        what: The constructor in which they wait.
 
     Attributes:
         comm: The communicator in use; one of our own after ``enter``.
         rank: Of this process.
     """
 
-    def __init__(self, comm: MPI.Intracomm, seconds: float):
+    def __init__(self, comm: MPI.Intracomm, seconds: float, what: str = "GroupExchange()"):
         self.comm = comm
         self.rank = comm.rank
         self._seconds = seconds
-        self._what = "GroupExchange()"
+        self._what = what
         self._neighbours = tree.neighbours(comm.rank, comm.size)
         self._mailbox = Mailbox(comm, tags.START)
         self._survey = Survey(self._mailbox, comm.rank, comm.size)

@@ -245,6 +245,7 @@ class GossipExchange(Exchange):
     ) -> ExchangeInfo:
         """Notes a round; the moments are those at which it was entered, W' was ready, and the result was there."""
         self._start, self._counter, self._base = None, t, t
+        self._leaves = []
         rounds = dict.fromkeys(sources, t - self._lag) | {self.rank: t}
         group = tuple(sorted(rounds))
         versions = tuple(rounds[rank] for rank in group)

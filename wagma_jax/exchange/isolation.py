@@ -16,6 +16,8 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 import jax
 import jax.numpy as jnp
 
+from wagma_jax import jax_internals
+
 _config: Any = jax.config  # its attributes are made at run time
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -65,6 +67,7 @@ class own_settings:  # a generator would take twice the time to enter and leave
     def __init__(self, lasting: bool = False):
         self._lasting = lasting
         self._entered: list[Any] = []  # nothing inside of another one
+        self._contexts: list[Any] = []
 
     def __enter__(self) -> None:
         if _caller.x64 is not None:
@@ -77,6 +80,7 @@ class own_settings:  # a generator would take twice the time to enter and leave
                 "outside of jax.jit and other transformations, or use as_transformation() inside of a jitted step"
             ) from error
         try:
+            self._contexts = jax_internals.leave_contexts()
             x64 = bool(_config.jax_enable_x64)
             seen = _callers(_config)
             if seen != _caller.seen:
@@ -106,6 +110,7 @@ class own_settings:  # a generator would take twice the time to enter and leave
         _caller.x64 = None
         while self._entered:
             self._entered.pop().__exit__(None, None, None)
+        jax_internals.enter_contexts(self._contexts)
 
 
 def isolated(function: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -182,6 +187,7 @@ _WANTED = {
     "debug_infs": (False,),
     "check_tracer_leaks": (False,),
     "debug_key_reuse": (False,),
+    "threefry_partitionable": (True,),
     "transfer_guard_host_to_device": ("allow", None),  # None: as JAX is without it
     "transfer_guard_device_to_device": ("allow", None),
     "transfer_guard_device_to_host": ("allow", None),

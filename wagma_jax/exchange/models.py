@@ -111,6 +111,10 @@ class Models:
         """Notes a step whose model a round of one passes over, unpublished."""
         self.outbox = self.outbox.take_step()
 
+    def forget_passed(self) -> None:
+        """Steps that were passed over are lost: a global mean has replaced their model."""
+        self.outbox = self.outbox.forget_passed()
+
     def publish_passed(self, version: int, model: Buffers) -> None:
         """Publishes the model of the newest step that was passed over."""
         self._post(self.outbox.publish(version, model))

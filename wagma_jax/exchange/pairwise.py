@@ -153,7 +153,7 @@ class PairwiseExchange(Exchange):
         self._stands = None
         self._call.count_on()
         stepped = self._engine.step(own, self._counter)
-        self._start = None
+        self._start, self._leaves = None, []
         del own
         taken = time.perf_counter()
         model = self._staging.completed(stepped.model, stepped.others) if nonfinite else stepped.model

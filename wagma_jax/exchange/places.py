@@ -26,7 +26,7 @@ class Places(NamedTuple):
 
     Attributes:
         each: Of each leaf.
-        scattered: Whether some are elsewhere than on the CPU device of the buffers.
+        scattered: Whether some are elsewhere than on the CPU device of the buffers, or belong to a mesh.
         only: The accelerator that holds all of them alone, and nothing else does; None if there is no such device.
         committed: Whether all are.
         simple: Whether compiled functions that follow their arguments leave all leaves where they were.
@@ -85,8 +85,9 @@ class Survey:
             not any(place.committed for place in each)
             or all(place == Place(SingleDeviceSharding(only), True) for place in each)
         )
-        scattered = only is None or only != self._host
-        return Places(each, scattered, only if scattered else None, committed, simple)
+        elsewhere = only is None or only != self._host
+        meshed = not all(isinstance(place.sharding, SingleDeviceSharding | None) for place in each)
+        return Places(each, elsewhere or meshed, only if elsewhere else None, committed, simple)
 
 
 def put(arrays: list[Any], places: Sequence[Place], host: Any) -> list[jax.Array]:

@@ -135,6 +135,11 @@ class RoundsEngine(Engine):
         with self._changed:
             self.models.publish_passed(version, model)
 
+    def forget_passed(self) -> None:
+        """The trainer has taken a global mean in the place of the models that rounds of one have passed over."""
+        with self._changed:
+            self.models.forget_passed()
+
     def take(self, t: int, timeout: float) -> tuple[int, Taken | Added, dict[int, float]]:
         """Waits until round t is complete, and takes the newest sum, or the mean.
 

@@ -158,6 +158,13 @@ class Staging:
         """The leaves that only sync rounds average."""
         return [leaves[i] for i in self._indices_of_rest]
 
+    def rest_alone(self, leaves: list[Any]) -> list[Any]:
+        """The same in their places, with None for all others, and copies of what is no ``jax.Array``."""
+        kept: list[Any] = [None] * len(leaves)
+        for i in self._indices_of_rest:
+            kept[i] = leaves[i] if isinstance(leaves[i], jax.Array) else np.array(leaves[i], self.dtypes[i])
+        return kept
+
     def _packed(self, leaves: list[Any], chosen: tuple[int, ...]) -> Buffers:
         if not chosen:
             return ()
@@ -223,6 +230,9 @@ class Staging:
         totals = lambda: tuple(buffer.astype(sum_dtype(buffer.dtype)) for buffer in self.copy(ordinary))
         self.merge_late(totals(), ordinary, 2, 2 if weighted else None)
         self.narrow(totals(), ordinary, 2)
+        if self.has_rest and self.widens:  # a global mean, in the engine's thread
+            wide = tuple(buffer.astype(sum_dtype(buffer.dtype)) for buffer in self.copy(buffers))
+            self.narrow(wide, buffers, 2)
         for some in dict.fromkeys((len(buffers), len(ordinary))):
             tree = self.unpack(leaves, buffers if some == len(buffers) else ordinary)
             own = jax.tree.leaves(tree)  # whose types may no longer be weak

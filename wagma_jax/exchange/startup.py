@@ -1,6 +1,7 @@
 """How an exchange begins: arguments are checked, ranks agree, and models are made equal."""
 
 import hashlib
+import re
 import threading
 import warnings
 from collections.abc import Callable, Collection, Mapping
@@ -58,14 +59,18 @@ class Arguments(NamedTuple):
     recorder: Recorder | None
 
 
-def check_process(comm: Any) -> MPI.Intracomm:
+def check_process(comm: Any, what: str) -> MPI.Intracomm:
     """The communicator; warns if XLA has too few threads.
+
+    Args:
+        comm: What the user has passed.
+        what: The constructor.
 
     Raises:
         TypeError: ``comm`` is no communicator.
         RuntimeError: MPI was initialized without MPI_THREAD_MULTIPLE, or this process was started by a rank.
     """
-    children.refuse("GroupExchange()")
+    children.refuse(what)
     comm = MPI.COMM_WORLD if comm is None else comm
     if not isinstance(comm, MPI.Intracomm):
         raise TypeError(f"comm must be an mpi4py.MPI.Intracomm or None, got {comm!r}: pass for example MPI.COMM_WORLD")
@@ -81,7 +86,7 @@ def check_process(comm: Any) -> MPI.Intracomm:
             "start with `wagma launch`, set NPROC=2 and give the process two cores (mpirun --bind-to none), or, before "
             "anything else, jax.config.update('jax_cpu_enable_async_dispatch', False)",
             RuntimeWarning,
-            stacklevel=3,
+            stacklevel=4,  # of whoever makes the exchange
         )
     return comm
 
@@ -192,7 +197,9 @@ def _description(arguments: Arguments) -> tuple[dict[str, str], list[Any], str]:
         "state": "given" if arguments.resumes else "not given",
         "ledger": "not written" if arguments.recorder is None else "written",
     }
-    return settings, arguments.staging.describe(), str(arguments.staging.treedef)
+    # static fields may hold functions, which are shown with their addresses
+    structure = re.sub(r" at 0x[0-9a-f]+", "", str(arguments.staging.treedef))
+    return settings, arguments.staging.describe(), structure
 
 
 def _difference(expected: Any, came: Any) -> str | None:

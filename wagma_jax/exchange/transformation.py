@@ -65,7 +65,7 @@ def as_transformation(
             it. While a step runs: averages are thrown away.
     """
     callbacks.check_threads()
-    callbacks.make_token()
+    callbacks.begin()
     every = integer("every", every, "1 averages on every update")
     if every < 1:
         raise ValueError(f"every must be at least 1, got {every}: 1 averages on every update")
@@ -111,7 +111,7 @@ def as_first_link(average: Callable[[Any], Any], staging: Staging) -> optax.Grad
         RuntimeError, ValueError: As :func:`as_transformation`.
     """
     callbacks.check_threads()
-    callbacks.make_token()
+    callbacks.begin()
     chosen, call = _calls(average, staging)
 
     def update(updates, state, params=None, **extra_args):
@@ -257,5 +257,6 @@ def _unlike(staging: Staging, params: Any) -> str:
 def _stand_in(shape: tuple[int, ...], dtype: Any) -> Any:
     """What stands for a kept leaf, in next to no memory."""
     if jnp.issubdtype(dtype, jax.dtypes.prng_key):
-        return keys.zeros(shape, dtype)
+        with jax.transfer_guard("allow"), jax.ensure_compile_time_eval():
+            return keys.zeros(shape, dtype)
     return np.broadcast_to(np.zeros((), dtype), shape)

@@ -47,6 +47,10 @@ class Steps(NamedTuple):
         fresh, since_mean, new = self
         return self._replace(fresh=fresh + new, since_mean=since_mean + new, unpublished=0)
 
+    def forget_passed(self) -> "Steps":
+        """After a model that was never published has been given up."""
+        return self._replace(unpublished=0)
+
     def contribute(self) -> "Steps":
         """After the publication has entered a group sum."""
         return self._replace(fresh=0)
@@ -91,6 +95,10 @@ class Outbox(NamedTuple):
     def take_step(self) -> "Outbox":
         """The outbox after a local step, whose model is still to be published."""
         return self if self.steps is None else self._replace(steps=self.steps.take())
+
+    def forget_passed(self) -> "Outbox":
+        """The outbox after a model that was never published has been given up."""
+        return self if self.steps is None else self._replace(steps=self.steps.forget_passed())
 
     def contribute(self, is_sync: bool) -> tuple["Outbox", int | None]:
         """The outbox after an exchange has read it, and the steps that the contribution counts for.
