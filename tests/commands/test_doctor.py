@@ -364,6 +364,9 @@ def test_gpus():
     assert row.text == ("2 on h1: rank 0 sees 0, rank 1 sees 1; 2 on h2: rank 2 sees 0, rank 3 sees 1; none on h3")
     assert judge_gpus(facts(None, count=4)).text == "4 on h1: rank 0 sees 0 1 2 3"
     assert judge_gpus(facts("", "", count=1)).text == "1 on h1: rank 0 sees none, rank 1 sees none"
+    assert judge_gpus(facts("-1", "NoDevFiles", "1,-1,0", "GPU-8932f937,MIG-7,x", count=4)).text == (
+        "4 on h1: rank 0 sees none, rank 1 sees none, rank 2 sees 1, rank 3 sees GPU-8932f937 MIG-7"
+    )
     assert judge_gpus(facts(*map(str, range(16)), count=16)).text.endswith("rank 7 sees 7, ...")
 
 

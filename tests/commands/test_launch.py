@@ -105,6 +105,7 @@ def test_hosts():
         ("--hosts a:x -- true", "NAME:SLOTS,NAME:SLOTS,..."),
         ("--hosts a,,b -- true", "(at '')"),
         ("--hosts fd00::1:2 -- true", "IPv6 addresses in brackets, got 'fd00::1:2'"),
+        ("--hosts ::1,fd00::2 -- true", "IPv6 addresses in brackets, got '::1'"),
         ("--hosts [fd00::1] --interface fd00::/64 -- true", "name of an interface, got 'fd00::/64': MPI selects"),
         ("--hosts a,a -- true", "name each host once, got 'a' twice"),
         ("-n 2 --ranks 3 -- true", "expected options of wagma before --, got '--ranks'"),

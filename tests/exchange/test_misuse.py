@@ -11,6 +11,7 @@ import ranks
     "body",
     [
         "other_trees",
+        "functions_in_static_fields",
         "other_settings",
         "bad_settings",
         "another_tree_later",

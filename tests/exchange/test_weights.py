@@ -16,6 +16,10 @@ def test_a_worker_of_few_steps_weighs_as_many_in_a_run_its_resumption_and_its_re
     ranks.run("exchange_weights.by_steps", str(tmp_path), num_ranks=2)
 
 
+def test_steps_whose_model_is_lost_count_for_nothing_later():
+    ranks.run("exchange_weights.steps_that_are_lost", num_ranks=2)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "complex64"])
 def test_contributions_are_scaled_in_their_own_dtype(dtype):
     model = jnp.asarray([0.1, -3.0, 1e-3], dtype)

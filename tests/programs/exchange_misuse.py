@@ -1,8 +1,10 @@
 """Bodies for two MPI ranks: misuse is explained on all ranks, and ends nobody."""
 
+import dataclasses
 import math
 import threading
 import warnings
+from typing import Any
 
 import exchange_small
 import jax
@@ -32,6 +34,26 @@ def other_trees(comm):
         GroupExchange(comm, (a, b) if comm.rank == 1 else [a, b], group_size=2)
     with expect(ValueError, "the leaf ['a'] is float32[3] (keep) there"):
         GroupExchange(comm, {"a": a}, group_size=2, policy=lambda path, leaf: "keep" if comm.rank == 1 else "mean")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class WithFunction:
+    """A tree with a function that is no leaf; its address is another one in every process."""
+
+    w: Any
+    activation: Any = dataclasses.field(metadata={"static": True})
+
+
+def functions_in_static_fields(comm):
+    unused = [object() for _ in range(1000 * comm.rank)]  # so that addresses differ
+    start = WithFunction(np.zeros(3, np.float32), lambda x: x)
+    addresses = comm.allgather(hex(id(start.activation)))
+    assert len(set(addresses)) == comm.size, f"{addresses}: nothing is tried"
+    with GroupExchange(comm, start, group_size=2, sync_period=1) as exchange:
+        mean, _ = exchange.average(dataclasses.replace(start, w=np.full(3, comm.rank, np.float32)))
+    np.testing.assert_array_equal(mean.w, 0.5)
+    del unused
 
 
 def other_settings(comm):

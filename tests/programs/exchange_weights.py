@@ -119,6 +119,20 @@ def replays(folder, expected):
         assert bits(final[rank]) == last
 
 
+def steps_that_are_lost(comm):
+    """Rounds of one, and a model that is not finite in the end: the mean takes the place of all of its steps."""
+    options = {"group_size": 1, "sync_period": 4, "weighting": "steps", "on_nonfinite": "skip", "timeout_seconds": 60}
+    with wagma.GroupExchange(comm, {"w": np.zeros(3, np.float32)}, **options) as exchange:
+        for turn in range(3):
+            for t in range(4):
+                lost = comm.rank == 0 and turn == 0 and t == 3
+                model = {"w": np.full(3, np.nan if lost else 12 * comm.rank, np.float32)}
+                params, info = exchange.average(model)
+            assert info.is_sync
+            # rank 0's first four steps are nobody's; from then on both count for four
+            np.testing.assert_array_equal(params["w"], 12 if turn == 0 else 6)
+
+
 def follow(everyone, of=Reference):
     """Compares the results of all calls with those of a reference."""
     for name, tolerance in (("large", 1e-5), ("small", 1e-5), ("half", 2e-2)):
