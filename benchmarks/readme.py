@@ -4,7 +4,9 @@
 
     <!-- bench: NAME; workload=LABEL; scenarios=LABEL, LABEL; columns=HEADING | HEADING -->
 
-and follows it. All but the name of the plan may be left out: the first workload, all scenarios, all columns.
+and follows it. All but the name of the plan may be left out: the first workload, all scenarios, all columns. With
+``medians=HEADING`` in place of columns there is a row for each arm and a column for each scenario, with the medians of
+that heading.
 """
 
 import json
@@ -20,6 +22,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 
 _TABLE = re.compile(r"^<!-- bench: (?P<what>.+) -->\n(?P<table>(?:\|.*\n)*)", re.MULTILINE)
+_SPREAD = re.compile(r" \([^)]* to [^)]*\)")
 _LABELS = 2  # columns in front that every table has
 
 
@@ -38,16 +41,27 @@ def made(what: str, results: Path = RESULTS) -> str:
     name, *settings = (part.strip() for part in what.split(";"))
     pairs = [setting.partition("=") for setting in settings]
     wanted: dict[str, str] = {key: value for key, _, value in pairs}
-    if unknown := wanted.keys() - {"workload", "scenarios", "columns"}:
-        raise ValueError(f"a table has a workload, scenarios and columns, got {', '.join(unknown)}")
+    if unknown := wanted.keys() - {"workload", "scenarios", "columns", "medians"}:
+        raise ValueError(f"a table has a workload, scenarios, and columns or medians, got {', '.join(unknown)}")
     found = json.loads((results / f"{name}.json").read_text())
     workload = wanted.get("workload") or str(next(iter(found["workloads"])))
     header, rows = cells_of(found, workload)
     scenarios = _chosen(wanted.get("scenarios"), ",", list(dict.fromkeys(row[0] for row in rows)))
+    if "medians" in wanted:
+        (heading,) = _chosen(wanted["medians"], "|", header[_LABELS:])
+        return _medians(rows, header.index(heading), scenarios)
     columns = _chosen(wanted.get("columns"), "|", header[_LABELS:])
     kept = [*range(_LABELS), *(header.index(column) for column in columns)]
     lines = [[row[i] for i in kept] for row in rows if row[0] in scenarios]
     return table([header[i] for i in kept], lines, labels=_LABELS)
+
+
+def _medians(rows: list[list[str]], column: int, scenarios: list[str]) -> str:
+    """A table of one column's medians, by arm and scenario."""
+    cells = {(row[1], row[0]): _SPREAD.sub("", row[column]) for row in rows}
+    arms = dict.fromkeys(arm for arm, _ in cells)
+    lines = [[arm, *(cells.get((arm, scenario), "") for scenario in scenarios)] for arm in arms]
+    return table(["arm", *scenarios], lines, labels=1)
 
 
 def _chosen(words: str | None, separator: str, possible: list[str]) -> list[str]:

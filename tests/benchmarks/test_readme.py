@@ -76,6 +76,16 @@ after
 """
     assert readme.filled(page, tmp_path) == expected
     assert readme.filled(expected, tmp_path) == expected
+    medians = "<!-- bench: x; scenarios=slow, none; medians=rows/s -->\n"
+    assert (
+        readme.filled(medians, tmp_path)
+        == medians
+        + """| arm | slow | none |
+|-----|-----:|-----:|
+| a   |    2 |    2 |
+| b   |      |    2 |
+"""
+    )
     assert readme.filled("<!-- bench: x -->\n", tmp_path).count("\n") == 1 + 2 + 3
     with pytest.raises(ValueError, match="there is no 'slower': there are 'none', 'slow'"):
         readme.filled("<!-- bench: x; scenarios=slower -->\n", tmp_path)

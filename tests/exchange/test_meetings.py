@@ -33,5 +33,10 @@ def test_a_run_goes_on_from_its_state_with_the_same_bits(num_ranks, sync_period,
     ranks.run("exchange_meetings.interrupted", sync_period, stops, num_ranks=num_ranks)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_sum_that_was_not_taken_is_merged_when_the_run_goes_on(dtype):
+    ranks.run("exchange_meetings.untaken", dtype, num_ranks=3)
+
+
 def test_where_states_can_be_had_and_what_is_none():
     ranks.run("exchange_meetings.states", num_ranks=2)

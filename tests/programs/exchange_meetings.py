@@ -11,6 +11,7 @@ from exchange_common import bits, local_step, tree, wait_for
 from exchange_small import START, expect, open_small, train
 
 import wagma_jax as wagma
+from wagma_jax.exchange.barrier import barrier
 
 
 def tallies(comm):
@@ -109,6 +110,37 @@ def interrupted(comm, sync_period, stops):
     for t, (expected, came) in enumerate(zip(whole, parts, strict=True)):
         assert expected == came, (t, expected[0], came[0])
     assert late.any()
+
+
+def untaken(comm, dtype):
+    """A sum that a worker has not taken, since it rests in the round, goes into its state: it is merged later."""
+    start = {"w": jnp.arange(5, dtype=dtype), "s": jnp.zeros(2, jnp.float32)}
+    options = {"group_size": 2, "sync_period": None, "timeout_seconds": 60}
+    options["policy"] = lambda path, leaf: "mean" if path[0].key == "w" else "sync"
+    schedule = wagma.GroupSchedule(comm.size, 2, None)
+    turns = [(t, rank) for t in range(1, 9) for rank in range(comm.size)]
+    alone = lambda rank, t: schedule.group_of(rank, t) == (rank,)
+    last, rests = next((t, rank) for t, rank in turns if not alone(rank, t) and alone(rank, t + 1))
+    model = lambda value: {**start, "w": jnp.full(5, value, dtype)}
+    with wagma.GroupExchange(comm, start, **options) as exchange:
+        params = start
+        for t in range(last + 1):
+            barrier(comm)  # nobody takes what comes later
+            if t < last or comm.rank != rests:
+                params, _ = exchange.average(model(comm.rank + t))
+        exchange.meet()
+        state = pickle.loads(pickle.dumps(exchange.state()))
+        assert ("sum" in state) == (comm.rank == rests)
+        expected, info = exchange.average(model(7))
+        assert info.round == last + 1
+    with wagma.GroupExchange(comm, params, **options, state=state) as exchange:
+        came, _ = exchange.average(model(7))
+        if comm.rank == rests:
+            assert bits(came) == bits(expected) != bits(model(7))
+    if "sum" in state:
+        state["sum"] = [part[1:] for part in state["sum"]]
+    with expect(ValueError, "state['sum'] does not fit to params"):
+        wagma.GroupExchange(comm, params, **options, state=state)
 
 
 def states(comm):

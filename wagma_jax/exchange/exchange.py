@@ -122,7 +122,7 @@ class GroupExchange(Exchange):
             first_round=first_round,
             state=state,
             ledger=ledger,
-            kept=Steps._fields if weighting == "steps" else (),
+            kept=(*groups.SUM, *(Steps._fields if weighting == "steps" else ())),
         )
 
     @property
@@ -247,6 +247,7 @@ class GroupExchange(Exchange):
         version, model, steps = self._engine.models.outbox
         published = None if version == self._returned else self._staging.to_arrays(model)
         kept = {} if steps is None else steps._asdict()
+        kept |= groups.saved_sum(self._engine.models.inbox)
         return Standing(round_, self._base, version, published, kept).saved()
 
     # helpers

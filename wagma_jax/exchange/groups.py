@@ -3,6 +3,10 @@
 import dataclasses
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 from wagma_jax.choices import (
     Clock,
     LateMerge,
@@ -18,13 +22,18 @@ from wagma_jax.exchange.gathering import Gathering
 from wagma_jax.exchange.models import Models
 from wagma_jax.exchange.preparation import Prepared, exchange_once, gather_once
 from wagma_jax.exchange.rounds import RoundsEngine
+from wagma_jax.exchange.staging import Staging
 from wagma_jax.exchange.standing import MOST_ROUNDS, Standing
 from wagma_jax.exchange.startup import Arguments, between
+from wagma_jax.exchange.storage import storage_dtype, sum_dtype
 from wagma_jax.exchange.weighing import Weighing
 from wagma_jax.protocol.plan import GroupPlan
 from wagma_jax.protocol.rounds import Rounds
-from wagma_jax.protocol.rules import Outbox, Steps
+from wagma_jax.protocol.rules import GroupSum, Inbox, Outbox, Steps
 from wagma_jax.schedule import GroupSchedule
+
+SUM = ("sum", "sum_of")
+"""What a state has of a sum that was not taken: its buffers, and (round, own version, weight, whether it is a mean)."""
 
 
 class GroupSettings(NamedTuple):
@@ -108,11 +117,37 @@ def make_engine(gathering: Gathering, arguments: Arguments, prepared: Prepared) 
         Rounds(GroupPlan(own.schedule, own.quorum), gathering.rank, own.clock),
         prepared.wire,
         gathering.comm,
-        Models(own.schedule, staging, Outbox(standing.version, published, steps)),
+        Models(own.schedule, staging, Outbox(standing.version, published, steps), _restored_sum(standing, staging)),
         standing.round + 1,
         arguments.recorder,
         weighing,
     )
+
+
+def saved_sum(inbox: Inbox) -> dict[str, Any]:
+    """A sum that the trainer has not taken, since it rested in the round: it is merged in its next call."""
+    newest = inbox.newest
+    if newest is None or newest.taken:
+        return {}
+    numbers = newest.round, newest.own, newest.weight, int(newest.is_mean)
+    return dict(zip(SUM, ([np.array(part) for part in newest.total], list(numbers)), strict=True))
+
+
+def _restored_sum(standing: Standing, staging: Staging) -> Inbox:
+    """What :func:`saved_sum` has returned; ValueError if it is something else."""
+    if not any(name in standing.kept for name in SUM):
+        return Inbox()
+    try:
+        total, (round_, own, weight, is_mean) = (standing.kept[name] for name in SUM)
+        arrays, numbers = list(map(np.asarray, total)), [int(number) for number in (round_, own, weight, is_mean)]
+    except (KeyError, TypeError, ValueError):
+        arrays, numbers = [], []
+    ordinary = [layout for layout in staging.layouts if layout.ordinary]
+    expected = [((layout.size,), np.dtype(sum_dtype(storage_dtype(layout.dtype)))) for layout in ordinary]
+    if not numbers or [(array.shape, array.dtype) for array in arrays] != expected:
+        raise ValueError("state['sum'] does not fit to params: pass what state() returned on this rank, as it was")
+    buffers = jax.block_until_ready(tuple(jnp.array(array, copy=True) for array in arrays))
+    return Inbox(GroupSum(numbers[0], numbers[1], numbers[2], buffers, is_mean=bool(numbers[3])))
 
 
 def restored_steps(standing: Standing) -> Steps:

@@ -56,6 +56,7 @@ class Models:
         schedule: Who averages with whom.
         staging: Knows which buffers ordinary rounds exchange.
         published: What this worker has published at first.
+        inbox: What its group has averaged before, if it has not taken that.
 
     Attributes:
         outbox: What it has published.
@@ -63,9 +64,9 @@ class Models:
         history: What was exchanged.
     """
 
-    def __init__(self, schedule: GroupSchedule, staging: Staging, published: Outbox):
+    def __init__(self, schedule: GroupSchedule, staging: Staging, published: Outbox, inbox: Inbox | None = None):
         self.outbox = published
-        self.inbox = Inbox()
+        self.inbox = inbox or Inbox()
         self._is_sync = schedule.is_sync
         self._ordinary = staging.ordinary
         self._staging = staging
@@ -75,6 +76,7 @@ class Models:
         self._of_ordinary = sum_signature(layout for layout in staging.layouts if layout.ordinary)
         self._pool = Pool(1, self._whole)
         self._pool.hold(published.model)
+        self._pool.hold(_total(self.inbox))
         self.history = History()
         self._tally: Tally = ()  # the sums of the newest sync round
 
