@@ -188,9 +188,12 @@ ALLOWED = {
         "wagma_jax.exchange.transformation", "wagma_jax.ledger.entries", "wagma_jax.protocol",
     },
     "wagma_jax/exchange/alone.py": {
-        "wagma_jax.exchange.rounds", "wagma_jax.exchange.staging", "wagma_jax.exchange.storage",
+        "wagma_jax.exchange.places", "wagma_jax.exchange.rounds", "wagma_jax.exchange.staging",
+        "wagma_jax.exchange.storage",
     },
-    "wagma_jax/exchange/deferred.py": {"wagma_jax.exchange.rounds", "wagma_jax.exchange.staging"},
+    "wagma_jax/exchange/deferred.py": {
+        "wagma_jax.exchange.places", "wagma_jax.exchange.rounds", "wagma_jax.exchange.staging",
+    },
     "wagma_jax/exchange/formulas.py": {
         "wagma_jax.exchange.layouts", "wagma_jax.exchange.pool", "wagma_jax.exchange.storage",
         "wagma_jax.protocol.mixing",
@@ -224,7 +227,7 @@ ALLOWED = {
         "wagma_jax.exchange.deferred",
         "wagma_jax.exchange.engine", "wagma_jax.exchange.finite", "wagma_jax.exchange.gathering",
         "wagma_jax.exchange.groups", "wagma_jax.exchange.info", "wagma_jax.exchange.isolation",
-        "wagma_jax.exchange.late", "wagma_jax.exchange.models",
+        "wagma_jax.exchange.late", "wagma_jax.exchange.models", "wagma_jax.exchange.places",
         "wagma_jax.exchange.preparation", "wagma_jax.exchange.schedules", "wagma_jax.exchange.standing",
         "wagma_jax.exchange.startup", "wagma_jax.exchange.storage", "wagma_jax.exchange.tallies",
         "wagma_jax.exchange.transformation", "wagma_jax.ledger.entries", "wagma_jax.protocol", "wagma_jax.schedule",

@@ -226,7 +226,8 @@ def look(checkpoint: Path) -> Saved:
     _check_version(checkpoint)
     try:
         found = json.loads((checkpoint / POSITION).read_text())
-        return Saved(from_json(found["position"], Position), found["parts"])
+        position = from_json(found["position"], Position)
+        return Saved(dataclasses.replace(position, setup=found["position"]["setup"]), found["parts"])
     except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{POSITION} of {checkpoint} cannot be read: {in_a_line(error)}") from None
 

@@ -18,6 +18,7 @@ _SEQUENCES = {
     set: set,
     frozenset: frozenset,
     collections.abc.Sequence: tuple,
+    collections.abc.Set: frozenset,
 }
 
 
@@ -48,6 +49,17 @@ def finite(value: Any) -> Any:
     if isinstance(value, list):
         return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two values are equal, but for lists in place of tuples; NaN is equal to NaN."""
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if dataclasses.is_dataclass(a) and not isinstance(a, type) and type(a) is type(b):
+        return all(same(getattr(a, field.name), getattr(b, field.name)) for field in dataclasses.fields(a))
+    return a == b or (isinstance(a, float) and isinstance(b, float) and math.isnan(a) and math.isnan(b))
 
 
 def from_json(value: Any, hint: Any) -> Any:

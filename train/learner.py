@@ -1,6 +1,9 @@
 """One worker's state, and the two halves of a step: before and after workers combine what they have learned."""
 
 import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -69,7 +72,13 @@ class Learner:
         return self.task.carry(self._key(jnp.asarray(-1 - first_step, jnp.int32), worker))
 
     def check(self) -> None:
-        """Raises ValueError if the optimizer has no such moments; nothing is compiled."""
+        """Raises ValueError for a step that is not as it should be, or moments that do not exist; compiles nothing."""
+        worker = jax.ShapeDtypeStruct((), jnp.int32)
+        model, batch = as_shapes(self.task.like), self.task.batch_shapes[0]
+        if self.task.updates_per_step > 1:
+            batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch)
+        carry = jax.eval_shape(lambda worker: self.carry(worker, 0), worker)
+        jax.eval_shape(self._traced, model, carry, batch, jax.eval_shape(self._key, worker, worker))
         if self.moments != "own":
             jax.eval_shape(lambda model: self.exchanged(model, self.optimizer_state(model)), as_shapes(self.task.like))
 
@@ -105,7 +114,7 @@ class Learner:
         if self.task.updates_per_step > 1:
             model, optimizer, carry, metrics = self._several(model, optimizer, carry, batch, key, share)
             return self.exchanged(model, optimizer), optimizer, carry, metrics
-        made = self._gradients(model, carry, batch, key)
+        made = self._traced(model, carry, batch, key)
         if self.exchanges == "gradients":
             return {"params": made.grads, "stats": made.stats}, optimizer, made.carry, made.metrics
         model, optimizer = self._apply(made.grads, made.stats, model, optimizer, share)
@@ -119,7 +128,7 @@ class Learner:
 
         def update(state: Any, each: Any) -> Any:
             (model, optimizer, carry), (number, part) = state, each
-            made = self._gradients(model, carry, part, jax.random.fold_in(key, number))
+            made = self._traced(model, carry, part, jax.random.fold_in(key, number))
             model, optimizer = self._apply(made.grads, made.stats, model, optimizer, share)
             return (model, optimizer, made.carry), made.metrics
 
@@ -137,7 +146,7 @@ class Learner:
         check_metrics(made.metrics)
         wanted = {"grads": model["params"], "stats": model["stats"], "carry": carry}
         for name, like in wanted.items():
-            got, expected = layout(getattr(made, name)), layout(like)
+            got, expected = _layout(getattr(made, name)), _layout(like)
             if name == "grads":  # the optimizer takes any dtype
                 got, expected = ({path: shape for path, (shape, _) in each.items()} for each in (got, expected))
             for path in [*expected, *got]:
@@ -166,12 +175,32 @@ class Learner:
         return square_distance(sent["params"], combined["params"])
 
     def _apply(self, grads: Any, stats: Any, model: Model, optimizer: Any, share: jax.Array) -> tuple[Model, Any]:
-        with_share = optax.with_extra_args_support(self.optimizer)
-        updates, optimizer = with_share.update(grads, optimizer, model["params"], share=share)
+        extra = {"share": share} if self._takes_share else {}
+        updates, optimizer = self._update(grads, optimizer, model["params"], **extra)
         return {"params": optax.apply_updates(model["params"], updates), "stats": stats}, optimizer
+
+    @property
+    def _update(self) -> Callable[..., Any]:
+        return self.optimizer.update
+
+    @functools.cached_property
+    def _takes_share(self) -> bool:
+        """Whether the optimizer's rate follows the share; one of optax's that never changes does not know it."""
+        parameters = inspect.signature(self._update).parameters.values()
+        return any(one.name == "share" or one.kind == one.VAR_KEYWORD for one in parameters)
+
+    @functools.cached_property
+    def _traced(self) -> Callable[..., Gradients]:
+        """As ``_gradients``; JAX remembers what it has traced, so that :meth:`check` costs nothing."""
+        return jax.jit(self._gradients, inline=True)
 
     def _key(self, step: jax.Array, worker: jax.Array) -> jax.Array:
         return jax.random.fold_in(jax.random.fold_in(jax.random.key(self.seed), step), worker)
+
+
+def _layout(tree: Any) -> dict[str, list[Any]]:
+    """As ``pytrees.layout``, also of Python numbers."""
+    return layout(jax.tree.map(lambda leaf: leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf), tree))
 
 
 def square_distance(a: Any, b: Any) -> jax.Array:

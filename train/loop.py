@@ -175,11 +175,11 @@ class Run:
         workers, budget = self.workers, self.budget
         stop, outcome, finished = None, None, False
         ended = budget.ended(workers.round, self._pace.units)
-        if not ended and self._start.step // self.options.eval_every > self._evaluated:  # left undone by a stop
-            self._evaluated = self._start.step // self.options.eval_every
-            self._outcome(None, None if self._start.at_sync else self._start.step)
         announced, said, tallied = False, time.perf_counter(), 0
         with Interrupts() as asked, console.progress_bar() as bar:
+            if not ended and self._start.step // self.options.eval_every > self._evaluated:  # left undone by a stop
+                self._evaluated = self._start.step // self.options.eval_every
+                self._outcome(None, None if self._start.at_sync else self._start.step)
             task = bar.add_task(self.options.algorithm, total=budget.total_steps, status="")
             bar.update(task, completed=budget.shown_steps(workers.round, self._pace.units))
             batch = None if ended else self._next(feed)
@@ -200,7 +200,7 @@ class Run:
                     stop = None if finished else interrupts.asked(stepped.sums[1:])
                     ended = finished or stop is not None
                 if stepped.round // self.options.log_every > self._logged or ended:
-                    self._log(stepped.round, finished)
+                    self._log(stepped.round, finished or (ended and self.checkpoints is None))
                     shown = budget.shown_steps(stepped.round, self._pace.at(stepped.round))
                     bar.update(task, completed=shown, status=self._rows.status)
                     if not console.console.is_terminal and time.perf_counter() - said > _SAY_SECONDS and not ended:

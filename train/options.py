@@ -13,7 +13,7 @@ from train.budget import Length
 from train.data.order import Sampling
 from train.fields import Checked, declared, flag, option
 from train.files import write_whole
-from train.jsonable import from_json, to_json
+from train.jsonable import from_json, same, to_json
 from train.moments import Moments
 from wagma_jax.algorithms import ALGORITHMS, DEFAULT, Settings, Strategy, build, find
 
@@ -166,12 +166,13 @@ class RunOptions(AlgorithmOptions):
     def _check_kept(self) -> None:
         """A run that cannot read its options again could not be resumed."""
         hints = typing.get_type_hints(type(self))
-        for name, value in vars(self).items():
+        for name in (field.name for field in dataclasses.fields(self)):
+            value = getattr(self, name)
             try:
                 kept = from_json(json.loads(json.dumps(to_json(value))), hints[name])
             except TypeError as error:
                 kept = error
-            if kept != value:
+            if not same(kept, value):
                 raise ValueError(
                     f"{flag(name)} {value!r} is not the same once it was kept as JSON ({kept!r}), so that no run could "
                     "go on with it: options are numbers, strings, paths, members of an Enum, and tuples, dataclasses "
@@ -354,9 +355,9 @@ class RunOptions(AlgorithmOptions):
     def check_resumes(self, saved: "RunOptions") -> None:
         """Raises ValueError if these options would make another run of a saved one."""
         for name, said in declared(type(self)).items():
-            same = said["same"] or (lambda value: value)
-            mine, its = same(getattr(self, name)), same(getattr(saved, name))
-            if mine != its and said["resume"] == "fixed":
+            part = said["same"] or (lambda value: value)
+            mine, its = part(getattr(self, name)), part(getattr(saved, name))
+            if not same(mine, its) and said["resume"] == "fixed":
                 raise ValueError(
                     f"{flag(name)} is {its} in the run that --resume names, got {mine}: leave it "
                     "out, or start a new run"

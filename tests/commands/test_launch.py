@@ -418,12 +418,12 @@ def test_a_closed_terminal_does_not_end_a_run_that_saves(tmp_path):
     ours, theirs = os.openpty()
     with launched(
         "-n", 1, "--", "sh", "-c", f"echo begun; read x; echo lost; echo lost >&2; echo saved > {tmp_path / 'file'}",
-        stdin=subprocess.PIPE, stdout=theirs, stderr=theirs,
+        stdin=theirs, stdout=theirs, stderr=theirs,
     ) as process:  # fmt: skip
         os.close(theirs)
         assert os.read(ours, 100).startswith(b"[0] begun")
-        os.close(ours)  # whoever writes to it now gets an error
-        process.communicate(b"\n", timeout=100)
+        os.close(ours)  # whoever writes to it now gets an error, and whoever reads the end
+        process.communicate(timeout=100)
     assert process.returncode == 0
     assert (tmp_path / "file").read_text() == "saved\n"
 

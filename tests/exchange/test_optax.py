@@ -1,16 +1,47 @@
 """An exchange as a link of an optax chain in jitted steps, and random keys in what is exchanged."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import io_callback
 
 pytest.importorskip("mpi4jax", reason="the extra mpi is not installed", exc_type=ImportError)
 
 import ranks
 
+from wagma_jax.exchange import callbacks
+
 
 @pytest.mark.parametrize("body", ["accumulation", "accumulation_around", "trees", "steps_in_flight", "keys"])
 def test_a_link_of_a_chain(body):
     ranks.run(f"exchange_optax.{body}", num_ranks=2)
+
+
+def test_a_step_that_has_failed_is_told_of_once():
+    armed = []
+
+    def fail(x):
+        if armed:
+            raise ZeroDivisionError("of the step")
+        return x
+
+    slow = jax.jit(lambda x: jnp.sin(jnp.arange(2e7) + x).sum())
+    step = jax.jit(lambda x: io_callback(fail, x, x, ordered=True))
+    jax.block_until_ready(step(slow(1.0)))  # compiles
+    armed.append(True)
+
+    def dispatch():
+        step(slow(1.0))  # which is not there yet: or the step would fail at once
+
+    dispatch()
+    with pytest.raises(Exception, match="of the step"):
+        callbacks.finish()
+    callbacks.finish()
+    dispatch()
+    with pytest.warns(UserWarning, match=r"a step that was dispatched before has failed: (.|\n)*of the step"):
+        callbacks.begin()
+    callbacks.begin()
 
 
 def test_ranks_draw_masks_of_their_own():

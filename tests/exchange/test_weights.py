@@ -18,6 +18,11 @@ def test_a_worker_of_few_steps_weighs_as_many_in_a_run_its_resumption_and_its_re
 
 def test_steps_whose_model_is_lost_count_for_nothing_later():
     ranks.run("exchange_weights.steps_that_are_lost", num_ranks=2)
+    ranks.run("exchange_weights.steps_that_are_lost_between_means", num_ranks=2)
+
+
+def test_models_that_change_after_a_round_of_one():
+    ranks.run("exchange_weights.numpy_models_that_change", num_ranks=2)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "complex64"])

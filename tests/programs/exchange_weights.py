@@ -133,6 +133,38 @@ def steps_that_are_lost(comm):
             np.testing.assert_array_equal(params["w"], 12 if turn == 0 else 6)
 
 
+def steps_that_are_lost_between_means(comm):
+    """The same where the model is not finite in an ordinary round."""
+    options = {"group_size": 1, "sync_period": 4, "weighting": "steps", "on_nonfinite": "skip", "timeout_seconds": 60}
+    with wagma.GroupExchange(comm, {"w": np.zeros(3, np.float32)}, **options) as exchange:
+        engine = exchange._engine
+        for t in range(4):
+            passes = engine.pass_alone
+            if t == 2:  # as where others are to be told
+                engine.pass_alone = lambda counter: None
+            lost = comm.rank == 0 and t == 2
+            params, info = exchange.average({"w": np.full(3, np.nan if lost else 12 * comm.rank, np.float32)})
+            engine.pass_alone = passes
+        assert info.is_sync
+        # of rank 0's four steps only the last is contributed: its three others are gone
+        np.testing.assert_allclose(params["w"], 12 * 4 / 5)
+
+
+def numpy_models_that_change(comm):
+    """Rounds of one keep what they were given, whatever becomes of the arrays."""
+    with wagma.GroupExchange(comm, {"w": np.zeros(3, np.float32)}, group_size=1, sync_period=2) as exchange:
+        model = {"w": np.full(3, comm.rank, np.float32)}
+        exchange.average(model)
+        model["w"][:] = np.nan
+        if comm.rank == 0:
+            exchange.meet()
+            return
+        params, info = exchange.average({"w": np.full(3, 6, np.float32)})
+        assert info.is_sync
+        np.testing.assert_array_equal(params["w"], 3)
+        exchange.meet()
+
+
 def follow(everyone, of=Reference):
     """Compares the results of all calls with those of a reference."""
     for name, tolerance in (("large", 1e-5), ("small", 1e-5), ("half", 2e-2)):

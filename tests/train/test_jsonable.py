@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.train.toy import Options
-from train.fields import declared
+from tests.train.toy import WORKLOAD, Options
+from train import run
+from train.checkpoints import Position, look
+from train.fields import declared, option
 from train.jsonable import finite, from_json, to_json
 
 
@@ -60,6 +62,41 @@ def test_options_that_do_not_come_back_are_refused_before_a_run(hint, value):
         return
     with pytest.raises(ValueError, match=r"--odd .* is not the same once it was kept as JSON .*options are numbers"):
         made().check()
+
+
+def test_options_of_the_command_line_come_back():
+    """Which may be lists where they are tuples here."""
+    workload = dataclasses.replace(WORKLOAD, options=Rich)
+    options = run.parse(workload, ["--ratings", "x.csv", "--kind", "ONE", "--others", "a", "b", "c"])
+    assert (options.ratings, options.kind) == (Path("x.csv"), Kind.ONE)
+    assert options.others == (Path("a"), Path("b"), Path("c"))
+    options.check()
+
+    @dataclasses.dataclass(frozen=True)
+    class Listed(Options):
+        """Options that tyro makes lists of."""
+
+        names: Sequence[str] = ("a",)
+        limit: float = float("nan")
+
+    listed = run.parse(dataclasses.replace(WORKLOAD, options=Listed), ["--names", "b", "c"])
+    assert isinstance(listed.names, list)
+    listed.check()
+    listed.check_resumes(Listed.from_json(json.loads(json.dumps(listed.to_json()))))
+
+
+def test_a_tuple_that_may_change_at_a_price_has_not_changed(tmp_path):
+    @dataclasses.dataclass(frozen=True)
+    class Sized(Options):
+        """Options with sizes of layers."""
+
+        hidden: tuple[int, ...] = option((32, 32), resume="restarts")
+
+    position = Position(setup=Sized().setup())
+    (tmp_path / "position.json").write_text(json.dumps(to_json({"position": position, "parts": {}})))
+    saved = look(tmp_path).position.setup
+    assert Sized().setup_changes(saved) == []
+    assert Sized(hidden=(16,)).setup_changes(saved) == ["--hidden [32, 32] -> [16]"]
 
 
 def test_a_member_that_is_gone_is_named():

@@ -1,12 +1,15 @@
 """What a task gives to training is checked while its step is traced."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from tests.train.toy import Options, Toy
+from tests.train.toy import WORKLOAD, Options, Toy
+from train import run
 from train.learner import Learner
 from train.task import Gradients, Mean
 
@@ -61,6 +64,27 @@ def test_what_a_step_returns_is_like_what_came_in(change, message):
 def test_an_optimizer_without_a_schedule_needs_no_share():
     sent, *_ = traced(lambda made: made, optax.adam(0.1))
     assert sent["params"]["w"].shape == (5,)
+
+
+def test_an_optimizer_of_ones_own_gets_the_share():
+    seen = []
+
+    def update(grads, state, params=None, *, share=None):
+        seen.append(share)
+        return grads, state
+
+    traced(lambda made: made, optax.GradientTransformation(lambda params: (), update))
+    assert seen[0] is not None
+
+
+def test_a_step_is_checked_before_anything_is_made(tmp_path):
+    class Wrong(Toy):
+        def gradients(self, model, carry, batch, key):
+            return super().gradients(model, carry, batch, key)._replace(stats={"mean": 0.5, "more": 1})
+
+    with pytest.raises(ValueError, match=r"must return stats like .* at \['more'\], where nothing came in"):
+        run.prepare(dataclasses.replace(WORKLOAD, create=Wrong), Options(out=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_gradients_may_be_narrower():

@@ -205,6 +205,17 @@ def test_stopped_or_killed_beside_a_log_point_it_leaves_the_same_rows(sync_perio
         assert [row["seconds"] for row in rows] == sorted(row["seconds"] for row in rows)
 
 
+def test_stopped_without_checkpoints_it_leaves_all_rows(tmp_path, capsys):
+    """Nothing goes on from there."""
+    out = tmp_path / "run"
+    workload = dataclasses.replace(WORKLOAD, create=lambda options: Signalled(options, signal.SIGTERM))
+    words = ["--workers", "2", "--batch-size", "4", "--steps", "21", "--log-every", "5", "--eval-every", "4"]
+    with pytest.raises(SystemExit):
+        run.main(workload, [*words, "--checkpoint-every", "0", "--out", str(out)])
+    assert "SIGTERM: stopped at step 8" in capsys.readouterr().out
+    assert [row["step"] for row in runs.numbers(out)] == [4, 5, 8]
+
+
 def test_shares_are_the_consensus_of_a_checkpoint(tmp_path):
     """Where a part of a model is on its way between workers."""
     out = tmp_path / "run"

@@ -5,13 +5,14 @@ import shutil
 import socket
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from processes import ROOT, free_port, run_all
 
-from tests.train import runs
+from tests.train import runs, toy
 from train.errors import GaveUpError
 from train.transports import joining, launchers, meeting
 from train.transports.group import Group
@@ -180,23 +181,29 @@ def test_runs_on_one_host_meet_their_own(monkeypatch):
         others = [threading.Thread(target=follow, args=(run, i)) for run in ports for i in range(2)]
         for other in others:
             other.start()
-        for run, port in ports.items():
-            meeting.lead(run, port, 20)
+        over = [meeting.lead(run, port, 20) for run, port in ports.items()]
         for other in others:
             other.join()
+        for each in over:  # whoever asks now belongs to another start
+            each.set()
+        time.sleep(0.5)
+        for run in ports:
+            with pytest.raises(TimeoutError, match="process 0 was not found"):
+                meeting.follow(run, "localhost", 0.01)
         with pytest.raises(TimeoutError, match="process 0 was not found on localhost within 0 s"):
             meeting.follow("another", "localhost", 0.01)
     assert found == {(run, i): port for run, port in ports.items() for i in range(2)}
 
 
 def test_side_by_side_in_one_step_runs_have_names_of_their_own(monkeypatch):
-    step = slurm(1) | {"SLURM_STEP_NODELIST": "h1"}
     names = []
-    for words in (["--out", "a"], ["--out", "b"], ["--out", "a"]):
-        monkeypatch.setattr(sys, "argv", ["images.py", *words])
-        names.append(launchers.slurm_step(step).name)
+    monkeypatch.setattr(joining, "initialize", lambda *arguments: names.append(arguments[3]) or 1)
+    for options in (toy.Options(out=Path("a")), toy.Options(out=Path("b")), toy.Options(out=Path("a"), seed=1)):
+        joining.join(options)
     assert names[0] == names[2] != names[1]
-    assert names[0].startswith(f"{os.getpid()}.0.")
+    steps = [launchers.slurm_step(slurm(1), name).name for name in names]
+    assert steps[0] == steps[2] != steps[1]
+    assert steps[0].startswith(f"{os.getpid()}.0.")
 
 
 @pytest.mark.parametrize("port", ["auto", "0", "70000"])

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import socket
+import threading
 from collections.abc import Mapping, MutableMapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -26,7 +27,9 @@ def join(options: RunOptions) -> Group:
     Raises:
         ValueError: The options are incomplete or out of range, or something that is needed is not installed.
     """
-    size = initialize(options.coordinator, options.processes, options.process_id)
+    # runs that one step of Slurm starts side by side have folders of their own
+    run = f"{type(options).__module__}.{type(options).__qualname__} {options.out}"
+    size = initialize(options.coordinator, options.processes, options.process_id, run)
     return JaxGroup(size) if size > 1 else Group()
 
 
@@ -34,6 +37,7 @@ def initialize(
     coordinator: str | None = None,
     num_processes: int | None = None,
     process_id: int | None = None,
+    run: str = "",
     environment: Mapping[str, str] = os.environ,
 ) -> int:
     """Joins the other processes of the run, if there are any. To be called before JAX is used.
@@ -42,6 +46,7 @@ def initialize(
         coordinator: "host:port" of process 0; None: found from the environment.
         num_processes: How many processes; with ``coordinator``. 1, without it: this process runs alone.
         process_id: Which of them this is, from 0; with ``coordinator``.
+        run: What tells it from others that one step of Slurm starts side by side.
         environment: Where Slurm and MPI describe the processes.
 
     Returns:
@@ -70,12 +75,17 @@ def initialize(
                 "not installed: run make setup or pip install 'wagma_jax[mpi]', or give --coordinator, --processes "
                 "and --process-id"
             )
-        meet = _met_by_mpi if found.method == "mpi4py" else _met_by_slurm
-        address, size, rank, local_rank = meet(environment, found.processes)
+        over = None
+        if found.method == "mpi4py":
+            address, size, rank, local_rank = _met_by_mpi(environment, found.processes)
+        else:
+            (address, size, rank, local_rank), over = _met_by_slurm(environment, found.processes, run)
         # With several processes on a host JAX gives each one accelerator.
         devices = None if found.alone_on_host or "JAX_LOCAL_DEVICE_IDS" in environment else [local_rank]
         how = {"mpi4py": "MPI", "slurm": "Slurm"}[found.method]
         _initialize(address, size, rank, size, how, local_device_ids=devices, cluster_detection_method="deactivate")
+        if over is not None:
+            over.set()
         return size
     if launchers.on_tpu_pod(environment):
         hosts = environment.get("TPU_WORKER_HOSTNAMES", "").count(",") + 1
@@ -126,9 +136,11 @@ def _met_by_mpi(environment: Mapping[str, str], size: int) -> tuple[str, int, in
     return world.bcast(meeting.join(host, port)), world.size, world.rank, on_host.rank
 
 
-def _met_by_slurm(environment: Mapping[str, str], size: int) -> tuple[str, int, int, int]:
-    """As above."""
-    step = launchers.slurm_step(environment)
+def _met_by_slurm(
+    environment: Mapping[str, str], size: int, run: str
+) -> tuple[tuple[str, int, int, int], threading.Event | None]:
+    """As above; and what process 0 sets once all have met, if it tells others where."""
+    step, over = launchers.slurm_step(environment, run), None
     problem = meeting.problem_with(step.host)
     if problem:
         raise ValueError(
@@ -140,7 +152,7 @@ def _met_by_slurm(environment: Mapping[str, str], size: int) -> tuple[str, int, 
     if given is None:
         try:
             if port is not None:
-                meeting.lead(step.name, port, INITIALIZATION_TIMEOUT)
+                over = meeting.lead(step.name, port, INITIALIZATION_TIMEOUT)
             else:
                 with announced(size, "Slurm", f"{step.host}, for process 0", INITIALIZATION_TIMEOUT):
                     port = meeting.follow(step.name, step.host, INITIALIZATION_TIMEOUT)
@@ -150,7 +162,7 @@ def _met_by_slurm(environment: Mapping[str, str], size: int) -> tuple[str, int, 
                 "alone with --processes 1"
             ) from None
     assert port is not None
-    return meeting.join(step.host, port), size, step.rank, step.local_rank
+    return (meeting.join(step.host, port), size, step.rank, step.local_rank), over
 
 
 def _port(environment: Mapping[str, str]) -> int | None:

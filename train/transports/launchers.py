@@ -2,7 +2,6 @@
 
 import hashlib
 import re
-import sys
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -59,19 +58,21 @@ class Step(NamedTuple):
     host: str
 
 
-def slurm_step(environment: Mapping[str, str]) -> Step:
+def slurm_step(environment: Mapping[str, str], run: str = "") -> Step:
     """The step of Slurm that this process belongs to.
 
-    Its name tells runs apart that one step starts side by side, as long as their command lines differ.
+    Args:
+        environment: What Slurm says.
+        run: What tells runs apart that one step starts side by side; the same on all processes of a run.
     """
     names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
     nodes = environment["SLURM_STEP_NODELIST"]  # as n[001-004,7],m1
     first = re.match(r"([^,\[]*)(?:\[([^-,\]]*)[^\]]*\]([^,\[]*))?", nodes)
     assert first
     alone = environment.get("SLURM_STEP_NUM_NODES") == "1"
-    words = hashlib.sha256("\0".join(sys.argv[1:]).encode(errors="replace")).hexdigest()[:16]
+    digest = hashlib.sha256(run.encode(errors="replace")).hexdigest()[:16]
     return Step(
-        ".".join([*(environment.get(name, "") for name in names), words]),
+        ".".join([*(environment.get(name, "") for name in names), digest]),
         int(environment["SLURM_PROCID"]),
         int(environment.get("SLURM_LOCALID", 0)),
         "127.0.0.1" if alone else "".join(part or "" for part in first.groups()),

@@ -58,13 +58,16 @@ def problem_with(host: str) -> str | None:
     return None
 
 
-def lead(run: str, port: int, seconds: float) -> None:
+def lead(run: str, port: int, seconds: float) -> threading.Event:
     """Process 0 tells the others the port, in the background, as often as they ask: an answer may not reach them.
 
     Args:
         run: The run's name, which no other run at this time has.
         port: What they are to know.
         seconds: For how long.
+
+    Returns:
+        What is to be set once all have met: whoever asks then belongs to another start.
 
     Raises:
         OSError: None of the places is free.
@@ -76,8 +79,10 @@ def lead(run: str, port: int, seconds: float) -> None:
             break
     if server is None:
         raise OSError(f"none of {PLACES} ports is free on this host")
-    arguments = (server, run, port, time.monotonic() + seconds)
+    over = threading.Event()
+    arguments = (server, run, port, time.monotonic() + seconds, over)
     threading.Thread(target=_serve, args=arguments, name="meeting", daemon=True).start()
+    return over
 
 
 def follow(run: str, host: str, seconds: float) -> int:
@@ -109,10 +114,10 @@ def _listening(port: int) -> socket.socket:
     return socket.create_server(("", port))
 
 
-def _serve(server: socket.socket, run: str, port: int, end: float) -> None:
+def _serve(server: socket.socket, run: str, port: int, end: float, over: threading.Event) -> None:
     with server:
-        while (left := end - time.monotonic()) > 0:
-            server.settimeout(left)
+        while (left := end - time.monotonic()) > 0 and not over.is_set():
+            server.settimeout(min(left, _PAUSE))
             with contextlib.suppress(OSError):
                 connection, _ = server.accept()
                 with connection:

@@ -300,7 +300,7 @@ class MpiWorkers:
             pieces["model"] = state.model
         if self._drifts and not self._equal:
             share = self.exchange.share(state.model)
-            if not _same(share, state.model):
+            if share is not state.model and not _same(share, state.model):
                 pieces["share"] = share
         return with_leaves(pieces)
 
@@ -360,7 +360,7 @@ class MpiWorkers:
 def _same(share: Any, model: Any) -> bool:
     """Whether the averaged leaves of two models are equal; the others of a share are those of the model."""
     leaves = zip(jax.tree.leaves(share), jax.tree.leaves(model), strict=True)
-    return all(np.array_equal(a, b) for a, b in leaves if jnp.issubdtype(b.dtype, jnp.inexact))
+    return all(np.array_equal(a, b, equal_nan=True) for a, b in leaves if jnp.issubdtype(b.dtype, jnp.inexact))
 
 
 def restore(options: RunOptions, learner: Learner, place: MpiPlace, checkpoint: Path, saved: Saved) -> _Found:

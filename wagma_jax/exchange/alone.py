@@ -1,10 +1,10 @@
 """Rounds of a worker that is alone in its group, as in local SGD between global means: nothing is packed or sent."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 
+from wagma_jax.exchange.places import Leaves
 from wagma_jax.exchange.rounds import RoundsEngine
 from wagma_jax.exchange.staging import Staging
 from wagma_jax.exchange.storage import Buffers
@@ -25,23 +25,26 @@ class Alone:
     def __init__(self, engine: RoundsEngine, staging: Staging, finite: Callable[[Buffers], Buffers | None]):
         self._engine, self._staging, self._finite = engine, staging, finite
         self.always = engine.machine.plan.schedule.group_size == 1
-        self._newest: tuple[int, Any] | None = None  # the newest such round and its model, while it is not published
+        self._newest: tuple[int, Leaves] | None = None  # the newest such round and its model, while it is not published
 
-    def passes(self, params: Any, counter: int, lasting: bool) -> int | None:
+    def passes(self, leaves: Leaves, counter: int, lasting: bool) -> int | None:
         """Arrives at the next round if there is nothing to do in it.
 
         Only where all groups are of one, ``always``: a group of several may need this round's publication.
 
         Args:
-            params: W', which is also the result.
+            leaves: Of W', which is also the result.
             counter: The round of the call before.
-            lasting: Whether ``params`` outlive the call; those that a jitted step hands in do not.
+            lasting: Whether they outlive the call; those that a jitted step hands in do not.
 
         Returns:
             The round, or None.
         """
         t = self._engine.pass_alone(counter) if lasting else None
-        self._newest = None if t is None else (t, params)
+        if t is None:
+            self._newest = None
+        else:  # NumPy arrays are their owner's, who may change them
+            self._newest = t, leaves.lasting(self._staging.dtypes)
         return t
 
     def publish(self) -> int | None:
@@ -55,8 +58,7 @@ class Alone:
         newest, self._newest = self._newest, None
         if newest is None:
             return None
-        t, params = newest
-        leaves = self._staging.check(params)
+        t, leaves = newest
         if any(isinstance(leaf, jax.Array) and leaf.is_deleted() for leaf in leaves):
             return None
         model = self._finite(self._staging.pack(leaves))

@@ -67,8 +67,9 @@ def finish() -> None:
     """Waits until the steps that this thread has dispatched are over; raises what one has failed of, once."""
     try:
         jax.effects_barrier()
-    except BaseException:
+    except Exception:
         jax_internals.forget_steps()
+        make_token()
         raise
     make_token()
 
@@ -79,7 +80,6 @@ def begin() -> None:
         finish()
     except Exception as error:
         warnings.warn(f"a step that was dispatched before has failed: {described(error)}", stacklevel=4)
-        make_token()
 
 
 def make_token() -> None:

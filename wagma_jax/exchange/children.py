@@ -45,7 +45,9 @@ def joined() -> None:
         return
     if any(_late) and not MPI.Is_initialized():
         MPI.Init_thread()
-        atexit.register(MPI.Finalize)  # mpi4py does not finalize what it has not initialized
+        atexit.register(
+            lambda: MPI.Is_finalized() or MPI.Finalize()
+        )  # mpi4py does not finalize what it has not initialized
     if MPI.Is_initialized():
         lineage.mark()
         with contextlib.suppress(OSError, ValueError):  # another MPI than Open MPI: ending sees to forked children

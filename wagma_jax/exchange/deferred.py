@@ -1,9 +1,8 @@
 """Leaves that only sync rounds average: they are packed when one is near, or their worker rests."""
 
-from typing import Any
-
 import jax
 
+from wagma_jax.exchange.places import Leaves
 from wagma_jax.exchange.rounds import RoundsEngine
 from wagma_jax.exchange.staging import Staging
 
@@ -18,9 +17,9 @@ class Deferred:
 
     def __init__(self, engine: RoundsEngine, staging: Staging):
         self._engine, self._staging = engine, staging
-        self._leaves: list[Any] | None = None  # of the newest W' (None for others), while those are not published
+        self._leaves: Leaves | None = None  # of the newest W' (None for others), while those are not published
 
-    def note(self, leaves: list[Any] | None) -> None:
+    def note(self, leaves: Leaves | None) -> None:
         """The leaves of a W' that was not packed whole; None: it was.
 
         They are its owner's, who may change NumPy arrays: those are copied.

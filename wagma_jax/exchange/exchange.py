@@ -19,6 +19,7 @@ from wagma_jax.exchange.gathering import Gathering
 from wagma_jax.exchange.info import MERGE_NAMES, ExchangeInfo, describe
 from wagma_jax.exchange.late import Late
 from wagma_jax.exchange.models import Taken
+from wagma_jax.exchange.places import Leaves
 from wagma_jax.exchange.preparation import Prepared
 from wagma_jax.exchange.schedules import DEFAULT_SYNC_PERIOD
 from wagma_jax.exchange.standing import Standing
@@ -177,12 +178,12 @@ class GroupExchange(Exchange):
         leaves, tally = self._staging.check(params), check_tally(tally)
         self._warn_of_own_start()
         if self._alone.always:
-            t = self._alone.passes(params, self._counter, lasting=not transformation.in_step())
+            t = self._alone.passes(leaves, self._counter, lasting=not transformation.in_step())
             if t is not None:
                 return params, self._passed(t, entered)
         return self._average(entered, leaves, tally)
 
-    def _average(self, entered: float, leaves: list[Any], tally: Tally) -> tuple[Any, ExchangeInfo]:
+    def _average(self, entered: float, leaves: Leaves, tally: Tally) -> tuple[Any, ExchangeInfo]:
         whole = self._packs_whole()
         model = self._finite(self._staging.pack(leaves, whole))
         nonfinite = model is None
@@ -205,10 +206,10 @@ class GroupExchange(Exchange):
         tree = self._merged(taken)
         if is_sync:
             self._base = self._stands = self._returned = t
-            if nonfinite:
-                self._engine.forget_passed()
         elif taken.result is None and self._engine.machine.is_alone(t):
             self._base = t
+        if nonfinite:
+            self._engine.forget_passed()
         self._counter = t if self._engine.machine.clock == "step" else max(t, newest)
         self.info = describe(self.schedule, self.rank, t, taken, published, woken - ready, self._base, nonfinite)
         self._leaves = []

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import AxisType, NamedSharding, SingleDeviceSharding
 
 
 class Place(NamedTuple):
@@ -26,7 +26,7 @@ class Places(NamedTuple):
 
     Attributes:
         each: Of each leaf.
-        scattered: Whether some are elsewhere than on the CPU device of the buffers, or belong to a mesh.
+        scattered: Whether some are elsewhere than on the CPU device of the buffers, or on a mesh with explicit axes.
         only: The accelerator that holds all of them alone, and nothing else does; None if there is no such device.
         committed: Whether all are.
         simple: Whether compiled functions that follow their arguments leave all leaves where they were.
@@ -44,11 +44,20 @@ class Leaves(list[Any]):
 
     Attributes:
         places: Of those of each set of buffers.
+        changeable: Whether some are no ``jax.Array``, and may change in place: NumPy arrays.
     """
 
     def __init__(self, leaves: Iterable[Any]):
         super().__init__(leaves)
+        self.changeable = False
         self.places: dict[tuple[int, ...], Places] = {}
+
+    def lasting(self, dtypes: Sequence[Any]) -> "Leaves":
+        """Those that stay as they are now: with copies, in these dtypes, of what may change. None stays."""
+        if not self.changeable:
+            return self
+        same = lambda leaf: leaf is None or isinstance(leaf, jax.Array)
+        return Leaves(leaf if same(leaf) else np.array(leaf, dtype) for leaf, dtype in zip(self, dtypes, strict=True))
 
 
 _place = operator.attrgetter("sharding", "committed")
@@ -86,8 +95,12 @@ class Survey:
             or all(place == Place(SingleDeviceSharding(only), True) for place in each)
         )
         elsewhere = only is None or only != self._host
-        meshed = not all(isinstance(place.sharding, SingleDeviceSharding | None) for place in each)
-        return Places(each, elsewhere or meshed, only if elsewhere else None, committed, simple)
+        explicit = any(_is_explicit(place.sharding) for place in each)
+        return Places(each, elsewhere or explicit, only if elsewhere else None, committed, simple)
+
+
+def _is_explicit(sharding: Any) -> bool:
+    return isinstance(sharding, NamedSharding) and AxisType.Explicit in sharding.mesh.axis_types
 
 
 def put(arrays: list[Any], places: Sequence[Place], host: Any) -> list[jax.Array]:

@@ -130,7 +130,8 @@ class Staging:
         check_arrays(tree)
         for i, leaf in enumerate(leaves):
             self._check_leaf(i, leaf)
-        self._seen = [] if None in kinds else kinds  # of what is no jax.Array nothing is known beforehand
+        leaves.changeable = None in kinds
+        self._seen = [] if leaves.changeable else kinds  # of what is no jax.Array nothing is known beforehand
         return leaves
 
     def _check_leaf(self, i: int, leaf: Any) -> None:
@@ -158,12 +159,13 @@ class Staging:
         """The leaves that only sync rounds average."""
         return [leaves[i] for i in self._indices_of_rest]
 
-    def rest_alone(self, leaves: list[Any]) -> list[Any]:
-        """The same in their places, with None for all others, and copies of what is no ``jax.Array``."""
-        kept: list[Any] = [None] * len(leaves)
+    def rest_alone(self, leaves: Leaves) -> Leaves:
+        """The same in their places, with None for all others, and copies of what may change."""
+        kept = Leaves([None] * len(leaves))
         for i in self._indices_of_rest:
-            kept[i] = leaves[i] if isinstance(leaves[i], jax.Array) else np.array(leaves[i], self.dtypes[i])
-        return kept
+            kept[i] = leaves[i]
+        kept.changeable = leaves.changeable
+        return kept.lasting(self.dtypes)
 
     def _packed(self, leaves: list[Any], chosen: tuple[int, ...]) -> Buffers:
         if not chosen:

@@ -131,7 +131,7 @@ class Running:
             self._watch_terminal()
             for key, _ in selector.select(timeout=0.5):
                 handle, descriptor = key.data
-                if descriptor == 0 and not kind().foreground:
+                if descriptor == 0 and kind().background:
                     continue
                 if self._offer and key.fileobj is self._offer:
                     self._offer.hand_over()
@@ -163,7 +163,7 @@ class Running:
 
     def _watch_terminal(self):
         """Reads the terminal only while this job is in its foreground: a job that bg has sent away would be stopped."""
-        wanted = self._foreground and kind().foreground
+        wanted = self._foreground and not kind().background
         if wanted and not self._reads_terminal:
             self._selector.register(0, selectors.EVENT_READ, (None, 0))
         elif not wanted and self._reads_terminal and 0 in self._selector.get_map():

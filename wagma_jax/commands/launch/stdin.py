@@ -21,6 +21,11 @@ class Kind(NamedTuple):
     controls: bool
     foreground: bool
 
+    @property
+    def background(self) -> bool:
+        """Whether it is, and whoever reads it is stopped. Of one that is gone the end can be read."""
+        return self.controls and not self.foreground
+
 
 def kind() -> Kind:
     """What standard input is."""
