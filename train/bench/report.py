@@ -18,7 +18,7 @@ MEANINGS = {
     "Their computation was measured in a run of its own.",
     "of its rule": "*Of its rule*: over what this algorithm would do if it waited as it does, and communication took "
     "no time. Workers wait at the meetings for evaluations, too.",
-    "waited, s": "*Waited*: seconds for which a worker waited for others, on average.",
+    "waited, s": "*Waited*: seconds that a worker spent in exchanges and meetings, on average.",
     "goodput": "*Goodput*: UNIT seen over those that the same workers could have seen meanwhile, at the pace at which "
     "they worked in this very run.",
     "difference": "*Difference*: of the final score from `BASELINE`, paired by seed, with the 95 % interval of "

@@ -9,14 +9,19 @@ from wagma_jax.collectives import AxisName
 from wagma_jax.schedule import GroupSchedule
 
 
+def schedule(settings: Settings) -> GroupSchedule:
+    """Groups of one."""
+    return GroupSchedule(settings.num_workers, 1, settings.sync_period)
+
+
 def xla(settings: Settings) -> Strategy:
     """Groups of one. All wait for all at the sync rounds, so that nobody is ever late."""
-    return averaging(GroupSchedule(settings.num_workers, 1, settings.sync_period), settings, policy=settings.policy)
+    return averaging(schedule(settings), settings, policy=settings.policy)
 
 
 def mpi(settings: Settings, comm, tree):
     """Groups of one, which wait for nobody."""
-    return settings.exchange(comm, tree, GroupSchedule(comm.size, 1, settings.sync_period))
+    return settings.exchange(comm, tree, schedule(settings))
 
 
 def local_sgd(
@@ -50,4 +55,5 @@ ALGORITHM = Algorithm(
     xla,
     mpi,
     takes_means=lambda options: True,
+    schedule=schedule,
 )

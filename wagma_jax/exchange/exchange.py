@@ -156,8 +156,9 @@ class GroupExchange(Exchange):
 
         Args:
             params: W', the pytree after the local step; built like the constructor's ``params``. It may be donated or
-                changed afterwards: what is returned, and what is published, are copies. But with groups of one, which
-                is local SGD, ``params`` itself comes back between sync rounds: nothing is copied or sent.
+                changed afterwards: what is published, and averaged leaves that are returned, are copies. Leaves that
+                the round does not average come back as they are, and so do all with groups of one (local SGD) between
+                sync rounds: nothing is copied or sent.
             tally: A few integers of at most 64 bits, which do not take part in the averaging: if this call arrives at a
                 sync round, their sums over all workers, by position, are in ``info.tally``, the same on all workers
                 (shorter ones go on with zeros; a worker that rests adds nothing). At any other round they are dropped:

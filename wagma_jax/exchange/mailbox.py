@@ -8,7 +8,7 @@ from mpi4py import MPI
 
 from wagma_jax.exchange import tags
 
-LOOKS = 2
+LOOKS = 4
 _SHORTEST_SLEEP = 20e-6  # seconds
 
 
