@@ -1,6 +1,7 @@
 """Starting processes that cannot outlive their test."""
 
 import contextlib
+import itertools
 import os
 import signal
 import socket
@@ -54,6 +55,9 @@ def run_ranks(
 
 def free_port() -> int:
     """A port of this machine that nobody listens at."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
+    # not one that the system gives to connections, nor one of those at which runs meet: they may be taken meanwhile
+    for port in itertools.count(12_000 + os.getpid() % 7_000):
+        with contextlib.suppress(OSError), socket.socket() as server:
+            server.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError

@@ -38,7 +38,7 @@ def test_results_come_back_and_the_processes_stay():
 def test_a_failure_is_told_and_ends_all_processes(tmp_path, how, words):
     before = ranks.run("rank_bodies.whereabouts", num_ranks=2)
     with pytest.raises(ranks.RanksFailed) as caught:
-        ranks.run("rank_bodies.fails", how, num_ranks=2, timeout=2.0)
+        ranks.run("rank_bodies.fails", how, num_ranks=2, timeout=3.0)
     assert not [word for word in words if word not in str(caught.value)], caught.value
     for _, pid in before:
         ranks.wait_for_end(pid)

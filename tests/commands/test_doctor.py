@@ -96,7 +96,7 @@ def installation(folder, *absent):
 
 @needs_mpi
 def test_a_sound_installation():
-    found = examine("-n", "2", status=0)
+    found = examine("-n", "2", "--straggle", "4", status=0)  # half of it is what others may wait, on a busy machine
     assert set(states(found, *NAMES)) <= {"pass", "warn"}  # a busy machine's links may be slow
     assert set(
         states(
@@ -107,7 +107,7 @@ def test_a_sound_installation():
     assert "MPI_THREAD_MULTIPLE" in found["MPI threads"][1]
     assert (found["GPUs"][1] == "none found: ranks run on the CPU") == (gpus.count() == 0)
     assert re.search(r"64 models, \d+ of them late: none torn", found["exchange"][1])
-    assert float(re.search(r"longest wait (\d+) ms", found["straggler"][1])[1]) < 500
+    assert float(re.search(r"longest wait (\d+) ms", found["straggler"][1])[1]) < 2000
 
 
 # --- Broken: in one process ---
@@ -333,7 +333,7 @@ def test_faults_of_an_exchange_are_found():
     assert "differ after sync round 15 -> " in found["sync"][1]
     assert "expected nobody to wait 0.3 s for a rank that is 0.6 s late, " in found["straggler"][1]
     wait = re.search(r"got longest wait (\d+) ms", found["straggler"][1])
-    assert 540 <= int(wait[1]) < 3000  # a busy machine adds to it
+    assert int(wait[1]) >= 300  # less what the rank that waits was itself late
 
 
 # --- GPUs ---

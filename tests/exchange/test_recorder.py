@@ -47,6 +47,8 @@ def test_a_resumed_run_goes_on_in_the_file_of_one_that_was_killed(tmp_path):
 
 
 def test_lines_are_written_together_or_when_they_have_waited(tmp_path, monkeypatch):
+    now = time.perf_counter()
+    monkeypatch.setattr(module.time, "perf_counter", lambda: now)
     recorder = Recorder(tmp_path, 0)
     recorder.add(start(0))
     recorder.write()
@@ -61,7 +63,6 @@ def test_lines_are_written_together_or_when_they_have_waited(tmp_path, monkeypat
     recorder.write()
     assert len(lines_of(recorder)) == 1 + module.FLUSH_ENTRIES
     recorder.add(END)
-    now = time.perf_counter()
     monkeypatch.setattr(module.time, "perf_counter", lambda: now + module.FLUSH_SECONDS)
     recorder.write()
     assert len(lines_of(recorder)) == 2 + module.FLUSH_ENTRIES

@@ -40,7 +40,7 @@ def test_replay_gives_the_same_bits(tmp_path, clock, quorum, group_size, sync_pe
     settings = (str(tmp_path), clock, quorum, group_size, sync_period, rounds, skips, weighting, late_merge)
     (calls, late, nonfinite, _), *_ = ranks.run("replay_rounds.run", *settings)
     assert calls > rounds
-    assert (nonfinite > 10) == skips
+    assert (nonfinite > 0) == skips
     assert late > 0 or clock == "round" or quorum > 1
     if clock == "step":
         assert_a_part_is_missed(tmp_path)
@@ -68,7 +68,7 @@ def test_replay_of_pairs_gives_the_same_bits(tmp_path, clock, skips):
     pytest.importorskip("mpi4jax", reason="the extra mpi is not installed", exc_type=ImportError)
     (calls, _, nonfinite, swaps), *_ = ranks.run("replay_rounds.run_pairs", str(tmp_path), clock, 24, skips)
     assert calls > 24
-    assert (nonfinite > 10) == skips
+    assert (nonfinite > 0) == skips
     assert swaps > 8
     lines = (tmp_path / "ledger-1.jsonl").read_text().splitlines()
     lost = next(i for i, line in enumerate(lines) if json.loads(line)["kind"] == "swap")

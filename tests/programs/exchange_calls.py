@@ -3,7 +3,6 @@
 import contextlib
 import signal
 import threading
-import time
 from unittest import mock
 
 import jax.numpy as jnp
@@ -88,13 +87,13 @@ def constructor(comm):
             with expect(ExchangeError, "rank 1 ended with MemoryError: no room"):
                 open_small(own)
     if comm.rank == 0:
-        words = "GroupExchange() has waited for 1.", "of 2 ranks these have not come as far: 1; they are gone, stuck"
+        words = "GroupExchange() has waited for ", "of 2 ranks these have not come as far: 1; they are gone, stuck"
         with expect(TimeoutError, *words):
             open_small(comm, timeout_seconds=SHORT)
         tell(comm, 1)
     else:
         wait_until(lambda: told(comm, 0))
-        with expect(ExchangeError, "rank 0 ended with TimeoutError: GroupExchange() has waited for 1."):
+        with expect(ExchangeError, "rank 0 ended with TimeoutError: GroupExchange() has waited for "):
             open_small(comm)
     a_run_goes_well(comm)
 
@@ -194,6 +193,7 @@ def untaken(comm):
     with open_small(comm, group_size=2, sync_period=None) as exchange:
         params = exchange.params
         if comm.rank == 0:
+            comm.barrier()
             train(exchange, params, 2)
             return
         exchanges, inside, goes_on = exchange._engine.wire.exchange, threading.Event(), threading.Event()
@@ -205,12 +205,12 @@ def untaken(comm):
             return exchanges(group, divisor, header, *buffers)
 
         exchange._engine.wire.exchange = slow
+        comm.barrier()
         assert inside.wait(FAR_MORE)
         threading.Timer(0.2, goes_on.set).start()
-        began = time.perf_counter()
         mine = {"b": params["b"] + 30, "w": params["w"]}
         merged, info = exchange.average(mine)
-        assert time.perf_counter() - began > 0.15
+        assert goes_on.is_set()
         assert (info.round, info.late, info.base) == (0, True, 1)
         # rank 0 has published 0 + 1 at round 0, whose mean with this rank's 0 is 0.5, and 1.5 at round 1
         np.testing.assert_allclose(merged["b"], (1.5 + 0 + 30) / 3)

@@ -11,6 +11,7 @@ from exchange_small import expect
 
 import wagma_jax as wagma
 from wagma_jax.exchange.barrier import barrier
+from wagma_jax.protocol.messages import Kind
 from wagma_jax.protocol.plan import PartialPlan
 
 TAU = 5
@@ -143,7 +144,9 @@ def majority(comm):
             if t % 2 == 0 and not initiates:  # begins without this rank
                 wait_for(lambda t=t: exchange._engine.state.round > t)
             if t % 2 == 1 and initiates:  # does not begin without this one
-                time.sleep(0.05)
+                wait_for(
+                    lambda t=t, other=1 << (1 - comm.rank): exchange._engine.state.facts.who(t, Kind.ARRIVED) & other
+                )
                 assert exchange._engine.state.round == t
             result, info = exchange.average({"w": np.float32(2**t * comm.size)})
             assert info.late == (t % 2 == 0 and not initiates)

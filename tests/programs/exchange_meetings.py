@@ -54,9 +54,9 @@ def meetings(comm, sync_period, clock):
             for _ in range(1 + 3 * ((comm.rank + epoch) % 2)):
                 params, _ = exchange.average({"w": params["w"] + np.float32(comm.rank)})
             time.sleep(0.05 * (comm.rank == epoch))
-            came.append(time.time())
+            came.append(time.monotonic())
             number, rounds = exchange.meet((1,)), exchange.round
-            came[-1] = came[-1], time.time()
+            came[-1] = came[-1], time.monotonic()
             assert number == (comm.size,)
             newest = exchange._engine.models.inbox.newest  # before allgather(), after which others may have gone on
             assert newest is None or newest.round <= rounds

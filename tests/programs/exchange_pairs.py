@@ -116,7 +116,7 @@ def agreed(comm):
                 params, _ = exchange.average(kicked(params, comm.rank))
             comm.barrier()
         exchange.meet()
-        after, info = exchange.average(params)
+        after, info = passive_first(comm, exchange, params)
         assert info.partners == (1 - comm.rank,)
         assert len(set(comm.allgather(bits(after)))) == 1
         np.testing.assert_allclose(after["large"], tree(1.0)["large"] + 0.5, rtol=1e-5, atol=1e-6)
@@ -176,9 +176,9 @@ def policies(comm):
     policy = lambda path, leaf: {"k": "keep", "s": "sync", "m": "mean"}[path[0].key]
     start = {name: np.zeros(3, np.float32) for name in "kms"}
     with opened(comm, start, policy=policy) as exchange:
-        params, _ = exchange.average({name: np.full(3, comm.rank, np.float32) for name in "kms"})
+        params, _ = passive_first(comm, exchange, {name: np.full(3, comm.rank, np.float32) for name in "kms"})
         exchange.meet()
-        params, _ = exchange.average(params)
+        params, _ = passive_first(comm, exchange, params)
         assert [float(params[name][0]) for name in "kms"] == [comm.rank, 0.5, comm.rank]
         params = exchange.consensus(params)
         assert [float(params[name][0]) for name in "kms"] == [comm.rank, 0.5, 0.5]
@@ -326,7 +326,12 @@ def slow_worker_jumps(comm):
         while exchange.round < 40:
             params, _ = exchange.average(kicked(params, 0))
             steps += 1
-            time.sleep(0.02 if comm.rank == 1 else 2e-3)
+            if comm.rank == 0:
+                time.sleep(2e-3)  # so that it asks on the way
+            else:  # until the other one is some rounds ahead
+                end = time.monotonic() + 0.5
+                while exchange._engine.state.heard < exchange.round + 4 and time.monotonic() < end:
+                    time.sleep(1e-3)
         exchange.meet()
         ends = comm.allgather(exchange.round)
     assert len(set(ends)) == 1

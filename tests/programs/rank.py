@@ -40,7 +40,7 @@ def execute(task):
     result = None
     if WORLD.rank < num_ranks:
         module, _, function = name.rpartition(".")
-        faulthandler.dump_traceback_later(0.9 * timeout)
+        faulthandler.dump_traceback_later(max(timeout / 2, timeout - 6))
         is_new = module not in sys.modules
         body = getattr(importlib.import_module(module), function)
         compilations = importlib.import_module("compilations")

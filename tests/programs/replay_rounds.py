@@ -109,6 +109,8 @@ def run_increments(comm, folder, clock, start_, sync_period, rounds):
     Returns:
         On the first rank, how many calls were replayed, and how many were late.
     """
+    global SKIPS
+    SKIPS = False
     folder, late, results = Path(folder), 0, []
     rng = np.random.default_rng((comm.rank, rounds))
     options = {"start": start_, "seed": 5, "sync_period": sync_period, "clock": clock}

@@ -31,7 +31,7 @@ def rows_in(out):
 def killed(command, out, after, pause):
     """Starts a run and kills it some time after a checkpoint later than a step; the step of its newest one."""
     newest = lambda: max(steps(out / "checkpoints"), default=0)
-    process = runs.started([*command, "--pause", "0.02"])
+    process = runs.started([*command, "--pause", "0.05"])
     try:
         runs.wait_for(process, lambda: newest() > after)
         time.sleep(pause)

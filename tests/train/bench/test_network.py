@@ -15,6 +15,7 @@ SERVER = """
 import socket
 with socket.create_server(("", 7070)) as server:
     print("listening", flush=True)
+    server.settimeout(60)
     connection, _ = server.accept()
     while connection.recv(65536): pass
     print("done", flush=True)

