@@ -213,6 +213,8 @@ class LateRuleReference:
             result = self._sync_round(new)
             self.published = [leaf.copy() for leaf in result]
         else:
+            for group in self.groups_of_round(t):  # nobody waits for a worker alone
+                is_late[list(group)] &= len(group) > 1
             result = self._ordinary_round(new, is_late, self.groups_of_round(t))
             self.published = new
         contributed = np.where(is_late, self.version, t)

@@ -580,6 +580,22 @@ def test_init_copies_so_that_both_may_be_donated():
     np.testing.assert_allclose(new["w"].mean(0), tree["w"].mean(0))
 
 
+@pytest.mark.parametrize("schedule", [wagma.GroupSchedule(4, 1, 10), wagma.GroupSchedule(3, 2, 10)])
+def test_whoever_is_alone_is_never_late(schedule):
+    """Nobody waits for it, and nothing older of it is averaged."""
+    averager = wagma.GroupAverager(schedule, simulate_lateness=True)
+    workers = schedule.num_workers
+    run = jax.jit(jax.vmap(averager.average, axis_name="data"))
+    state = jax.vmap(averager.init)(jnp.zeros(workers))
+    for t in range(4):
+        new, state, info = run(jnp.full(workers, t + 1.0), state, jnp.ones(workers, bool))
+        for group in schedule.groups(t):
+            for worker in group:
+                assert info.late[worker] == (len(group) > 1)
+                assert info.staleness[worker] == (len(group) > 1)
+                assert len(group) > 1 or new[worker] == t + 1
+
+
 def test_late_inputs_are_checked():
     schedule = wagma.GroupSchedule(4, 2)
     x = jnp.ones((4, 3))

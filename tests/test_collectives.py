@@ -103,16 +103,41 @@ def test_a_mean_is_its_own_transpose(context, everyone):
     np.testing.assert_allclose(got, reference.mixing_matrix(groups, 6).T @ weights, rtol=1e-5, atol=1e-6)
 
 
-def test_the_consensus_may_leave_shard_map_as_one_copy():
+@pytest.mark.parametrize("num_workers", [1, 4])
+def test_the_consensus_may_leave_shard_map_as_one_copy(num_workers):
     """Equal on all workers, and known to be so: out_specs need no worker axis."""
 
     def both(x):
         return wagma.consensus(x[0]), wagma.consensus_distance(x[0])
 
-    run = jax.shard_map(both, mesh=data_mesh(4), in_specs=PartitionSpec("data"), out_specs=PartitionSpec())
-    mean, distance = jax.jit(run)(jnp.array([[0.0, 1.0], [2.0, 1.0], [4.0, 1.0], [6.0, 1.0]]))
-    np.testing.assert_array_equal(mean, [3, 1])
-    np.testing.assert_allclose(distance, np.sqrt(5), rtol=1e-6)
+    run = jax.shard_map(both, mesh=data_mesh(num_workers), in_specs=PartitionSpec("data"), out_specs=PartitionSpec())
+    mean, distance = jax.jit(run)(jnp.array([[0.0, 1.0], [2.0, 1.0], [4.0, 1.0], [6.0, 1.0]])[:num_workers])
+    np.testing.assert_array_equal(mean, [3, 1] if num_workers == 4 else [0, 1])
+    np.testing.assert_allclose(distance, np.sqrt(5) if num_workers == 4 else 0, rtol=1e-6)
+
+
+def test_what_is_kept_is_in_no_mean():
+    lowest = jnp.finfo(jnp.float32).min  # whose sums overflow
+    policy = lambda path, leaf: {"mask": "keep", "w": "mean", "s": "sync"}[path[0].key]
+
+    def all_of_it(tree):
+        means = wagma.consensus(tree, policy=policy), wagma.group_mean(tree, "data", [[0, 1]], policy=policy)
+        return *means, wagma.consensus_distance(tree, policy=policy)
+
+    tree = {"mask": jnp.full((2, 3), lowest), "w": jnp.array([[0.0], [2.0]]), "s": jnp.array([[1.0], [1.0]])}
+    consensus, of_group, distance = CONTEXTS["shard_map"](all_of_it, 2)(tree)
+    for mean in (consensus, of_group):
+        np.testing.assert_array_equal(mean["mask"], tree["mask"])
+        np.testing.assert_array_equal(mean["w"], [[1], [1]])
+    np.testing.assert_array_equal(distance, [1, 1])
+
+
+def test_distances_of_several_dtypes_under_strict_promotion():
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+        tree = {"a": jnp.array([0.0, 2.0], jnp.float64), "b": jnp.array([0.0, 4.0], jnp.float32)}
+        distance = jax.vmap(wagma.consensus_distance, axis_name="data")(tree)
+        assert distance.dtype == jnp.float64
+        np.testing.assert_allclose(distance, np.sqrt(5))
 
 
 def test_unbound_axes_and_unknown_lowerings():

@@ -46,6 +46,13 @@ def test_exponential_graphs_reach_the_mean_in_a_period(num_workers):
     np.testing.assert_allclose(product, 1 / num_workers)
 
 
+@pytest.mark.parametrize("graph", [ring, exponential])
+def test_numbers_of_numpy_and_what_is_no_number(graph):
+    assert graph(np.int64(6)) == graph(6)
+    with pytest.raises(ValueError, match=r"num_workers must be an integer, got 2\.5"):
+        graph(2.5)
+
+
 def test_what_people_read():
     assert exponential(8).describe() == "8 workers, each sends to 1 other, in turn of 3 rounds"
     assert ring(8).describe() == "8 workers, each sends to 2 others, the same every round"

@@ -411,6 +411,40 @@ def test_averaging_twice_is_refused():
         wagma.wagma(optax.apply_if_finite(wagma.wagma(optax.sgd(0.1), SCHEDULE), 3), SCHEDULE).init(jnp.ones(3))
 
 
+@pytest.mark.parametrize(
+    ("outer", "inner"),
+    [
+        (lambda inner: wagma.wagma(inner, SCHEDULE), lambda: wagma.dpsgd(optax.sgd(0.1), P)),
+        (lambda inner: wagma.sgp(inner, P), lambda: wagma.wagma(optax.sgd(0.1), SCHEDULE)),
+        (lambda inner: wagma.dpsgd(inner, P), lambda: wagma.sgp(optax.sgd(0.1), P)),
+    ],
+)
+def test_averaging_twice_is_refused_whoever_averages(outer, inner):
+    with pytest.raises(ValueError, match=r"already averages models \(1 such link inside\)"):
+        outer(inner()).init({"w": jnp.zeros(3)})
+
+
+@pytest.mark.parametrize("algorithm", [wagma.dpsgd, wagma.sgp])
+def test_lateness_is_not_swallowed_where_all_wait(algorithm):
+    optimizer = algorithm(optax.sgd(0.1), P)
+    with pytest.raises(ValueError, match="late= is for algorithms in which workers may be late"):
+        run_chain("vmap", optimizer, *start())
+
+
+@pytest.mark.parametrize("overlap", [0, 1])
+def test_push_sum_in_a_scan_on_a_mesh(overlap):
+    """Its state is made inside of the mapping, and carried."""
+    optimizer = wagma.sgp(optax.sgd(0.1), 4, overlap=overlap)
+
+    def several(params):
+        step = lambda carry, _: (train_step(optimizer, *carry, 1.0), None)
+        return lax.scan(step, (params, optimizer.init(params)), None, 5)[0][0]
+
+    params = {"w": jnp.arange(8.0).reshape(4, 2)}
+    on_mesh = jax.jit(wagma.for_workers(several, mesh=data_mesh(4)))(params)
+    np.testing.assert_allclose(on_mesh["w"], jax.jit(wagma.for_workers(several))(params)["w"], rtol=1e-6)
+
+
 @pytest.mark.parametrize("context", ["shard_map", "vmap"])
 def test_strict_promotion(context):
     """Under strict promotion of dtypes and ranks the numbers are the same, in updates as narrow as the leaves."""

@@ -20,6 +20,18 @@ def test_replicate():
     np.testing.assert_array_equal(got["w"][3], tree["w"])
     assert not jax.typeof(got["n"]).weak_type
     assert wagma.replicate({}, 3) == {}
+    weak = jnp.asarray(1.0) * 2
+    assert jax.typeof(weak).weak_type
+    assert not jax.typeof(wagma.replicate(weak, 2)).weak_type
+
+
+def test_replicate_takes_what_is_bound_to_other_devices():
+    tree = {"one": jax.device_put(jnp.arange(3.0), jax.devices()[1])}
+    tree["all"] = jax.device_put(jnp.arange(3.0), NamedSharding(data_mesh(8), PartitionSpec()))
+    mesh = data_mesh(4)
+    for got in wagma.replicate(tree, 4, mesh=mesh).values():
+        assert got.sharding == NamedSharding(mesh, PartitionSpec("data"))
+        np.testing.assert_array_equal(got[3], np.arange(3.0))
 
 
 @pytest.mark.parametrize("num_workers", [8, 16])

@@ -61,6 +61,8 @@ _MODULES = {
     "workers": ("for_workers", "replicate"),
 }
 
+_SUBMODULES = ("algorithms", "bipartite", "collectives", "exchange", "gossip", "ledger", "protocol")
+
 __all__ = [
     "AverageInfo",
     "EagerExchange",
@@ -96,6 +98,8 @@ def __getattr__(name: str):
             value = getattr(importlib.import_module(f"wagma_jax.{module}"), name)
             globals()[name] = value
             return value
+    if name in _SUBMODULES:
+        return importlib.import_module(f"wagma_jax.{name}")
     raise AttributeError(f"module 'wagma_jax' has no attribute {name!r}")
 
 

@@ -31,6 +31,7 @@ class GroupAverageState(NamedTuple):
     round: jax.Array
     skipped: jax.Array
     published: Any
+    averages_models = True
 
 
 class GroupAverager:
@@ -176,7 +177,7 @@ class GroupAverager:
         is_sync = acted & self._is_sync(t)
         contributions = mean
         if late is not None:
-            late = late & acted & ~is_sync
+            late = late & acted & ~is_sync & ~self._is_alone(t)
             contributions = [jnp.where(late, old, new) for old, new in zip(published, mean, strict=True)]
         mean_buffers, unpack_mean = collectives.pack(contributions)
         sync_buffers, unpack_sync = collectives.pack(sync)
@@ -239,13 +240,24 @@ class GroupAverager:
         period = self.schedule.sync_period
         return jnp.zeros_like(t, bool) if period is None else (t + 1) % period == 0
 
+    def _is_alone(self, t: jax.Array) -> jax.Array:
+        """Whether this worker is the only one of its group at round t: then nobody waits for it, and it is not late."""
+        schedule = self.schedule
+        alone = np.zeros((schedule.period, schedule.num_workers), bool)
+        for r in range(schedule.period):
+            for group in schedule.groups(r):
+                alone[r, list(group)] = len(group) == 1
+        if not alone.any():
+            return jnp.zeros_like(t, bool)
+        return jnp.asarray(alone)[t % schedule.period, lax.axis_index(self.axis_name)]
+
     def _advance(self, state: GroupAverageState, published: Any, late: Any):
         """The next state, and what this call did."""
         t = jnp.asarray(state.round)
         skipped = jnp.asarray(state.skipped)
         acted = skipped + 1 >= self.every
         is_sync = acted & self._is_sync(t)
-        was_late = jnp.zeros_like(acted) if late is None else late & acted & ~is_sync
+        was_late = jnp.zeros_like(acted) if late is None else late & acted & ~is_sync & ~self._is_alone(t)
         info = AverageInfo(
             round=jnp.where(acted, t, -1),
             is_sync=is_sync,

@@ -98,6 +98,7 @@ def ring(num_workers: int) -> GossipSchedule:
 
     The weights are 1/3; two workers have one neighbour each, and weights 1/2.
     """
+    num_workers = integer("num_workers", num_workers, "pass the number of workers")
     neighbours = {1: (), 2: (1,)}.get(num_workers, (1, num_workers - 1))
     return GossipSchedule(num_workers, ((0, *neighbours),))
 
@@ -108,5 +109,6 @@ def exponential(num_workers: int) -> GossipSchedule:
     The weights are 1/2. If P is a power of two, log2 P rounds of mixing alone are the exact global mean. (The authors'
     code also sends 2^k back, in rounds between these; this follows the text of the paper.)
     """
+    num_workers = integer("num_workers", num_workers, "pass the number of workers")
     hops = max(num_workers - 1, 0).bit_length()
     return GossipSchedule(num_workers, tuple((0, 1 << k) for k in range(hops)) or ((0,),))

@@ -135,7 +135,8 @@ class GroupSchedule:
         ``2 ceil(log2 n)``.
 
         Args:
-            model_bytes: Size of what is averaged, in bytes; the default is a model of 25 million float32.
+            model_bytes: Size of what is averaged, in bytes of the dtype of sums: 4 for each bfloat16. The default is a
+                model of 25 million float32.
 
         Raises:
             ValueError: ``model_bytes`` is negative or no integer.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from wagma_jax import collectives
-from wagma_jax.averager import GroupAverager, GroupAverageState
+from wagma_jax.averager import GroupAverager
 from wagma_jax.averaging import Policy, PolicyFunction, additive_update, leaf_policies
 from wagma_jax.schedule import GroupSchedule
 
@@ -138,16 +138,22 @@ def wagma(
     Raises:
         ValueError: From ``init``: ``inner`` already averages models. From ``update``: as :func:`group_average`.
     """
-    chain = optax.chain(inner, group_average(schedule, axis_name, policy, every, simulate_lateness, lowering))
+    return averaging_once(
+        optax.chain(inner, group_average(schedule, axis_name, policy, every, simulate_lateness, lowering))
+    )
+
+
+def averaging_once(chain: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
+    """A chain whose last link averages models; ``init`` raises ValueError if one inside does so, too."""
+    averages = lambda node: getattr(type(node), "averages_models", False)
 
     def init(params):
         state = chain.init(params)
-        nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, GroupAverageState))
-        count = sum(isinstance(node, GroupAverageState) for node in nodes)
+        count = sum(map(averages, jax.tree.leaves(state, is_leaf=averages)))
         if count > 1:
             raise ValueError(
-                f"the inner optimizer of wagma() already averages models ({count - 1} group_average inside): models "
-                "must be averaged once, by the last link; pass the local optimizer alone, such as optax.sgd(0.1)"
+                f"the inner optimizer already averages models ({count - 1} such link inside): models must be averaged "
+                "once, by the last link; pass the local optimizer alone, such as optax.sgd(0.1)"
             )
         return state
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from wagma_jax import keys
@@ -46,8 +47,7 @@ def replicate(
     if num_workers < 1:
         raise ValueError(f"num_workers must be at least 1, got {num_workers}: pass the number of workers")
 
-    # without weak types: a step returns strong ones, and would be traced again for them
-    strong = jax.tree.map(lambda x: x if hasattr(x, "dtype") else jnp.asarray(x, jnp.result_type(x)), tree)
+    strong = jax.tree.map(_strong, tree)
 
     def copies(tree):
         if fold_in:
@@ -58,7 +58,22 @@ def replicate(
     if mesh is None:
         return copies(strong)
     _check_divides(num_workers, mesh, axis_name)
+    strong = jax.tree.map(lambda x: _on(mesh, x), strong)
     return jax.jit(copies, out_shardings=NamedSharding(mesh, PartitionSpec(axis_name)))(strong)
+
+
+def _strong(leaf: Any) -> Any:
+    """Without weak type: a step returns strong ones, and would be traced again for them."""
+    if not hasattr(leaf, "dtype"):
+        return jnp.asarray(leaf, jnp.result_type(leaf))
+    return lax.convert_element_type(leaf, leaf.dtype) if getattr(leaf, "weak_type", False) else leaf
+
+
+def _on(mesh: Mesh, leaf: Any) -> Any:
+    """An array that is bound to other devices than those of the mesh, on these."""
+    if not isinstance(leaf, jax.Array) or not leaf.committed or leaf.sharding.device_set == set(mesh.devices.flat):
+        return leaf
+    return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec()))
 
 
 def for_workers(

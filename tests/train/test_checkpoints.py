@@ -52,9 +52,7 @@ def test_everything_comes_back_bit_for_bit(on_mesh, tmp_path):
     save(tmp_path / "c", 3, 12, sharding=sharding)
     expected = trees(12, sharding)
     position, pieces, _ = newest(tmp_path / "c", like(expected))
-    assert position == Position(
-        step=12, examples=84, notes={"lost": [3, 5]}, workers=8, local_steps=[], wait_seconds=[], work_seconds=[]
-    )
+    assert position == Position(step=12, examples=84, notes={"lost": (3, 5)}, workers=8)
     assert jax.tree.structure(pieces) == jax.tree.structure(expected)
     for a, b in zip(jax.tree.leaves(pieces), jax.tree.leaves(expected), strict=True):
         assert a.dtype == b.dtype

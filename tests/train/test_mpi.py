@@ -187,6 +187,12 @@ def test_stopped_by_a_signal_while_workers_are_late_it_goes_on(sync, number, tmp
         assert all(rounds[member][t] == rounds[rank][t] for rank in range(3) for member in rounds[rank][t][0])
 
 
+def test_local_sgd_skips_models_that_are_not_finite(tmp_path):
+    options = [*OPTIONS, "--algorithm", "local", "--on-nonfinite", "skip", "--out", str(tmp_path / "run")]
+    launched(2, options)
+    assert runs.summary(tmp_path / "run")["steps"] == 14
+
+
 def test_integers_among_the_statistics_stay_each_workers_own(tmp_path):
     out, again = tmp_path / "run", tmp_path / "again"
     options = [*OPTIONS, "--quorum", "2"]

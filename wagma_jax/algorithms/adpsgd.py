@@ -51,6 +51,7 @@ def mpi(settings: Settings, comm, tree):
         graph=options.graph,
         seed=options.seed,
         clock=settings.clock,
+        policy=settings.policy,
         on_nonfinite=settings.on_nonfinite,
         **settings.of_every_exchange(),
     )

@@ -10,7 +10,8 @@ from wagma_jax.transformations import allreduce_gradients
 
 def xla(settings: Settings) -> Strategy:
     """Every round is a global mean, which waits for all, so that nobody is ever late."""
-    return averaging(GroupSchedule(settings.num_workers, settings.num_workers, 1), settings)
+    schedule = GroupSchedule(settings.num_workers, settings.num_workers, 1)
+    return averaging(schedule, settings, policy=settings.policy)
 
 
 def mpi(settings: Settings, comm, tree):

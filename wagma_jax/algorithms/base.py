@@ -12,7 +12,7 @@ from wagma_jax.averaging import AverageInfo, PolicyFunction
 from wagma_jax.choices import Clock, LateMerge, OnNonfinite, Weighting
 from wagma_jax.collectives import AxisName
 from wagma_jax.gossip import GossipSchedule
-from wagma_jax.schedule import GroupSchedule
+from wagma_jax.schedule import GroupSchedule, integer
 
 if TYPE_CHECKING:
     from wagma_jax.exchange import Exchange, GossipExchange, GroupExchange
@@ -119,7 +119,15 @@ class Settings:
                 f"clock={self.clock!r} lets slow workers take fewer steps, got it with an algorithm whose workers all "
                 "take part in every round: leave it out"
             )
-        return GossipExchange(comm, tree, schedule, mixing, on_nonfinite=self.on_nonfinite, **self.of_every_exchange())
+        return GossipExchange(
+            comm,
+            tree,
+            schedule,
+            mixing,
+            policy=self.policy,
+            on_nonfinite=self.on_nonfinite,
+            **self.of_every_exchange(),
+        )
 
     def of_every_exchange(self) -> dict[str, Any]:
         """The arguments that the exchanges of all algorithms have."""
@@ -189,6 +197,15 @@ class Algorithm:
     mixing: "Callable[[Any], Mixing] | None" = None
 
 
+def check_one_program(settings: Settings) -> None:
+    """Raises ValueError for settings that have a meaning across processes alone, and that nobody would notice."""
+    if settings.on_nonfinite != "share":
+        raise ValueError(
+            f"on_nonfinite={settings.on_nonfinite!r} needs a process for each worker, got one program, whose workers "
+            "keep no earlier publications: wrap the optimizer in optax.apply_if_finite"
+        )
+
+
 def averaging(
     schedule: GroupSchedule,
     settings: Settings,
@@ -196,11 +213,7 @@ def averaging(
     policy: PolicyFunction | None = None,
 ) -> Strategy:
     """The strategy of averaging by a schedule; without ``simulate_lateness`` nobody is late, whatever ``late`` says."""
-    if settings.on_nonfinite != "share":
-        raise ValueError(
-            f"on_nonfinite={settings.on_nonfinite!r} needs a process for each worker, got one program, whose workers "
-            "keep no earlier publications: wrap the optimizer in optax.apply_if_finite"
-        )
+    check_one_program(settings)
     averager = GroupAverager(schedule, settings.axis_name, policy, simulate_lateness=simulate_lateness)
 
     def combine(tree, before, state, late):
@@ -212,6 +225,7 @@ def averaging(
 
 def default_group_size(num_workers: int) -> int:
     """About sqrt(num_workers); a power of two where num_workers is one. ValueError below 1."""
+    num_workers = integer("num_workers", num_workers, "pass the number of workers")
     if num_workers < 1:
         raise ValueError(f"num_workers must be at least 1, got {num_workers}: pass the number of workers")
     if num_workers & (num_workers - 1) == 0:

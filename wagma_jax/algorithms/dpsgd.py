@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from wagma_jax.algorithms.base import Algorithm, Settings, Strategy
+from wagma_jax.algorithms.base import Algorithm, Settings, Strategy, check_one_program
 from wagma_jax.algorithms.mixing import averaged, check, everyone_waits, transformation, wide, with_averaged
 from wagma_jax.averaging import divided
 from wagma_jax.collectives import AxisName, received_sums
@@ -22,6 +22,7 @@ class DpsgdState(NamedTuple):
     """
 
     round: jax.Array
+    averages_models = True
 
 
 def xla(settings: Settings) -> Strategy:
@@ -30,19 +31,20 @@ def xla(settings: Settings) -> Strategy:
     What is mixed are the models at which the step began. Their exchange does not depend on the gradient, so XLA may
     overlap the two. Neighbours wait for each other: nobody is late.
     """
-    schedule = ring(settings.num_workers)
+    check_one_program(settings)
+    schedule, policy = ring(settings.num_workers), settings.policy
 
     def combine(tree, before, state, late):
         del late
-        check(tree, before, schedule, settings.axis_name)
+        check(tree, before, schedule, settings.axis_name, policy)
 
-        began, stepped = averaged(before), wide(averaged(tree))
+        began, stepped = averaged(before, policy), wide(averaged(tree, policy))
         sums = received_sums(began, settings.axis_name, schedule, state.round)
         new = [
             divided(total + old, schedule.group_size) + (after - old)
             for total, old, after in zip(sums, wide(began), stepped, strict=True)
         ]
-        return with_averaged(tree, new), DpsgdState(state.round + 1), everyone_waits(state.round)
+        return with_averaged(tree, new, policy), DpsgdState(state.round + 1), everyone_waits(state.round)
 
     return Strategy(schedule, lambda tree: DpsgdState(jnp.full((), settings.first_round, jnp.int32)), combine)
 
@@ -80,5 +82,11 @@ def dpsgd(
 
 
 ALGORITHM = Algorithm(
-    "dpsgd", "D-PSGD: models mixed with those of ring neighbours at every step", "models", xla, mpi, mixing=mixing
+    "dpsgd",
+    "D-PSGD: models mixed with those of ring neighbours at every step",
+    "models",
+    xla,
+    mpi,
+    mixing=mixing,
+    schedule=lambda settings: ring(settings.num_workers),
 )

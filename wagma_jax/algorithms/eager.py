@@ -9,7 +9,7 @@ import optax
 
 from wagma_jax import collectives
 from wagma_jax.algorithms.base import Algorithm, Settings, Strategy, averaging
-from wagma_jax.algorithms.mixing import averaged, with_averaged
+from wagma_jax.algorithms.mixing import averaged, wide, with_averaged
 from wagma_jax.averager import GroupAverageState, boolean_per_worker
 from wagma_jax.averaging import PolicyFunction, sync_under
 from wagma_jax.choices import Start, check_start
@@ -42,8 +42,8 @@ class EagerState(NamedTuple):
 
     Attributes:
         average: Of the global means.
-        pending: The gradients that came too late for the round before, or zeros: an array for each leaf with a mean in
-            every round. () unless lateness is simulated.
+        pending: The gradients that came too late for the round before, or zeros, in the dtypes of sums: an array for
+            each leaf with a mean in every round. () unless lateness is simulated.
     """
 
     average: GroupAverageState
@@ -73,7 +73,7 @@ def _strategy(settings: Settings, policy: PolicyFunction | None) -> Strategy:
     lateness = settings.simulate_lateness
 
     def init(tree):
-        pending = [jnp.zeros_like(leaf) for leaf in averaged(tree, policy)] if lateness else []
+        pending = [jnp.zeros_like(leaf) for leaf in wide(averaged(tree, policy))] if lateness else []
         return EagerState(means.init(tree), tuple(pending))
 
     def combine(tree, before, state, late):
@@ -82,7 +82,7 @@ def _strategy(settings: Settings, policy: PolicyFunction | None) -> Strategy:
             collectives.axis_size(settings.axis_name)  # raises where it is not bound
             collectives.check_varying(tree, settings.axis_name)  # what is pending varies, and would hide what does not
             is_late = _late(late, schedule, state.average.round)
-            grads = averaged(tree, policy)
+            grads = wide(averaged(tree, policy))  # gradients may be of another dtype than the parameters
             kept = [jnp.where(is_late, grad, 0) for grad in grads]
             came = [jnp.where(is_late, 0, grad) for grad in grads]
             sent = with_averaged(tree, [old + new for old, new in zip(state.pending, came, strict=True)], policy)

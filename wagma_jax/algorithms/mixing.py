@@ -11,10 +11,12 @@ from wagma_jax.algorithms.base import Strategy
 from wagma_jax.averaging import AverageInfo, PolicyFunction, leaf_policies
 from wagma_jax.collectives import AxisName
 from wagma_jax.gossip import GossipSchedule
-from wagma_jax.transformations import raise_no_params, updates_to_average
+from wagma_jax.transformations import averaging_once, raise_no_params, updates_to_average
 
 
-def check(tree: Any, before: Any, schedule: GossipSchedule, axis_name: AxisName) -> None:
+def check(
+    tree: Any, before: Any, schedule: GossipSchedule, axis_name: AxisName, policy: PolicyFunction | None = None
+) -> None:
     """Checks what ``Strategy.combine`` was given.
 
     Raises:
@@ -27,7 +29,10 @@ def check(tree: Any, before: Any, schedule: GossipSchedule, axis_name: AxisName)
             f"axis {axis_name!r} has {size} indices, but the algorithm is for num_workers={schedule.num_workers}: "
             f"map over {schedule.num_workers} workers, or pass num_workers={size}"
         )
-    collectives.check_varying(before, axis_name)
+    leaves, treedef = jax.tree.flatten(before)
+    kinds = leaf_policies(before, policy)
+    mixed = [leaf if kind == "mean" else None for leaf, kind in zip(leaves, kinds, strict=True)]
+    collectives.check_varying(treedef.unflatten(mixed), axis_name)
     shapes = [[(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in jax.tree.leaves(each)] for each in (tree, before)]
     if jax.tree.structure(tree) != jax.tree.structure(before) or shapes[0] != shapes[1]:
         raise ValueError(
@@ -73,6 +78,8 @@ def transformation(inner: optax.GradientTransformation, strategy: Strategy) -> o
         del extra_args
         if params is None:
             raise_no_params(updates)
+        if late is not None:
+            raise ValueError("late= is for algorithms in which workers may be late, but here all wait: leave it out")
 
         def combine(target):
             combined, new_state, _ = strategy.combine(target, params, state, late)
@@ -81,4 +88,4 @@ def transformation(inner: optax.GradientTransformation, strategy: Strategy) -> o
         return updates_to_average(params, updates, None, combine)
 
     link = optax.GradientTransformationExtraArgs(lambda params: strategy.init(params), update)
-    return optax.chain(inner, link)
+    return averaging_once(optax.chain(inner, link))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from wagma_jax.algorithms.base import Algorithm, Settings, Strategy, whole_model
+from wagma_jax.algorithms.base import Algorithm, Settings, Strategy, check_one_program, whole_model
 from wagma_jax.algorithms.mixing import averaged, check, everyone_waits, transformation, wide, with_averaged
 from wagma_jax.averaging import divided
 from wagma_jax.collectives import AxisName, received_sums
@@ -44,6 +44,7 @@ class SgpState(NamedTuple):
     round: jax.Array
     weight: jax.Array
     sent: Any
+    averages_models = True
 
 
 def xla(settings: Settings) -> Strategy:
@@ -54,36 +55,39 @@ def xla(settings: Settings) -> Strategy:
     workers, and what is on its way, never change by a round: their quotient is the consensus. Without overlap all
     weights stay 1, since every worker receives as often as it sends. All wait for all they receive from.
     """
-    schedule = exponential(settings.num_workers)
+    check_one_program(settings)
+    schedule, policy = exponential(settings.num_workers), settings.policy
     options = settings.options or SgpOptions()
     axis_name = settings.axis_name
 
     def init(tree):
         sent: Any = ()
         if options.overlap:
-            sent = (jax.tree.map(jnp.zeros_like, wide(averaged(tree))), jnp.zeros((), jnp.float32))
+            sent = (jax.tree.map(jnp.zeros_like, wide(averaged(tree, policy))), jnp.zeros((), jnp.float32))
         return SgpState(jnp.full((), settings.first_round, jnp.int32), jnp.ones((), jnp.float32), sent)
 
     def combine(tree, before, state, late):
         del late
-        check(tree, before, schedule, axis_name)
+        check(tree, before, schedule, axis_name, policy)
         t, weight = state.round, state.weight
-        stepped, began = wide(averaged(tree)), wide(averaged(before))
+        stepped, began = wide(averaged(tree, policy)), wide(averaged(before, policy))
         # x + step = z * w + (new - z): exact where w is 1
         biased = [new + old * (weight - 1).astype(new.dtype) for new, old in zip(stepped, began, strict=True)]
-        shares = [divided(each, schedule.group_size) for each in (*biased, weight)]
-        outgoing = [*state.sent[0], state.sent[1]] if options.overlap else shares
+        shares, kept = [divided(each, schedule.group_size) for each in biased], divided(weight, schedule.group_size)
+        outgoing, sent = state.sent if options.overlap else (shares, kept)
         incoming = received_sums(outgoing, axis_name, schedule, t - options.overlap)
-        *sums, weight = [kept + came for kept, came in zip(shares, incoming, strict=True)]
-        tree = with_averaged(tree, [each / weight.astype(each.dtype) for each in sums])
-        sent = (shares[:-1], shares[-1]) if options.overlap else ()
+        # all workers have the same weight, and receive as many shares of it as they send: it need not travel
+        weight = kept + (schedule.group_size - 1) * sent
+        sums = [own + came for own, came in zip(shares, incoming, strict=True)]
+        tree = with_averaged(tree, [each / weight.astype(each.dtype) for each in sums], policy)
+        sent = (shares, kept) if options.overlap else ()
         return tree, SgpState(t + 1, weight, sent), everyone_waits(t)
 
     def share(tree, state):
         """Returns x and what is on its way: the mean over workers is the consensus, since all w add up to P."""
         others = schedule.group_size - 1
-        own = [leaf * state.weight.astype(leaf.dtype) for leaf in wide(averaged(tree))]
-        return with_averaged(tree, [x + others * way for x, way in zip(own, state.sent[0], strict=True)])
+        own = [leaf * state.weight.astype(leaf.dtype) for leaf in wide(averaged(tree, policy))]
+        return with_averaged(tree, [x + others * way for x, way in zip(own, state.sent[0], strict=True)], policy)
 
     return Strategy(schedule, init, combine, share if options.overlap else whole_model)
 
@@ -122,5 +126,12 @@ def sgp(
 
 
 ALGORITHM = Algorithm(
-    "sgp", "SGP: push-sum along a directed exponential graph", "models", xla, mpi, SgpOptions, mixing=mixing
+    "sgp",
+    "SGP: push-sum along a directed exponential graph",
+    "models",
+    xla,
+    mpi,
+    SgpOptions,
+    mixing=mixing,
+    schedule=lambda settings: exponential(settings.num_workers),
 )

@@ -6,9 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from wagma_jax.averaging import accumulation_dtype, check_arrays, leaf_policies, merge
+from wagma_jax.averaging import PolicyFunction, accumulation_dtype, check_arrays, leaf_policies, merge
 from wagma_jax.collectives.axes import AxisName, axis_size, canonical_axis, tracks_varying
 from wagma_jax.collectives.lockstep import per_worker
 from wagma_jax.collectives.lowerings import Lowering, check_lowering, group_tables
@@ -17,7 +18,14 @@ from wagma_jax.collectives.sums import global_sums, group_sums
 from wagma_jax.schedule import Groups
 
 
-def group_mean(tree: Any, axis_name: AxisName, groups: Sequence[Sequence[int]], *, lowering: Lowering = "auto") -> Any:
+def group_mean(
+    tree: Any,
+    axis_name: AxisName,
+    groups: Sequence[Sequence[int]],
+    *,
+    lowering: Lowering = "auto",
+    policy: PolicyFunction | None = None,
+) -> Any:
     """The mean over each worker's group, of the floating and complex leaves.
 
     Call it per worker: inside ``shard_map``, ``pmap`` or ``vmap(axis_name=...)``.
@@ -27,6 +35,7 @@ def group_mean(tree: Any, axis_name: AxisName, groups: Sequence[Sequence[int]], 
         axis_name: The mapped axis (or tuple of mesh axes, row-major) whose indices are the workers.
         groups: A static partition of the workers, for example ``schedule.groups(0)``.
         lowering: How the sum is exchanged, see ``wagma_jax.collectives``; "auto" takes the fastest that works here.
+        policy: As of :class:`wagma_jax.GroupAverager`: leaves for which it returns "keep" are returned as they are.
 
     Returns:
         The tree, means in the leaves' own dtypes, summed in float32 or wider; all members of a group get the same bits.
@@ -48,15 +57,17 @@ def group_mean(tree: Any, axis_name: AxisName, groups: Sequence[Sequence[int]], 
         size = tables.size[lax.axis_index(axis_name)]
         return [merge(total, leaf, size) for total, leaf in zip(sums, leaves, strict=True)]
 
-    return _on_inexact(_self_adjoint(lambda leaves: per_worker(body, axis_name, group_tables(partition), leaves)), tree)
+    mean = _self_adjoint(lambda leaves: per_worker(body, axis_name, group_tables(partition), leaves))
+    return _on_averaged(mean, tree, policy)
 
 
-def consensus(tree: Any, axis_name: AxisName = "data") -> Any:
+def consensus(tree: Any, axis_name: AxisName = "data", policy: PolicyFunction | None = None) -> Any:
     """The consensus model: the global mean over all workers, of the floating and complex leaves.
 
     Args:
         tree: This worker's pytree. Integers, booleans and PRNG keys are returned as they are.
         axis_name: The mapped axis (or tuple of mesh axes) whose indices are the workers.
+        policy: As of :class:`wagma_jax.GroupAverager`: leaves for which it returns "keep" are returned as they are.
 
     Returns:
         The tree, equal on all workers (under ``check_vma``, invariant over the axis), in the leaves' own dtypes; sums
@@ -69,12 +80,12 @@ def consensus(tree: Any, axis_name: AxisName = "data") -> Any:
     axis_name = canonical_axis(axis_name)
     num_workers = axis_size(axis_name)
     if not tracks_varying(axis_name):
-        return mean_of_all(tree, axis_name)
+        return mean_of_all(tree, axis_name, policy)
 
-    return _on_inexact(lambda leaves: _global_means(leaves, axis_name, num_workers, varying=False), tree)
+    return _on_averaged(lambda leaves: _global_means(leaves, axis_name, num_workers, varying=False), tree, policy)
 
 
-def consensus_distance(tree: Any, axis_name: AxisName = "data") -> jax.Array:
+def consensus_distance(tree: Any, axis_name: AxisName = "data", policy: PolicyFunction | None = None) -> jax.Array:
     """How far the workers' models are apart: ``sqrt(1/P sum_i ||W_i - mean||^2)``.
 
     The root mean square, over workers, of the Euclidean distance between a worker's model and the consensus, over all
@@ -83,6 +94,7 @@ def consensus_distance(tree: Any, axis_name: AxisName = "data") -> jax.Array:
     Args:
         tree: This worker's pytree.
         axis_name: The mapped axis (or tuple of mesh axes) whose indices are the workers.
+        policy: Leaves for which it returns "keep" do not count.
 
     Returns:
         A float scalar, equal on all workers; at least float32. 0 for a tree without such leaves. Other mesh axes are
@@ -94,17 +106,18 @@ def consensus_distance(tree: Any, axis_name: AxisName = "data") -> jax.Array:
     """
     axis_name = canonical_axis(axis_name)
     num_workers = axis_size(axis_name)
-    leaves, _ = _split_inexact(tree)
+    leaves, _ = _split_averaged(tree, policy)
     wide = [leaf.astype(accumulation_dtype(leaf.dtype)) for leaf in leaves]
     means = consensus(wide, axis_name)
     squares = [jnp.sum(jnp.square(jnp.abs(leaf - mean))) for leaf, mean in zip(wide, means, strict=True)]
-    total = sum(squares, start=jnp.zeros((), jnp.float32))
-    if num_workers > 1 and squares:
+    dtype = np.result_type(np.float32, *(square.dtype for square in squares))
+    total = sum((square.astype(dtype) for square in squares), start=jnp.zeros((), dtype))
+    if squares and (num_workers > 1 or tracks_varying(axis_name)):
         total = lax.psum(total, axis_name)
     return jnp.sqrt(total / num_workers)
 
 
-def mean_of_all(tree: Any, axis_name: AxisName) -> Any:
+def mean_of_all(tree: Any, axis_name: AxisName, policy: PolicyFunction | None = None) -> Any:
     """As :func:`consensus`, but each worker's own copy under ``check_vma``, like what it was computed from."""
     axis_name = canonical_axis(axis_name)
     num_workers = axis_size(axis_name)
@@ -112,7 +125,7 @@ def mean_of_all(tree: Any, axis_name: AxisName) -> Any:
     def body(vmapped, _, leaves):
         return _global_means(leaves, axis_name, num_workers, vmapped)
 
-    return _on_inexact(_self_adjoint(lambda leaves: per_worker(body, axis_name, (), leaves)), tree)
+    return _on_averaged(_self_adjoint(lambda leaves: per_worker(body, axis_name, (), leaves)), tree, policy)
 
 
 def _global_means(
@@ -123,11 +136,13 @@ def _global_means(
     return [merge(total, leaf, num_workers) for total, leaf in zip(sums, leaves, strict=True)]
 
 
-def _split_inexact(tree: Any) -> tuple[list[jax.Array], Callable[[list[jax.Array]], Any]]:
-    """The floating and complex leaves as arrays, and a function that puts their successors back."""
+def _split_averaged(
+    tree: Any, policy: PolicyFunction | None
+) -> tuple[list[jax.Array], Callable[[list[jax.Array]], Any]]:
+    """The leaves that are averaged at some time as arrays, and a function that puts their successors back."""
     check_arrays(tree)
     leaves, treedef = jax.tree.flatten(tree)
-    chosen = [i for i, policy in enumerate(leaf_policies(tree)) if policy == "mean"]
+    chosen = [i for i, kind in enumerate(leaf_policies(tree, policy)) if kind != "keep"]
 
     def rebuild(new):
         result = list(leaves)
@@ -147,8 +162,10 @@ def _self_adjoint(mean: Callable[[list[jax.Array]], list[jax.Array]]) -> Callabl
     return differentiable
 
 
-def _on_inexact(function: Callable[[list[jax.Array]], list[jax.Array]], tree: Any) -> Any:
-    leaves, rebuild = _split_inexact(tree)
+def _on_averaged(
+    function: Callable[[list[jax.Array]], list[jax.Array]], tree: Any, policy: PolicyFunction | None
+) -> Any:
+    leaves, rebuild = _split_averaged(tree, policy)
     return rebuild(function(leaves)) if leaves else tree
 
 

@@ -29,7 +29,7 @@ def global_sums(
         vmapped: Whether the axis is mapped by ``vmap``.
         varying: Whether ``check_vma`` is to take the sums for each worker's own. Else they are known to be equal.
     """
-    if num_workers == 1:
+    if num_workers == 1 and varying:
         return [widen(leaf) for leaf in leaves]
 
     def total(x):

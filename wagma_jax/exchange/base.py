@@ -217,8 +217,8 @@ class Exchange:
         """What a checkpoint needs, beside ``params``, so that a new exchange goes on exactly: see its ``state``.
 
         Called on all ranks while all stand still: before the first call of ``average``, or after one at a sync round,
-        ``meet`` or ``consensus``, before the next ``average``. The parameters that belong to it are what the last call
-        of ``average`` or ``consensus`` returned on this rank.
+        ``meet`` or ``consensus``, before any rank's next ``average``: see to that by a barrier of your own. The
+        parameters that belong to it are what the last call of ``average`` or ``consensus`` returned on this rank.
 
         Returns:
             Integers, and lists of NumPy arrays, by name. ``round`` is the newest complete round, the same on all ranks.

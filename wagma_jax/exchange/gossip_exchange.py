@@ -195,7 +195,8 @@ class GossipExchange(Exchange):
         check_tally(tally)
         self._warn_of_own_start()
         self._stands = None
-        if self.schedule.num_workers == 1 and not transformation.in_step():
+        alone = self.schedule.num_workers == 1 and self._on_nonfinite == "share"  # else what is held stands in
+        if alone and not transformation.in_step():
             t = self._engine.pass_alone(self._counter)
             return params, self._done(t, (), (entered, entered, entered), {}, nonfinite=False)
         model = self._finite(self._staging.pack(leaves))

@@ -141,7 +141,12 @@ def _swaps_by_round(aligned: Sequence[RankLedger], summary: Summary) -> tuple[np
 def _by_round(aligned: Sequence[RankLedger], summary: Summary) -> tuple[np.ndarray, np.ndarray, list[int]]:
     """Staleness and waits, [num_workers, rounds], NaN where there was nothing; and the sync rounds."""
     first = summary.first_round
-    newest = [entry.round for ledger in aligned for part in ledger.segments for entry in (*part.rounds, *part.calls)]
+    newest = [
+        entry.round
+        for ledger in aligned
+        for part in ledger.segments
+        for entry in (*part.rounds, *part.mixed, *part.calls)
+    ]
     shape = len(aligned), max(newest, default=first) - first + 1
     ages, waits, syncs = np.full(shape, np.nan), np.full(shape, np.nan), set()
     for ledger in aligned:
