@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from ledger.constructed import simulate, write
+from ledger.constructed import call, simulate, start, write
 
 from wagma_jax import ledger
-from wagma_jax.ledger.entries import Call
+from wagma_jax.ledger.entries import Call, Mixed
 from wagma_jax.ledger.picture import MOST_COLUMNS, _binned, draw
 
 
@@ -40,6 +40,19 @@ def test_pictures_of_many_ranks_and_of_nothing(name, request):
     ages, waits, titles = drawn(ledgers)
     assert ages.shape == waits.shape == (len(ledgers), 40 if name == "many" else 1)
     assert ("white: nothing written" in titles) == (name == "starts")
+
+
+def test_gossip_that_was_killed_inside_of_a_round_is_drawn(tmp_path):
+    """The engine has completed a round, and no trainer has left it yet."""
+    settings = {"method": "gossip", "options": {"mixing": "Dpsgd", "lag": "0", "shifts": "((0, 1),)"}}
+    ranks = [
+        [start(rank, **settings), Mixed(0, (1 - rank,), True, 1.0, 1.1), call(0, 1.0, 1.0, 1.1, 1.2, merge="mixed")]
+        + [Mixed(1, (1 - rank,), True, 2.0, 2.1)]
+        for rank in range(2)
+    ]
+    ages, waits, _ = drawn(ledger.read(write(tmp_path / "run", *ranks)))
+    assert ages.shape == waits.shape == (2, 2)
+    assert not ages.any()
 
 
 def test_long_runs_are_drawn_in_bins(tmp_path):
