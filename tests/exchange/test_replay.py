@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -46,6 +48,17 @@ def test_replay_gives_the_same_bits(tmp_path, clock, quorum, group_size, sync_pe
         assert_a_part_is_missed(tmp_path)
 
 
+def without_a_call(folder, rank):
+    """A copy of the ledgers without a call in the middle of one."""
+    copy = Path(shutil.copytree(folder, folder.with_name(f"{folder.name}-without-a-call")))
+    path = copy / f"ledger-{rank}.jsonl"
+    lines = path.read_text().splitlines()
+    found = [json.loads(line) for line in lines]
+    calls = [i for i, entry in enumerate(found) if entry["kind"] == "call" and not entry.get("nonfinite")]
+    path.write_text("\n".join(lines[: calls[3]] + lines[calls[3] + 1 :]) + "\n")
+    return copy
+
+
 @pytest.mark.parametrize(
     ("clock", "start", "sync_period", "rounds"),
     [("round", "solo", 4, 10), pytest.param("step", "majority", 7, 16, marks=pytest.mark.long)],
@@ -56,6 +69,8 @@ def test_replay_of_increments_gives_the_same_bits(tmp_path, clock, start, sync_p
     (calls, late), *_ = ranks.run(body, str(tmp_path), clock, start, sync_period, rounds, num_ranks=2)
     assert calls > rounds
     assert late > 0
+    with pytest.raises(ValueError, match="pass the ledgers of a whole run"):
+        replay(without_a_call(tmp_path, 1), {"w": np.zeros(3, np.float32)}, lambda rank, call, params: params)
     lines = (tmp_path / "ledger-1.jsonl").read_text().splitlines()
     lost = next(i for i, line in enumerate(lines) if json.loads(line)["kind"] == "call")
     (tmp_path / "ledger-1.jsonl").write_text("\n".join(lines[:lost] + lines[-2:]) + "\n")
@@ -70,10 +85,12 @@ def test_replay_of_pairs_gives_the_same_bits(tmp_path, clock, skips):
     assert calls > 24
     assert (nonfinite > 0) == skips
     assert swaps > 8
+    with pytest.raises(ValueError, match="pass the ledgers of a whole run"):
+        replay(without_a_call(tmp_path, 1), {"w": np.zeros(3, np.float32)}, lambda rank, call, params: params)
     lines = (tmp_path / "ledger-1.jsonl").read_text().splitlines()
     lost = next(i for i, line in enumerate(lines) if json.loads(line)["kind"] == "swap")
     (tmp_path / "ledger-1.jsonl").write_text("\n".join(lines[:lost] + lines[lost + 1 :]) + "\n")
-    with pytest.raises(ValueError, match="the ledgers lack swap"):
+    with pytest.raises(ValueError, match="the ledgers lack (swap|version)"):
         replay(tmp_path, {"w": np.zeros(3, np.float32)}, lambda rank, call, params: params)
 
 

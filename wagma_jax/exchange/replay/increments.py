@@ -46,6 +46,7 @@ class IncrementsRun:
         self._numbers = [[0, 0] for _ in parts]  # calls of average, and of consensus
         self._handed: list[dict[int, Buffers]] = [{} for _ in parts]  # by the round, until it is contributed
         self._arrived = [first] * self._size
+        self._contributed = [first] * self._size  # the version of each rank's newest contribution
         self._newest = first  # result
         self._results: dict[int, Buffers] = {}  # until all have taken them
         self._means: dict[int, Buffers] = {}  # of what only sync rounds exchange
@@ -136,6 +137,12 @@ class IncrementsRun:
             return False
         contributions = []
         for rank, version in enumerate(versions):
+            if version != self._contributed[rank] and version not in self._handed[rank]:
+                raise ValueError(
+                    f"the ledger of rank {rank} lacks its call of round {version}, whose gradient was averaged: pass "
+                    "the ledgers of a whole run"
+                )
+            self._contributed[rank] = version
             rounds = [t for t in sorted(self._handed[rank]) if t <= version]
             parts = [self._handed[rank].pop(t) for t in rounds]
             contributions.append(functools.reduce(self._add, parts) if parts else self._nothing)

@@ -207,9 +207,11 @@ def _changes(rank: int, part: Segment) -> Iterator[_Change]:
     for number, call in enumerate(entry for entry in part.trainer if isinstance(entry, ConsensusCall)):
         others += [_Mean(number)] if call.nonfinite else [_HandedIn(number), _Mean(number)]
     missing = iter(others)
+    begun = {call.began for call in part.calls}
     for version in range(1, max([*known, len(known) + len(others)]) + 1):
         change = known.get(version) or next(missing, None)
-        if change is None:
+        # a step begins with what a call has returned, never with what was handed in
+        if change is None or (isinstance(change, _HandedIn) and version in begun):
             raise ValueError(
                 f"the ledgers lack version {version} of the model of rank {rank}: pass the ledgers of a whole run"
             )
