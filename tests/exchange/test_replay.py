@@ -90,7 +90,7 @@ def test_replay_of_pairs_gives_the_same_bits(tmp_path, clock, skips):
     lines = (tmp_path / "ledger-1.jsonl").read_text().splitlines()
     lost = next(i for i, line in enumerate(lines) if json.loads(line)["kind"] == "swap")
     (tmp_path / "ledger-1.jsonl").write_text("\n".join(lines[:lost] + lines[lost + 1 :]) + "\n")
-    with pytest.raises(ValueError, match="the ledgers lack (swap|version)"):
+    with pytest.raises(ValueError, match=r"the ledgers lack (swap|version)"):
         replay(tmp_path, {"w": np.zeros(3, np.float32)}, lambda rank, call, params: params)
 
 
