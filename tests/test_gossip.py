@@ -1,8 +1,11 @@
 """Who receives from whom in gossip schedules."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from wagma_jax.algorithms import Settings, build
 from wagma_jax.gossip import GossipSchedule, exponential, ring
 
 SIZES = [1, 2, 3, 4, 5, 8, 13]
@@ -51,6 +54,33 @@ def test_numbers_of_numpy_and_what_is_no_number(graph):
     assert graph(np.int64(6)) == graph(6)
     with pytest.raises(ValueError, match=r"num_workers must be an integer, got 2\.5"):
         graph(2.5)
+
+
+@pytest.mark.parametrize("name", ["dpsgd", "sgp"])
+def test_policies_of_gossip(name):
+    """Kept leaves are not mixed, and there are no sync rounds for others."""
+    start = {"mask": jnp.full((4, 2), jnp.finfo(jnp.float32).min), "w": jnp.arange(8.0).reshape(4, 2)}
+    policy = lambda path, leaf: "keep" if path[0].key == "mask" else "mean"
+    for chosen in (policy, lambda path, leaf: "sync"):
+        strategy = build(name, Settings(4, policy=chosen))
+
+        def mixed(tree, strategy=strategy):
+            return strategy.combine(tree, tree, strategy.init(tree), None)[0]
+
+        run = jax.vmap(mixed, axis_name="data")
+        if chosen is policy:
+            new = run(start)
+            np.testing.assert_array_equal(new["mask"], start["mask"])
+            assert (new["w"] != start["w"]).all()
+        else:
+            with pytest.raises(ValueError, match="returned 'sync', but gossip has no sync rounds"):
+                run(start)
+
+
+@pytest.mark.parametrize("name", ["dpsgd", "sgp", "local", "wagma", "allreduce"])
+def test_what_only_processes_have_is_refused_in_one_program(name):
+    with pytest.raises(ValueError, match="on_nonfinite='skip' needs a process for each worker, got one program"):
+        build(name, Settings(4, on_nonfinite="skip"))
 
 
 def test_what_people_read():

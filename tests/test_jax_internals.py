@@ -68,7 +68,10 @@ def test_a_step_that_has_failed_is_forgotten():
     slow = jax.jit(lambda x: jnp.sin(jnp.arange(2e7) + x).sum())
     jax.block_until_ready(step(slow(1.0)))  # compiles
     armed.append(True)
-    step(slow(1.0))  # which is not there yet: or the step would fail at once
+    for _ in range(20):
+        with contextlib.suppress(Exception):  # if the input is there already, the step fails at once
+            step(slow(1.0))
+            break
     for _ in range(2):  # again and again; if JAX has mended it, forget_steps is needed no more
         with pytest.raises(Exception, match="of the step"):
             jax.effects_barrier()

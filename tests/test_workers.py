@@ -32,6 +32,8 @@ def test_replicate_takes_what_is_bound_to_other_devices():
     for got in wagma.replicate(tree, 4, mesh=mesh).values():
         assert got.sharding == NamedSharding(mesh, PartitionSpec("data"))
         np.testing.assert_array_equal(got[3], np.arange(3.0))
+    traced = jax.jit(lambda x: wagma.replicate(x, 4, mesh=mesh))(jnp.arange(3.0))
+    np.testing.assert_array_equal(traced[3], np.arange(3.0))
 
 
 @pytest.mark.parametrize("num_workers", [8, 16])

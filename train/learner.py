@@ -191,7 +191,7 @@ class Learner:
 
     @functools.cached_property
     def _traced(self) -> Callable[..., Gradients]:
-        """As ``_gradients``; JAX remembers what it has traced, so that :meth:`check` costs nothing."""
+        """As ``_gradients``; JAX remembers what it has traced in the same way, so that :meth:`check` costs little."""
         return jax.jit(self._gradients, inline=True)
 
     def _key(self, step: jax.Array, worker: jax.Array) -> jax.Array:

@@ -51,6 +51,20 @@ def sync_under(key: str) -> PolicyFunction:
     return policy
 
 
+def without_sync(policy: PolicyFunction | None) -> PolicyFunction | None:
+    """The policy for gossip, which has no sync rounds: raises ValueError where it returns "sync"."""
+    if policy is None:
+        return None
+
+    def checked(path: jax.tree_util.KeyPath, leaf: Any) -> Policy:
+        found = policy(path, leaf)
+        if found == "sync":
+            raise ValueError("policy() returned 'sync', but gossip has no sync rounds: return 'mean' or 'keep'")
+        return found
+
+    return checked
+
+
 def leaf_policies(tree: Any, policy: PolicyFunction | None = None) -> list[Policy]:
     """The policy of every leaf, in the order of ``jax.tree.leaves(tree)``.
 

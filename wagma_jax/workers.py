@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from wagma_jax import keys
@@ -71,7 +72,9 @@ def _strong(leaf: Any) -> Any:
 
 def _on(mesh: Mesh, leaf: Any) -> Any:
     """An array that is bound to other devices than those of the mesh, on these."""
-    if not isinstance(leaf, jax.Array) or not leaf.committed or leaf.sharding.device_set == set(mesh.devices.flat):
+    if isinstance(leaf, Tracer) or not isinstance(leaf, jax.Array) or not leaf.committed:
+        return leaf
+    if leaf.sharding.device_set == set(mesh.devices.flat):
         return leaf
     return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec()))
 

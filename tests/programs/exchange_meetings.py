@@ -130,6 +130,7 @@ def untaken(comm, dtype):
                 params, _ = exchange.average(model(comm.rank + t))
         exchange.meet()
         state = pickle.loads(pickle.dumps(exchange.state()))
+        barrier(comm)
         assert ("sum" in state) == (comm.rank == rests)
         expected, info = exchange.average(model(7))
         assert info.round == last + 1

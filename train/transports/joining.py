@@ -1,6 +1,7 @@
 """Joins the processes of one program by ``jax.distributed``, as Slurm, MPI, a TPU pod or the options describe them."""
 
 import importlib.util
+import json
 import os
 import socket
 import threading
@@ -27,8 +28,9 @@ def join(options: RunOptions) -> Group:
     Raises:
         ValueError: The options are incomplete or out of range, or something that is needed is not installed.
     """
-    # runs that one step of Slurm starts side by side have folders of their own
-    run = f"{type(options).__module__}.{type(options).__qualname__} {options.out}"
+    # runs that one step of Slurm starts side by side differ by something that all of their own processes share
+    shared = {name: value for name, value in options.to_json().items() if name != "process_id"}
+    run = f"{type(options).__module__}.{type(options).__qualname__} {json.dumps(shared)}"
     size = initialize(options.coordinator, options.processes, options.process_id, run)
     return JaxGroup(size) if size > 1 else Group()
 

@@ -8,7 +8,7 @@ import optax
 
 from wagma_jax.algorithms.base import Algorithm, Settings, Strategy, check_one_program
 from wagma_jax.algorithms.mixing import averaged, check, everyone_waits, transformation, wide, with_averaged
-from wagma_jax.averaging import divided
+from wagma_jax.averaging import divided, without_sync
 from wagma_jax.collectives import AxisName, received_sums
 from wagma_jax.gossip import ring
 from wagma_jax.protocol.mixing import Dpsgd
@@ -32,7 +32,7 @@ def xla(settings: Settings) -> Strategy:
     overlap the two. Neighbours wait for each other: nobody is late.
     """
     check_one_program(settings)
-    schedule, policy = ring(settings.num_workers), settings.policy
+    schedule, policy = ring(settings.num_workers), without_sync(settings.policy)
 
     def combine(tree, before, state, late):
         del late

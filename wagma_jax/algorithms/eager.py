@@ -96,7 +96,7 @@ def _strategy(settings: Settings, policy: PolicyFunction | None) -> Strategy:
 
 def _late(late: Any, schedule: GroupSchedule, t: jax.Array) -> jax.Array:
     """Whether this worker is late at round t: never at sync rounds."""
-    if late is None:
+    if late is None or schedule.num_workers == 1:
         return jnp.zeros_like(t, bool)
     late = boolean_per_worker(late, schedule.num_workers)
     return late if schedule.sync_period is None else late & ((t + 1) % schedule.sync_period != 0)

@@ -9,7 +9,7 @@ import optax
 
 from wagma_jax.algorithms.base import Algorithm, Settings, Strategy, check_one_program, whole_model
 from wagma_jax.algorithms.mixing import averaged, check, everyone_waits, transformation, wide, with_averaged
-from wagma_jax.averaging import divided
+from wagma_jax.averaging import divided, without_sync
 from wagma_jax.collectives import AxisName, received_sums
 from wagma_jax.gossip import exponential
 from wagma_jax.protocol.mixing import PushSum
@@ -56,7 +56,7 @@ def xla(settings: Settings) -> Strategy:
     weights stay 1, since every worker receives as often as it sends. All wait for all they receive from.
     """
     check_one_program(settings)
-    schedule, policy = exponential(settings.num_workers), settings.policy
+    schedule, policy = exponential(settings.num_workers), without_sync(settings.policy)
     options = settings.options or SgpOptions()
     axis_name = settings.axis_name
 

@@ -44,7 +44,7 @@ class Alone:
         if t is None:
             self._newest = None
         else:  # NumPy arrays are their owner's, who may change them
-            self._newest = t, leaves.lasting(self._staging.dtypes)
+            self._newest = t, self._staging.averaged_alone(leaves)
         return t
 
     def publish(self) -> int | None:

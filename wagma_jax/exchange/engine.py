@@ -299,15 +299,16 @@ class Engine:
                 event = self._events.next()
                 failed = event.message if isinstance(event, messages.Receive) else event
                 if isinstance(failed, messages.Abort) or getattr(failed, "kind", None) == Kind.ABORT:
-                    self._give_up(failed.text)
+                    self._fail_in_farewell(failed.text)
                     return
                 # no more is asked of others, but they may ask
                 if isinstance(event, messages.Receive) and not isinstance(event.message, Status):
                     self._answer(event.source, event.message)
         self.mailbox.flush(WIND_UP_SECONDS)
 
-    def _give_up(self, text: str) -> None:
+    def _fail_in_farewell(self, text: str) -> None:
         """A rank has failed in the farewell: whoever waits for its last messages hears of it."""
+        text = text or "another rank has failed while all closed"
         with self._changed:
             self._failure = self._failure or (text, None)
         self.mailbox.send_to(self.machine.lifecycle.listeners, Message(Kind.ABORT, 0, text=text, final=True))

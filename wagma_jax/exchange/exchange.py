@@ -158,7 +158,7 @@ class GroupExchange(Exchange):
             params: W', the pytree after the local step; built like the constructor's ``params``. It may be donated or
                 changed afterwards: what is published, and averaged leaves that are returned, are copies. Leaves that
                 the round does not average come back as they are, and so do all with groups of one (local SGD) between
-                sync rounds: nothing is copied or sent.
+                sync rounds: nothing is sent, and NumPy arrays alone are copied.
             tally: A few integers of at most 64 bits, which do not take part in the averaging: if this call arrives at a
                 sync round, their sums over all workers, by position, are in ``info.tally``, the same on all workers
                 (shorter ones go on with zeros; a worker that rests adds nothing). At any other round they are dropped:
@@ -249,7 +249,7 @@ class GroupExchange(Exchange):
         version, model, steps = self._engine.models.outbox
         published = None if version == self._returned else self._staging.to_arrays(model)
         kept = {} if steps is None else steps._asdict()
-        kept |= groups.saved_sum(self._engine.models.inbox)
+        kept |= groups.saved_sum(self._engine.untaken(round_))
         return Standing(round_, self._base, version, published, kept).saved()
 
     # helpers

@@ -1,7 +1,6 @@
 """Gossip for training scripts: every process mixes its model with those of its neighbours in each round."""
 
 import dataclasses
-import functools
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from mpi4py import MPI
 
-from wagma_jax.averaging import Policy, PolicyFunction
+from wagma_jax.averaging import PolicyFunction, without_sync
 from wagma_jax.choices import OnNonfinite, check_on_nonfinite
 from wagma_jax.exchange import finite, startup, transformation
 from wagma_jax.exchange.base import Exchange, HandedIn
@@ -140,7 +139,7 @@ class GossipExchange(Exchange):
             comm,
             params,
             _Check(schedule, mixing, on_nonfinite),
-            policy=None if policy is None else functools.partial(_without_sync, policy),
+            policy=without_sync(policy),
             timeout_seconds=timeout_seconds,
             first_round=first_round,
             state=state,
@@ -256,14 +255,6 @@ class GossipExchange(Exchange):
             leave = time.perf_counter()
             self._recorder.add(entries.Call(t, *moments, leave, "mixed", t, t, waits, nonfinite))
         return self.info
-
-
-def _without_sync(policy: PolicyFunction, path: jax.tree_util.KeyPath, leaf: Any) -> Policy:
-    """The policy of a leaf; ValueError where it is one that gossip does not have."""
-    found = policy(path, leaf)
-    if found == "sync":
-        raise ValueError("policy() returned 'sync', but gossip has no sync rounds: return 'mean' or 'keep'")
-    return found
 
 
 def _restored(came: Sequence[Any] | None, sources: int, staging: Staging) -> tuple[Share, ...]:

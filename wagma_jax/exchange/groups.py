@@ -124,13 +124,12 @@ def make_engine(gathering: Gathering, arguments: Arguments, prepared: Prepared) 
     )
 
 
-def saved_sum(inbox: Inbox) -> dict[str, Any]:
+def saved_sum(untaken: GroupSum | None) -> dict[str, Any]:
     """A sum that the trainer has not taken, since it rested in the round: it is merged in its next call."""
-    newest = inbox.newest
-    if newest is None or newest.taken:
+    if untaken is None:
         return {}
-    numbers = newest.round, newest.own, newest.weight, int(newest.is_mean)
-    return dict(zip(SUM, ([np.array(part) for part in newest.total], list(numbers)), strict=True))
+    numbers = untaken.round, untaken.own, untaken.weight, int(untaken.is_mean)
+    return dict(zip(SUM, (untaken.total, [np.array(number) for number in numbers]), strict=True))
 
 
 def _restored_sum(standing: Standing, staging: Staging) -> Inbox:
@@ -144,7 +143,8 @@ def _restored_sum(standing: Standing, staging: Staging) -> Inbox:
         arrays, numbers = [], []
     ordinary = [layout for layout in staging.layouts if layout.ordinary]
     expected = [((layout.size,), np.dtype(sum_dtype(storage_dtype(layout.dtype)))) for layout in ordinary]
-    if not numbers or [(array.shape, array.dtype) for array in arrays] != expected:
+    fits = bool(numbers) and -1 <= numbers[1] <= numbers[0] <= standing.round
+    if not fits or [(array.shape, array.dtype) for array in arrays] != expected:
         raise ValueError("state['sum'] does not fit to params: pass what state() returned on this rank, as it was")
     buffers = jax.block_until_ready(tuple(jnp.array(array, copy=True) for array in arrays))
     return Inbox(GroupSum(numbers[0], numbers[1], numbers[2], buffers, is_mean=bool(numbers[3])))

@@ -52,12 +52,13 @@ class Leaves(list[Any]):
         self.changeable = False
         self.places: dict[tuple[int, ...], Places] = {}
 
-    def lasting(self, dtypes: Sequence[Any]) -> "Leaves":
-        """Those that stay as they are now: with copies, in these dtypes, of what may change. None stays."""
-        if not self.changeable:
-            return self
-        same = lambda leaf: leaf is None or isinstance(leaf, jax.Array)
-        return Leaves(leaf if same(leaf) else np.array(leaf, dtype) for leaf, dtype in zip(self, dtypes, strict=True))
+    def only(self, indices: Iterable[int], dtypes: Sequence[Any]) -> "Leaves":
+        """These in their places, with None for all others, and copies in these dtypes of what may change."""
+        kept = Leaves([None] * len(self))
+        for i in indices:
+            leaf = self[i]
+            kept[i] = np.array(leaf, dtypes[i]) if self.changeable and not isinstance(leaf, jax.Array) else leaf
+        return kept
 
 
 _place = operator.attrgetter("sharding", "committed")

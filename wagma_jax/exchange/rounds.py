@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from mpi4py import MPI
 
 from wagma_jax.exchange.engine import Engine
@@ -19,6 +20,7 @@ from wagma_jax.ledger import entries
 from wagma_jax.protocol import messages
 from wagma_jax.protocol.messages import Action, Exchange, Tally
 from wagma_jax.protocol.rounds import Rounds, State
+from wagma_jax.protocol.rules import GroupSum
 
 
 class RoundsEngine(Engine):
@@ -139,6 +141,14 @@ class RoundsEngine(Engine):
         """The trainer has taken a global mean in the place of the models that rounds of one have passed over."""
         with self._changed:
             self.models.forget_passed()
+
+    def untaken(self, r: int) -> GroupSum | None:
+        """The sum of a round up to r that the trainer has not taken, with copies of its buffers in NumPy; or None."""
+        with self._changed:
+            newest = self.models.inbox.newest
+            if newest is None or newest.taken or newest.round > r:
+                return None
+            return newest._replace(total=[np.array(part) for part in newest.total])
 
     def take(self, t: int, timeout: float) -> tuple[int, Taken | Added, dict[int, float]]:
         """Waits until round t is complete, and takes the newest sum, or the mean.

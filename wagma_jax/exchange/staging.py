@@ -161,11 +161,11 @@ class Staging:
 
     def rest_alone(self, leaves: Leaves) -> Leaves:
         """The same in their places, with None for all others, and copies of what may change."""
-        kept = Leaves([None] * len(leaves))
-        for i in self._indices_of_rest:
-            kept[i] = leaves[i]
-        kept.changeable = leaves.changeable
-        return kept.lasting(self.dtypes)
+        return leaves.only(self._indices_of_rest, self.dtypes)
+
+    def averaged_alone(self, leaves: Leaves) -> Leaves:
+        """As ``rest_alone``, of all leaves that are averaged at some time; the same leaves if none may change."""
+        return leaves.only(self._indices, self.dtypes) if leaves.changeable else leaves
 
     def _packed(self, leaves: list[Any], chosen: tuple[int, ...]) -> Buffers:
         if not chosen:

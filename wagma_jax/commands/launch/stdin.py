@@ -23,7 +23,7 @@ class Kind(NamedTuple):
 
     @property
     def background(self) -> bool:
-        """Whether it is, and whoever reads it is stopped. Of one that is gone the end can be read."""
+        """Whether it is, and reading it would stop this job. False if the terminal is gone: a read returns its end."""
         return self.controls and not self.foreground
 
 
