@@ -49,7 +49,12 @@ def made(what: str, results: Path = RESULTS) -> str:
     scenarios = _chosen(wanted.get("scenarios"), ",", list(dict.fromkeys(row[0] for row in rows)))
     if "medians" in wanted:
         (heading,) = _chosen(wanted["medians"], "|", header[_LABELS:])
-        return _medians(rows, header.index(heading), scenarios)
+        arms = [row["arm"] for row in found["rows"] if row["workload"] == workload]  # without remarks
+        return _medians(
+            [[row[0], arm, *row[_LABELS:]] for row, arm in zip(rows, arms, strict=True)],
+            header.index(heading),
+            scenarios,
+        )
     columns = _chosen(wanted.get("columns"), "|", header[_LABELS:])
     kept = [*range(_LABELS), *(header.index(column) for column in columns)]
     lines = [[row[i] for i in kept] for row in rows if row[0] in scenarios]
