@@ -18,6 +18,9 @@ Row = Mapping[str, Any]
 _COLORS = ("#d62728", "#555555", "#1f77b4", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#17becf")
 _STYLES = ("-", "--", "-.", ":")
 
+#: How numbers stand at the ticks of an axis: whole where they are whole, never rounded.
+TICK = "{x:,.10g}"
+
 # The least height of an axis of scores, as a share of the largest score, so that noise does not fill it.
 _LEAST_HEIGHT = 0.05
 # Curves with at most this many points have markers.
@@ -67,12 +70,12 @@ def plot_runs(path: Path, runs: Mapping[str, Sequence[Row]], title: str, score: 
     distances.set_ylim(bottom=0)
     rates.set(ylabel=f"{unit} per second", title="training rate of all workers together")
     rates.set_ylim(bottom=0)
-    rates.yaxis.set_major_formatter("{x:,.0f}")
+    rates.yaxis.set_major_formatter(TICK)
     end = max((row["examples"] for rows in runs.values() for row in rows), default=1)
     for axis in axes.flat:
         _say_if_empty(axis)
         axis.set_xlabel(f"{unit} seen by all workers")
-        axis.xaxis.set_major_formatter("{x:,.0f}" if end < 1e6 else EngFormatter())
+        axis.xaxis.set_major_formatter(TICK if end < 1e6 else EngFormatter())
         axis.set_xlim(0, 1.03 * end)
         axis.grid(alpha=0.3)
     figure.suptitle(title)
@@ -136,7 +139,7 @@ def _bars(axis: Axes, names: Sequence[str], values: Sequence[float | None]) -> N
     axis.set_xticks(places, names, rotation=0 if len(names) < 5 else 60, fontsize=size)
     axis.set_ylim(0, 1.12 * max((value or 0.0 for value in values), default=0.0) or 1.0)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.yaxis.set_major_formatter("{x:,g}")
+    axis.yaxis.set_major_formatter(TICK)
 
 
 def _cut_top(axis: Axes, sound: Sequence[int]) -> None:

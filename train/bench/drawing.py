@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from train.bench.cases import slug
+from train.pictures import TICK
 from train.task import Score
 
 Found = Mapping[str, Any]
@@ -72,7 +73,7 @@ def throughput(found: Found, workload: str) -> Figure:
     axis.set(ylabel=f"{unit} per second, all workers")
     axis.set_ylim(bottom=0)
     axis.set_xlim(-0.55, len(scenarios) - 0.45)
-    axis.yaxis.set_major_formatter("{x:,.0f}")
+    axis.yaxis.set_major_formatter(TICK)
     axis.grid(axis="y", alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
     _legend(figure, *axis.get_legend_handles_labels())
@@ -119,7 +120,7 @@ def _curves(found: Found, workload: str, axis: int, xlabel: str) -> Figure:
         _frame(panel, late, score)
         panel.set(title=scenario, xlabel=xlabel, ylabel=_label(score))
         panel.set_xlim(left=0)
-        panel.xaxis.set_major_formatter("{x:,.0f}" if panel.get_xlim()[1] > 10 else "{x:g}")
+        panel.xaxis.set_major_formatter(TICK)
         panel.grid(alpha=0.3)
     for index, arm in enumerate(arms):
         panels.flat[0].plot([], [], color=_color(index), linestyle=_style(index), label=arm)

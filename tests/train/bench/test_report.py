@@ -154,3 +154,11 @@ def test_pictures(found, tmp_path):
     assert line.get_xdata()[-1] == pytest.approx(10.0)
     assert line.get_ydata()[-1] == pytest.approx(0.22)
     assert drawing.against_examples(found, "toy").axes[1].get_lines()[0].get_xdata()[-1] == ROWS
+
+
+def test_ticks_are_not_rounded(found):
+    panel = drawing.against_time(found, "toy").axes[0]
+    panel.set_xlim(0, 20)
+    panel.set_xticks([0, 2.5, 12.5, 15])
+    panel.figure.canvas.draw()
+    assert [label.get_text() for label in panel.get_xticklabels()] == ["0", "2.5", "12.5", "15"]
