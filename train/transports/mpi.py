@@ -164,8 +164,8 @@ class MpiWorkers:
         algorithm = algorithms.find(options.algorithm)
         self._drifts = algorithm.exchanges == "models" or algorithm.drifts  # whether models differ between meetings
         self._settles = algorithm.drifts
-        leaves = jax.tree.leaves(learner.task.like)
-        self._keeps = not all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves)  # some are never averaged
+        like = jax.tree.leaves(learner.task.like)
+        self._kept = [i for i, leaf in enumerate(like) if not jnp.issubdtype(leaf.dtype, jnp.inexact)]  # never averaged
         settings = options.settings(
             ledger=out,
             **({"first_round": position.step} if self._exchange_state is None else {"state": self._exchange_state}),
@@ -234,7 +234,7 @@ class MpiWorkers:
         )
         done = info.round + 1 if at_sync else self.round
         done = done if by_units else min(done, total)
-        self._equal = at_sync and not self._keeps
+        self._equal = at_sync and not self._kept
         if at_sync:
             self._next_meeting = self._after(done)
             return Stepped(done, info.tally, True)
@@ -277,7 +277,7 @@ class MpiWorkers:
             return Consensus(on_host(model), 0.0)
         # else parameters are equal, and so are the statistics that travel with gradients
         mean = self.group.mean(self.exchange.share(model)) if self._drifts else model
-        if self._keeps:
+        if self._kept:
             mean = self._with_kept_of_first(mean)
         squares = float(self._distance_of_models(model, mean))
         return Consensus(on_host(mean), squares)
@@ -285,9 +285,8 @@ class MpiWorkers:
     def _with_kept_of_first(self, model: Any) -> Any:
         """The model, but the first worker's leaves where they are not averaged."""
         leaves, structure = jax.tree.flatten(model)
-        kept = [index for index, leaf in enumerate(leaves) if not jnp.issubdtype(leaf.dtype, jnp.inexact)]
-        firsts = self.group.from_first([np.asarray(leaves[index]) for index in kept])
-        for index, first in zip(kept, firsts, strict=True):
+        firsts = self.group.from_first([np.asarray(leaves[index]) for index in self._kept])
+        for index, first in zip(self._kept, firsts, strict=True):
             leaves[index] = first
         return jax.tree.unflatten(structure, leaves)
 
