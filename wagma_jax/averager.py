@@ -159,10 +159,7 @@ class GroupAverager:
 
     def check_varying(self, tree: Any) -> None:
         """ValueError if ``check_vma`` knows an averaged leaf to be replicated over the workers."""
-        leaves, treedef = jax.tree.flatten(tree)
-        policies = leaf_policies(tree, self.policy)
-        averaged = [None if policy == "keep" else leaf for leaf, policy in zip(leaves, policies, strict=True)]
-        collectives.check_varying(treedef.unflatten(averaged), self.axis_name)
+        collectives.check_varying(tree, self.axis_name, self.policy)
 
     def _body(self, kinds: "_Kinds", vmapped: bool, lockstep: Any, operands: Any) -> Any:
         """The mean leaves, sync leaves and publications after this call; see ``collectives.per_worker``.
@@ -177,7 +174,7 @@ class GroupAverager:
         is_sync = acted & self._is_sync(t)
         contributions = mean
         if late is not None:
-            late = late & acted & ~is_sync & ~self._is_alone(t)
+            late = self._is_late(t, acted, is_sync, late)
             contributions = [jnp.where(late, old, new) for old, new in zip(published, mean, strict=True)]
         mean_buffers, unpack_mean = collectives.pack(contributions)
         sync_buffers, unpack_sync = collectives.pack(sync)
@@ -240,6 +237,10 @@ class GroupAverager:
         period = self.schedule.sync_period
         return jnp.zeros_like(t, bool) if period is None else (t + 1) % period == 0
 
+    def _is_late(self, t: jax.Array, acted: jax.Array, is_sync: jax.Array, late: jax.Array) -> jax.Array:
+        """Whether the lateness of a worker shows: somebody goes on without it."""
+        return late & acted & ~is_sync & ~self._is_alone(t)
+
     def _is_alone(self, t: jax.Array) -> jax.Array:
         """Whether this worker is the only one of its group at round t: then nobody waits for it, and it is not late."""
         schedule = self.schedule
@@ -257,7 +258,7 @@ class GroupAverager:
         skipped = jnp.asarray(state.skipped)
         acted = skipped + 1 >= self.every
         is_sync = acted & self._is_sync(t)
-        was_late = jnp.zeros_like(acted) if late is None else late & acted & ~is_sync & ~self._is_alone(t)
+        was_late = jnp.zeros_like(acted) if late is None else self._is_late(t, acted, is_sync, late)
         info = AverageInfo(
             round=jnp.where(acted, t, -1),
             is_sync=is_sync,

@@ -29,10 +29,7 @@ def check(
             f"axis {axis_name!r} has {size} indices, but the algorithm is for num_workers={schedule.num_workers}: "
             f"map over {schedule.num_workers} workers, or pass num_workers={size}"
         )
-    leaves, treedef = jax.tree.flatten(before)
-    kinds = leaf_policies(before, policy)
-    mixed = [leaf if kind == "mean" else None for leaf, kind in zip(leaves, kinds, strict=True)]
-    collectives.check_varying(treedef.unflatten(mixed), axis_name)
+    collectives.check_varying(before, axis_name, policy)
     shapes = [[(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in jax.tree.leaves(each)] for each in (tree, before)]
     if jax.tree.structure(tree) != jax.tree.structure(before) or shapes[0] != shapes[1]:
         raise ValueError(

@@ -6,7 +6,7 @@ import jax
 from jax import lax
 from jax.sharding import AxisType
 
-from wagma_jax.averaging import average_inexact, leaf_name
+from wagma_jax.averaging import PolicyFunction, leaf_name, leaf_policies
 
 AxisName = str | tuple[str, ...]
 
@@ -30,19 +30,21 @@ def axis_size(axis_name: AxisName) -> int:
         ) from None
 
 
-def check_varying(tree: Any, axis_name: AxisName) -> None:
-    """Refuses leaves that ``check_vma`` knows to be replicated over the axis.
+def check_varying(tree: Any, axis_name: AxisName, policy: PolicyFunction | None = None) -> None:
+    """Refuses averaged leaves that ``check_vma`` knows to be replicated over the axis.
 
     JAX sums the gradients of replicated parameters over the workers before an optimizer sees them. To average such
     parameters would be an allreduce with a sum in place of the mean.
 
     Raises:
-        ValueError: A floating leaf is invariant over ``axis_name``.
+        ValueError: A leaf that is averaged at some time is invariant over ``axis_name``.
+        ValueError, TypeError: The policy is refused, see ``leaf_policies``.
     """
     if not tracks_varying(axis_name):
         return
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if average_inexact(path, leaf) == "mean" and not is_varying(leaf, axis_name):
+    kinds = leaf_policies(tree, policy)
+    for (path, leaf), kind in zip(jax.tree_util.tree_leaves_with_path(tree), kinds, strict=True):
+        if kind != "keep" and not is_varying(leaf, axis_name):
             raise ValueError(
                 f"leaf {leaf_name(path)} is replicated over the worker axis {axis_name!r}, but each worker "
                 "must own its parameters: JAX sums the gradients of replicated parameters over the workers. Give "
