@@ -1,15 +1,11 @@
 """An exchange as a link of an optax chain in jitted steps, and random keys in what is exchanged."""
 
-import contextlib
-
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental import io_callback
 
 pytest.importorskip("mpi4jax", reason="the extra mpi is not installed", exc_type=ImportError)
 
+import failing
 import ranks
 
 from wagma_jax.exchange import callbacks
@@ -21,24 +17,7 @@ def test_a_link_of_a_chain(body):
 
 
 def test_a_step_that_has_failed_is_told_of_once():
-    armed = []
-
-    def fail(x):
-        if armed:
-            raise ZeroDivisionError("of the step")
-        return x
-
-    slow = jax.jit(lambda x: jnp.sin(jnp.arange(2e7) + x).sum())
-    step = jax.jit(lambda x: io_callback(fail, x, x, ordered=True))
-    jax.block_until_ready(step(slow(1.0)))  # compiles
-    armed.append(True)
-
-    def dispatch():
-        for _ in range(20):
-            with contextlib.suppress(Exception):  # if the input is there already, the step fails at once
-                step(slow(1.0))
-                return
-
+    dispatch = failing.dispatcher()
     dispatch()
     with pytest.raises(Exception, match="of the step"):
         callbacks.finish()
