@@ -136,6 +136,8 @@ class LateRuleReference:
 
         W_i = sum / n                                on time
         W_i = (sum + W'_t,i) / (n + 1)               late
+              sum / n + (W'_t,i - R_i)               late, with late_merge "add": R_i is what i's latest round
+                                                     has returned, W_0,i before the first
 
     *Sync round*, (t + 1) % sync_period == 0 (never with sync_period None): lateness is ignored and
     W_i = mean of W'_t,j over all P workers.
@@ -159,6 +161,7 @@ class LateRuleReference:
         num_workers: int,
         policy: Sequence[str],
         every: int = 1,
+        late_merge: str = "average",
     ):
         if any(word not in POLICIES for word in policy):
             raise ValueError(f"policy {list(policy)} has a word that is not in {POLICIES}")
@@ -171,15 +174,18 @@ class LateRuleReference:
         self.num_workers = num_workers
         self.policy = list(policy)
         self.every = every
+        self.late_merge = late_merge
         self.history: list[RoundRecord] = []
         self.t = 0
         self.calls = 0
         self.published: Model | None = None  # each worker's newest publication
+        self.returned: Model = []  # by each worker's latest round
         self.version = np.full(num_workers, -1)  # the round that it was published for
 
     def init(self, W0: Sequence[np.ndarray]) -> None:
         """Starts over at t = 0. W_0 is published as version -1 ("before the first activation", section 1)."""
         self.published = self._copy(W0)
+        self.returned = self._copy(W0)
         self.version = np.full(self.num_workers, -1)
         self.history = []
         self.t = 0
@@ -221,13 +227,14 @@ class LateRuleReference:
         self.version = np.full(self.num_workers, t)
         self.history.append(RoundRecord(t, self.is_sync(t), is_late, contributed, t - contributed))
         self.t = t + 1
+        self.returned = [leaf.copy() for leaf in result]
         return result
 
     def _ordinary_round(self, new: Model, is_late: np.ndarray, groups: Partition) -> Model:
         assert self.published is not None
         _check_partition(groups, self.num_workers)
         result = []
-        for word, fresh, old in zip(self.policy, new, self.published, strict=True):
+        for word, fresh, old, begun in zip(self.policy, new, self.published, self.returned, strict=True):
             leaf = fresh.copy()
             if word == "mean":
                 for group in groups:
@@ -236,7 +243,9 @@ class LateRuleReference:
                         total = total + (old[member] if is_late[member] else fresh[member])
                     n = len(group)
                     for member in group:
-                        if is_late[member]:
+                        if is_late[member] and self.late_merge == "add":
+                            leaf[member] = total / n + (fresh[member] - begun[member])
+                        elif is_late[member]:
                             leaf[member] = (total + fresh[member]) / (n + 1)
                         else:
                             leaf[member] = total / n

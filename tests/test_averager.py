@@ -7,6 +7,7 @@ import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from contexts import CONTEXTS, WITH_PMAP, data_mesh
 from jax import lax
@@ -30,7 +31,9 @@ def random_tree(rng, num_workers):
     }
 
 
-def check_against_reference(context, schedule, lateness, *, every=1, lowering="auto", seed=0, policies=POLICY):
+def check_against_reference(
+    context, schedule, lateness, *, every=1, lowering="auto", seed=0, policies=POLICY, late_merge="average"
+):
     """Random local steps, the same for both; ``lateness`` is [rounds, num_workers]."""
     num_workers = schedule.num_workers
     rng = np.random.default_rng(seed)
@@ -40,6 +43,7 @@ def check_against_reference(context, schedule, lateness, *, every=1, lowering="a
         every=every,
         simulate_lateness=True,
         lowering=lowering,
+        late_merge=late_merge,
     )
     traces = 0
 
@@ -55,7 +59,8 @@ def check_against_reference(context, schedule, lateness, *, every=1, lowering="a
     state = jax.vmap(averager.init)(tree)
     names = sorted(start)
     expected = [start[name] for name in names]
-    ref = LateRuleReference(schedule.groups, schedule.sync_period, num_workers, [policies[n] for n in names], every)
+    kinds = [policies[name] for name in names]
+    ref = LateRuleReference(schedule.groups, schedule.sync_period, num_workers, kinds, every, late_merge)
     ref.init(expected)
     for late in lateness:
         delta = random_tree(rng, num_workers)
@@ -197,7 +202,15 @@ def test_the_late_rule_for_random_patterns(data):
     policies = data.draw(st.fixed_dictionaries(dict.fromkeys(floats, policy)), "policies") | {"count": "keep"}
     schedule = wagma.GroupSchedule(num_workers, group_size, sync_period, rotate)
     seed = data.draw(st.integers(0, 2**16), "seed")
-    check_against_reference("vmap", schedule, lateness, every=every, seed=seed, policies=policies)
+    late_merge = data.draw(st.sampled_from(["average", "add"]), "late_merge")
+    options = {"every": every, "seed": seed, "policies": policies, "late_merge": late_merge}
+    check_against_reference("vmap", schedule, lateness, **options)
+
+
+@pytest.mark.parametrize("context", ["shard_map", "shard_map_unchecked"])
+def test_a_late_worker_adds_its_step(context):
+    schedule = wagma.GroupSchedule(5, 2, 4)
+    check_against_reference(context, schedule, random_lateness(6, 5), late_merge="add")
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
@@ -617,8 +630,15 @@ def test_late_inputs_are_checked():
         run(simulated, None, jax.vmap(plain.init)(x))
     with pytest.raises(ValueError, match="belongs to another tree"):
         run(simulated, None, jax.vmap(simulated.init)(jnp.ones((4, 5))))
+    adding = wagma.GroupAverager(schedule, simulate_lateness=True, late_merge="add")
+    with pytest.raises(ValueError, match=r"latest round has 0 leaves .* made without late_merge='add'"):
+        run(adding, None, jax.vmap(simulated.init)(x))
     with pytest.raises(ValueError, match="GroupAverageState"):
         run(plain, None, (x,))
+    with pytest.raises(ValueError, match="late_merge='add' needs simulate_lateness=True, got False"):
+        wagma.GroupAverager(schedule, late_merge="add")
+    with pytest.raises(ValueError, match="late_merge must be 'average' or 'add', got 'sum'"):
+        wagma.wagma(optax.sgd(0.1), schedule, simulate_lateness=True, late_merge="sum")
 
 
 def test_axes_are_checked():

@@ -132,6 +132,22 @@ def test_a_trajectory_worked_by_hand():
     np.testing.assert_allclose(w, [(7.375 + 1.875) / 3, 7.375 / 2])
 
 
+def test_a_trajectory_with_added_steps_worked_by_hand():
+    """The same with worker 1 late at rounds 0 and 1, which adds its step of each to the mean."""
+    schedule = wagma.GroupSchedule(2, 2, None)
+    optimizer = wagma.wagma(optax.sgd(0.5), schedule, simulate_lateness=True, late_merge="add")
+    step = lambda w, s, target, late: train_step(optimizer, w, s, target, late=late)
+    step = jax.jit(jax.vmap(step, axis_name="data"))
+    w, targets = jnp.array([4.0, 4.0]), jnp.array([0.0, 8.0])
+    state = jax.vmap(optimizer.init)(w)
+    # W' = 2, 6; worker 1 contributes W_0 = 4: sum 6; on time 3, late 3 + (6 - 4) = 5
+    w, state = step(w, state, targets, jnp.array([False, True]))
+    np.testing.assert_allclose(w, [3, 5])
+    # W' = 1.5, 6.5; worker 1 contributes W'_0 = 6: sum 7.5; on time 3.75, late 3.75 + (6.5 - 5) = 5.25
+    w, state = step(w, state, targets, jnp.array([False, True]))
+    np.testing.assert_allclose(w, [3.75, 5.25])
+
+
 @pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 def test_apply_updates_is_exact_up_to_an_ulp(dtype):

@@ -14,7 +14,15 @@ import numpy as np
 from jax import lax
 
 from wagma_jax import collectives
-from wagma_jax.averaging import AverageInfo, PolicyFunction, check_arrays, leaf_policies, merge
+from wagma_jax.averaging import (
+    AverageInfo,
+    PolicyFunction,
+    check_arrays,
+    leaf_policies,
+    merge,
+    merge_by_adding,
+)
+from wagma_jax.choices import LateMerge, check_late_merge
 from wagma_jax.schedule import Groups, GroupSchedule
 
 
@@ -26,11 +34,14 @@ class GroupAverageState(NamedTuple):
         skipped: int32 scalar, calls since the last round; stays 0 unless ``every`` > 1.
         published: This worker's latest publication, which it contributes when late: the tree, with every leaf that is
             not averaged in ordinary rounds replaced by ``()``. ``()`` altogether unless lateness is simulated.
+        returned: What its latest round has returned, of the same leaves: a late worker adds what it has learned since.
+            ``()`` unless ``late_merge="add"``.
     """
 
     round: jax.Array
     skipped: jax.Array
     published: Any
+    returned: Any = ()
     averages_models = True
 
 
@@ -54,9 +65,13 @@ class GroupAverager:
         every: Average on every k-th call only; the calls between return the tree as it is and are no rounds.
         simulate_lateness: Whether ``average`` accepts ``late``. The state then holds a copy of the averaged leaves.
         lowering: "auto", or one of the lowerings of ``wagma_jax.collectives``.
+        late_merge: What a late worker makes of its group's sum. "average": ``(sum + W') / (S + 1)`` (the paper). "add":
+            ``sum / S + (W' - W)``, which keeps all of what it has learned since its latest round, W being what that has
+            returned. The state then holds one more copy.
 
     Raises:
-        ValueError: ``every`` is no integer of at least 1, or ``axis_name`` or ``lowering`` is unknown.
+        ValueError: ``every`` is no integer of at least 1, ``axis_name``, ``lowering`` or ``late_merge`` is unknown, or
+            ``late_merge="add"`` comes without ``simulate_lateness=True``.
         TypeError: ``schedule`` is no GroupSchedule, or ``policy`` no function.
     """
 
@@ -68,6 +83,7 @@ class GroupAverager:
         every: int = 1,
         simulate_lateness: bool = False,
         lowering: collectives.Lowering = "auto",
+        late_merge: LateMerge = "average",
     ):
         if not isinstance(schedule, GroupSchedule):
             raise TypeError(
@@ -86,12 +102,18 @@ class GroupAverager:
         if not valid:
             raise ValueError(f"every must be an integer of at least 1, got {every!r}: 1 averages on every call")
         collectives.check_lowering(lowering)
+        check_late_merge(late_merge)
+        if late_merge == "add" and not simulate_lateness:
+            raise ValueError(
+                "late_merge='add' needs simulate_lateness=True, got False: inside one program nobody is late otherwise"
+            )
         self.schedule = schedule
         self.axis_name = collectives.canonical_axis(axis_name)
         self.policy = policy
         self.every = int(every)
         self.simulate_lateness = bool(simulate_lateness)
         self.lowering: collectives.Lowering = lowering
+        self.late_merge: LateMerge = late_merge
 
     def init(self, tree: Any, first_round: int = 0) -> GroupAverageState:
         """The state before the first round. It shares no memory with ``tree``, so that both may be donated.
@@ -101,16 +123,20 @@ class GroupAverager:
                 ``jax.vmap(averager.init)(stacked)``.
             first_round: The round to begin with, for a run that goes on with a new state.
         """
-        published: Any = ()
         policies = leaf_policies(tree, self.policy)
-        if self.simulate_lateness:
-            check_arrays(tree)
+
+        def copied():
             leaves, treedef = jax.tree.flatten(tree)
             pairs = zip(leaves, policies, strict=True)
-            published = treedef.unflatten(
+            return treedef.unflatten(
                 [jnp.array(_strong(leaf), copy=True) if policy == "mean" else () for leaf, policy in pairs]
             )
-        return GroupAverageState(jnp.full((), first_round, jnp.int32), jnp.zeros((), jnp.int32), published)
+
+        if self.simulate_lateness:
+            check_arrays(tree)
+        published = copied() if self.simulate_lateness else ()
+        returned = copied() if self.late_merge == "add" else ()
+        return GroupAverageState(jnp.full((), first_round, jnp.int32), jnp.zeros((), jnp.int32), published, returned)
 
     def average(
         self, tree: Any, state: GroupAverageState, late: Any = None
@@ -118,8 +144,8 @@ class GroupAverager:
         """One round (or, with ``every`` > 1, one call between rounds).
 
         An ordinary round assigns ``sum / S``, with ``sum`` over the contributions of this worker's group of S workers,
-        or ``(sum + W') / (S + 1)`` to a late worker. A sync round assigns the mean over all workers. Assigned means are
-        bit-identical among workers that are not late.
+        or what ``late_merge`` says to a late worker, ``(sum + W') / (S + 1)`` by default. A sync round assigns the mean
+        over all workers. Assigned means are bit-identical among workers that are not late.
 
         Args:
             tree: W', this worker's pytree after its local step. Sums are taken in float32 or wider.
@@ -144,8 +170,8 @@ class GroupAverager:
         leaves, treedef = jax.tree.flatten(tree)
         mean = [_strong(leaf) for leaf, policy in zip(leaves, policies, strict=True) if policy == "mean"]
         sync = [_strong(leaf) for leaf, policy in zip(leaves, policies, strict=True) if policy == "sync"]
-        operands = (mean, sync, jax.tree.leaves(state.published), late)
-        new = operands[:3]
+        operands = (mean, sync, jax.tree.leaves(state.published), jax.tree.leaves(state.returned), late)
+        new = operands[:4]
         if mean or sync:
             kinds = self._kinds(has_sync_leaves=bool(sync))
             lockstep = (state.round, state.skipped, *kinds.tables())
@@ -155,20 +181,21 @@ class GroupAverager:
             [leaf if policy == "keep" else next(merged[policy]) for leaf, policy in zip(leaves, policies, strict=True)]
         )
         published = jax.tree.unflatten(jax.tree.structure(state.published), new[2])
-        return tree, *self._advance(state, published, late)
+        returned = jax.tree.unflatten(jax.tree.structure(state.returned), new[3])
+        return tree, *self._advance(state._replace(published=published, returned=returned), late)
 
     def check_varying(self, tree: Any) -> None:
         """ValueError if ``check_vma`` knows an averaged leaf to be replicated over the workers."""
         collectives.check_varying(tree, self.axis_name, self.policy)
 
     def _body(self, kinds: "_Kinds", vmapped: bool, lockstep: Any, operands: Any) -> Any:
-        """The mean leaves, sync leaves and publications after this call; see ``collectives.per_worker``.
+        """Mean and sync leaves, publications and what was returned, after this call; see ``collectives.per_worker``.
 
         The branches of the switch do nothing but sum buffers; all rounds share what comes before and after. XLA gives
         every result of a conditional its own buffer, so a branch that did more would copy the model.
         """
         t, skipped, phases, tables = lockstep
-        mean, sync, published, late = operands
+        mean, sync, published, returned, late = operands
         num_workers = self.schedule.num_workers
         acted = skipped + 1 >= self.every
         is_sync = acted & self._is_sync(t)
@@ -214,13 +241,18 @@ class GroupAverager:
 
         mean_sums, sync_sums = unpack_mean(mean_sums), unpack_sync(sync_sums)
         new_mean = [merge(total, own, size, late) for total, own in zip(mean_sums, mean, strict=True)]
+        if returned and late is not None:
+            added = map(merge_by_adding, mean_sums, mean, returned, [size] * len(mean))
+            new_mean = [jnp.where(late, *pair) for pair in zip(added, new_mean, strict=True)]
         new_sync = [
             jnp.where(is_sync, merge(total, own, num_workers), own) for total, own in zip(sync_sums, sync, strict=True)
         ]
         if published:
             triples = zip(new_mean, mean, published, strict=True)
             published = [jnp.where(is_sync, new, jnp.where(acted, own, old)) for new, own, old in triples]
-        return new_mean, new_sync, published
+        if returned:
+            returned = [jnp.where(acted, new, old) for new, old in zip(new_mean, returned, strict=True)]
+        return new_mean, new_sync, published, returned
 
     def _kinds(self, has_sync_leaves: bool) -> "_Kinds":
         schedule = self.schedule
@@ -252,8 +284,8 @@ class GroupAverager:
             return jnp.zeros_like(t, bool)
         return jnp.asarray(alone)[t % schedule.period, lax.axis_index(self.axis_name)]
 
-    def _advance(self, state: GroupAverageState, published: Any, late: Any):
-        """The next state, and what this call did."""
+    def _advance(self, state: GroupAverageState, late: Any):
+        """The next state, but for the models in it, and what this call did."""
         t = jnp.asarray(state.round)
         skipped = jnp.asarray(state.skipped)
         acted = skipped + 1 >= self.every
@@ -266,10 +298,9 @@ class GroupAverager:
             # the previous publication is always that of the previous round: W', the mean, or W_0 as version -1
             staleness=was_late.astype(jnp.int32),
         )
-        state = GroupAverageState(
+        state = state._replace(
             round=t + acted.astype(t.dtype),
             skipped=jnp.where(acted, 0, skipped + 1).astype(skipped.dtype),
-            published=published,
         )
         return state, info
 
@@ -288,25 +319,27 @@ class GroupAverager:
             )
         self.check_varying(tree)
         if self.simulate_lateness:
-            self._check_published(tree, state)
+            self._check_copies(tree, "publication", state.published, "simulate_lateness=True")
+        if self.late_merge == "add":
+            self._check_copies(tree, "model of the latest round", state.returned, "late_merge='add'")
         if late is None:
             return None
         if not self.simulate_lateness:
             raise ValueError("late needs simulate_lateness=True: pass that to the constructor, or leave late out")
         return boolean_per_worker(late, num_workers)
 
-    def _check_published(self, tree: Any, state: GroupAverageState):
+    def _check_copies(self, tree: Any, what: str, copies: Any, setting: str):
         expected = [
             (jnp.shape(leaf), jnp.asarray(leaf).dtype)
             for leaf, policy in zip(jax.tree.leaves(tree), leaf_policies(tree, self.policy), strict=True)
             if policy == "mean"
         ]
-        came = [(jnp.shape(leaf), leaf.dtype) for leaf in jax.tree.leaves(state.published)]
+        came = [(jnp.shape(leaf), leaf.dtype) for leaf in jax.tree.leaves(copies)]
         if expected != came:
             raise ValueError(
-                f"the state's publication has {len(came)} leaves {came[:4]}..., the tree's averaged leaves are "
+                f"the state's {what} has {len(came)} leaves {came[:4]}..., the tree's averaged leaves are "
                 f"{len(expected)} {expected[:4]}...: the state belongs to another tree (or was made without "
-                "simulate_lateness=True): call init(tree) for this one"
+                f"{setting}): call init(tree) for this one"
             )
 
 

@@ -215,7 +215,8 @@ def _describe(schedule: GroupSchedule, model_bytes: int) -> str:
     ]
     title = f"{_count(schedule.num_workers, 'worker')}, {_count(num_groups, 'group')} of {sizes}"
     if largest != smallest:
-        exchanged = math.floor(math.log2(largest)) + 2
+        # recursive doubling, before and after which members beyond a power of two exchange theirs with a partner
+        exchanged = 1 if largest == 2 else math.floor(math.log2(largest)) + 2
         divisors = [n for n in range(2, schedule.num_workers) if schedule.num_workers % n == 0]
         nearest = min(divisors, key=lambda n: (abs(n - schedule.group_size), -n), default=None)
         advice = f"; group_size={nearest} divides num_workers" if nearest else ""
@@ -223,7 +224,7 @@ def _describe(schedule: GroupSchedule, model_bytes: int) -> str:
             (
                 "note",
                 "groups are of unequal size: where JAX has no grouped psum for them (shard_map with check_vma=True, "
-                f"TPUs), up to {exchanged} models are sent per round instead{advice}",
+                f"TPUs), a round takes {_count(exchanged, 'message')} of a whole model in sequence instead{advice}",
             )
         )
     return "\n".join([title, *(f"  {name:<12} {text}" for name, text in rows)])

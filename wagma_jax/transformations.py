@@ -10,6 +10,7 @@ import optax
 from wagma_jax import collectives
 from wagma_jax.averager import GroupAverager
 from wagma_jax.averaging import Policy, PolicyFunction, additive_update, leaf_policies
+from wagma_jax.choices import LateMerge
 from wagma_jax.schedule import GroupSchedule
 
 
@@ -20,6 +21,7 @@ def group_average(
     every: int = 1,
     simulate_lateness: bool = False,
     lowering: collectives.Lowering = "auto",
+    late_merge: LateMerge = "average",
 ) -> optax.GradientTransformationExtraArgs:
     """Averages models in rotating groups; the last link of a chain.
 
@@ -52,6 +54,7 @@ def group_average(
         every: Average on every k-th update only.
         simulate_lateness: Whether ``update`` accepts ``late``.
         lowering: See ``wagma_jax.collectives``.
+        late_merge: What a late worker makes of its group's sum; see :class:`GroupAverager`.
 
     Returns:
         A transformation whose state is a :class:`GroupAverageState`.
@@ -59,7 +62,7 @@ def group_average(
     Raises:
         ValueError: From ``update``: without ``params`` (optax's own message), or as :meth:`GroupAverager.average`.
     """
-    averager = GroupAverager(schedule, axis_name, policy, every, simulate_lateness, lowering)
+    averager = GroupAverager(schedule, axis_name, policy, every, simulate_lateness, lowering, late_merge)
 
     def update(updates, state, params=None, *, late=None, **extra_args):
         del extra_args
@@ -122,6 +125,7 @@ def wagma(
     every: int = 1,
     simulate_lateness: bool = False,
     lowering: collectives.Lowering = "auto",
+    late_merge: LateMerge = "average",
 ) -> optax.GradientTransformationExtraArgs:
     """WAGMA-SGD with any local optimizer: ``optax.chain(inner, group_average(schedule, ...))``.
 
@@ -134,13 +138,13 @@ def wagma(
         every: Average on every k-th update only.
         simulate_lateness: Whether ``update`` accepts ``late``.
         lowering: See ``wagma_jax.collectives``.
+        late_merge: What a late worker makes of its group's sum.
 
     Raises:
         ValueError: From ``init``: ``inner`` already averages models. From ``update``: as :func:`group_average`.
     """
-    return averaging_once(
-        optax.chain(inner, group_average(schedule, axis_name, policy, every, simulate_lateness, lowering))
-    )
+    last = group_average(schedule, axis_name, policy, every, simulate_lateness, lowering, late_merge)
+    return averaging_once(optax.chain(inner, last))
 
 
 def averaging_once(chain: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:

@@ -173,7 +173,7 @@ def test_command_line(tmp_path):
         ({"transport": "mpi", "late_probability": 0.1}, "where lateness is real: use --straggler"),
         ({"transport": "mpi", "late_trace": "slow-worker"}, "where lateness is real: use --straggler"),
         ({"wagma": WagmaOptions("steps")}, "weighting='steps' of wagma needs a process for each worker"),
-        ({"wagma": WagmaOptions(late_merge="add")}, "late_merge='add' of wagma needs a process for each worker"),
+        ({"wagma": WagmaOptions(late_merge="add")}, "late_merge='add' of wagma needs late workers"),
         ({"transport": "mpi", "coordinator": "host:1"}, "are for --transport xla: leave them out"),
     ],
 )

@@ -24,6 +24,8 @@ def allreduce_sgd(
 ) -> optax.GradientTransformationExtraArgs:
     """Allreduce-SGD with any optimizer: ``optax.chain(allreduce_gradients(axis_name), inner)``.
 
+    ``late=`` for ``update`` changes nothing: everybody waits for who is late.
+
     Args:
         inner: The optimizer, which gets the mean gradient. Parameters stay equal on all workers.
         axis_name: The mapped axis (or tuple of mesh axes) whose indices are the workers.

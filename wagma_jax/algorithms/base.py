@@ -211,10 +211,13 @@ def averaging(
     settings: Settings,
     simulate_lateness: bool = False,
     policy: PolicyFunction | None = None,
+    late_merge: LateMerge = "average",
 ) -> Strategy:
     """The strategy of averaging by a schedule; without ``simulate_lateness`` nobody is late, whatever ``late`` says."""
     check_one_program(settings)
-    averager = GroupAverager(schedule, settings.axis_name, policy, simulate_lateness=simulate_lateness)
+    averager = GroupAverager(
+        schedule, settings.axis_name, policy, simulate_lateness=simulate_lateness, late_merge=late_merge
+    )
 
     def combine(tree, before, state, late):
         del before

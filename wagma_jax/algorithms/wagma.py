@@ -13,8 +13,8 @@ class WagmaOptions:
     Attributes:
         weighting: Over MPI, what contributions weigh. equal: all the same. steps: as many as their worker's steps since
             it last contributed, so that one that is always slow does not draw the others back.
-        late_merge: Over MPI, what a late worker makes of its group's sum. average: the mean of all members' models and
-            its own new one, as in the paper. add: the group's mean, and its last step, of which nothing is lost.
+        late_merge: What a late worker makes of its group's sum. average: the mean of all members' models and its own
+            new one, as in the paper. add: the group's mean, and its last step, of which nothing is lost.
     """
 
     weighting: Weighting = "equal"
@@ -33,12 +33,12 @@ def xla(settings: Settings) -> Strategy:
             f"weighting={options.weighting!r} of wagma needs a process for each worker, got one program, whose workers "
             "all take a step in every round: start with wagma launch, or leave it out"
         )
-    if options.late_merge != "average":
+    if options.late_merge != "average" and not settings.simulate_lateness:
         raise ValueError(
-            f"late_merge={options.late_merge!r} of wagma needs a process for each worker, got one program, where "
-            "lateness is simulated by the paper's rule: start with wagma launch, or leave it out"
+            f"late_merge={options.late_merge!r} of wagma needs late workers, got one program, where nobody is late: "
+            "start with wagma launch, simulate lateness, or leave it out"
         )
-    return averaging(settings.schedule(), settings, settings.simulate_lateness, settings.policy)
+    return averaging(settings.schedule(), settings, settings.simulate_lateness, settings.policy, options.late_merge)
 
 
 def mpi(settings: Settings, comm, tree):
