@@ -1,5 +1,7 @@
 """Settings that are one of a few names, and their checks: algorithms, exchanges and protocols share them."""
 
+import math
+import numbers
 from typing import Any, Literal, get_args
 
 Clock = Literal["step", "round"]
@@ -48,6 +50,22 @@ def check_late_merge(late_merge: Any) -> None:
     if late_merge not in get_args(LateMerge):
         raise ValueError(
             f"late_merge must be 'average' or 'add', got {late_merge!r}: average is the paper's, (sum + W') / (S + 1)"
+        )
+
+
+def check_quorum_seconds(seconds: Any) -> None:
+    """Raises ValueError for anything that is no time to wait; None is: for ever."""
+    if seconds is None:
+        return
+    if isinstance(seconds, bool) or not isinstance(seconds, numbers.Real) or not 0 < seconds < math.inf:
+        raise ValueError(f"quorum_seconds must be above 0, or None for as long as it takes, got {seconds!r}")
+
+
+def check_patience(seconds: float | None, quorum: int) -> None:
+    """Raises ValueError for a time to wait for a quorum of one, for which nobody waits."""
+    if seconds is not None and quorum == 1:
+        raise ValueError(
+            f"quorum_seconds={seconds} needs a quorum of at least 2, got quorum=1: the first to arrive waits for nobody"
         )
 
 

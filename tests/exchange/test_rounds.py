@@ -31,7 +31,8 @@ def test_random_stragglers_leave_nothing_torn_or_unexplained(num_ranks, floats, 
 
 
 @pytest.mark.parametrize(
-    ("body", "num_ranks"), [("unequal_steps", 3), ("policies", 2), ("other_device", 2), ("places", 2)]
+    ("body", "num_ranks"),
+    [("unequal_steps", 3), ("policies", 2), ("other_device", 2), ("places", 2), ("patience", 2)],
 )
 def test_what_is_exchanged(body, num_ranks):
     ranks.run(f"exchange_rounds.{body}", num_ranks=num_ranks)

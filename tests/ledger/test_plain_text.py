@@ -1,5 +1,6 @@
 """The summary as text."""
 
+import dataclasses
 import re
 
 from ledger.constructed import END, ONE, OTHER, call, consensus, exchange, offset, start, write
@@ -28,6 +29,14 @@ def test_models_that_were_not_finite_are_counted(tmp_path):
     words = ledger.text(ledger.summarize(ledger.read(write(tmp_path / "run", entries(0), entries(1)))))
     assert "Models that were not finite, with earlier ones in their places: rank 1 2.\n" in words
     assert "not finite" not in ledger.text(ledger.summarize(ledger.read(write(tmp_path / "good", ONE, OTHER))))
+
+
+def test_settings_of_groups_are_in_the_title(two):
+    first = two[0].segments[0]
+    options = {"weighting": "equal", "late_merge": "add", "quorum_seconds": "0.0125"}
+    segments = (dataclasses.replace(first, start=first.start._replace(options=options)),)
+    words = ledger.text(ledger.summarize([dataclasses.replace(two[0], segments=segments), *two[1:]]))
+    assert "groups of 2, late workers add their steps, waits for a quorum for at most 12.5 ms, no sync rounds" in words
 
 
 def test_many_ranks_fit(many):

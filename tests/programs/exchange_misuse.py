@@ -82,6 +82,8 @@ def other_settings(comm):
         word = "schedule" if name in ("group_size", "sync_period", "rotate") else name
         with expect(ValueError, f"rank 1 and rank 0 differ: {word} is ", f"{value}", f"{settings[name]}"):
             GroupExchange(comm, START, **here)
+    with expect(ValueError, "rank 1 and rank 0 differ: quorum_seconds is ", "0.5", "None"):
+        GroupExchange(comm, START, group_size=2, quorum=2, quorum_seconds=0.5 if comm.rank == 1 else None)
 
 
 def bad_settings(comm):
@@ -96,6 +98,10 @@ def bad_settings(comm):
         ("on_nonfinite", "drop", ValueError, "on_nonfinite must be 'share' or 'skip', got 'drop'"),
         ("weighting", "size", ValueError, "weighting must be 'equal' or 'steps', got 'size'"),
         ("late_merge", "sum", ValueError, "late_merge must be 'average' or 'add', got 'sum'"),
+        ("quorum_seconds", 0, ValueError, "quorum_seconds must be above 0, or None for as long as it takes, got 0"),
+        ("quorum_seconds", math.inf, ValueError, "quorum_seconds must be above 0, or None"),
+        ("quorum_seconds", "long", ValueError, "quorum_seconds must be above 0, or None"),
+        ("quorum_seconds", 0.1, ValueError, "quorum_seconds=0.1 needs a quorum of at least 2, got quorum=1"),
         ("clock", "wall", ValueError, "clock must be 'step' or 'round', got 'wall'"),
         ("timeout_seconds", 0, ValueError, "timeout_seconds must be positive, got 0"),
         ("timeout_seconds", math.nan, ValueError, "timeout_seconds must be positive, got nan"),

@@ -16,6 +16,7 @@ from reference import LateRuleReference
 import wagma_jax as wagma
 from wagma_jax.exchange import startup
 from wagma_jax.exchange.barrier import barrier
+from wagma_jax.protocol.messages import Kind
 
 WORLD = MPI.COMM_WORLD
 SIZES = {2: 2, 3: 2, 4: 2, 5: 3, 6: 3, 8: 4}  # workers: group size
@@ -122,6 +123,31 @@ def forced_lateness(comm, dtype):
         for name, expected in zip(names, result, strict=True):
             ours = np.stack([np.asarray(everyone[w][t][1][name], np.float64) for w in range(comm.size)])
             np.testing.assert_allclose(ours, expected, rtol=tolerance, atol=tolerance, err_msg=f"{name} at {t}")
+
+
+def patience(comm):
+    """Whoever has come waits for the quorum, but not for ever; then the other is late."""
+    rank, other = comm.rank, 1 - comm.rank
+    options = {"group_size": 2, "sync_period": None, "quorum": 2, "timeout_seconds": 60}
+    with wagma.GroupExchange(comm, tree(1.0), quorum_seconds=50, **options) as exchange:
+        params = exchange.params
+        for t in range(4):
+            if t % 2 == rank:
+                wait_for(lambda t=t: exchange._engine.state.facts.who(t, Kind.ARRIVED) >> other & 1)
+            params, info = exchange.average(local_step(params, rank, t))
+            assert info == info._replace(late=False, contributed_rounds=(t, t)), info
+    with wagma.GroupExchange(comm, tree(1.0), quorum_seconds=0.05, **options) as exchange:
+        params = exchange.params
+        for t in range(4):
+            first = t % 2 == rank
+            if not first:
+                barrier(comm)  # which the other comes to when its call is over
+            params, info = exchange.average(local_step(params, rank, t))
+            assert info.late != first, (t, info)
+            assert not first or info.waited_seconds >= 0.05, (t, info)
+            assert info.contributed_rounds[rank] == t if first else info.contributed_rounds[rank] < t, (t, info)
+            if first:
+                barrier(comm)
 
 
 @jax.jit

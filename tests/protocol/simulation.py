@@ -77,6 +77,7 @@ class Cluster:
         inbox=Inbox,
         barrier=True,
         plan=None,
+        patience=False,
     ):
         self.schedule = schedule
         self.size = schedule.num_workers
@@ -89,11 +90,13 @@ class Cluster:
         self.dies_resting = dies_resting  # this worker's trainer may fail at any time of its n-th rest: (worker, n)
         self.dies_waiting = dies_waiting  # the same of its n-th call, one of "a"
         self.die = die  # these workers' trainers may fail at any time inside of any call
+        self.patience = patience  # whether a trainer may have enough of waiting for a quorum, at any time
         self.barrier = barrier  # whether nobody leaves a rest before all have entered
         self.global_mean = mean
         self.inbox = inbox
         # with all arrivals asked for, and equally many calls, nobody is ever late
-        self.synchronous = clock == "step" and quorum >= schedule.group_size and len(set(plans)) == 1
+        waits = quorum >= schedule.group_size and not patience
+        self.synchronous = clock == "step" and waits and len(set(plans)) == 1
 
     def start(self):
         return World(
@@ -120,6 +123,8 @@ class Cluster:
                     moves.append(("trainer", worker))
                 if self._may_die(trainer, worker):
                     moves.append(("dies", worker))
+                if self.patience and self._may_expire(trainer, engine):
+                    moves.append(("expires", worker))
             if world.running[worker] is not None and self._all_in(world, worker):
                 moves.append(("completed", worker))
         ways = collections.defaultdict(list)
@@ -139,6 +144,12 @@ class Cluster:
         if trainer.waits == "rest":
             return engine.life.resting == Rest.NONE and not self._pending(world, worker)
         return engine.round > trainer.waits and self._can_take(world, worker, trainer.waits)
+
+    def _may_expire(self, trainer, engine):
+        """Whether the engine may find that its trainer has waited for a quorum for long enough: see RoundsEngine."""
+        t = engine.round
+        waits = trainer.waits == t == engine.arrived and engine.expired < t
+        return waits and not engine.exchanging and not self.schedule.is_sync(t)
 
     def _can_take(self, world, worker, t):
         return self.schedule.is_sync(t) or not world.inboxes[worker].is_replaced
@@ -170,11 +181,14 @@ class Cluster:
             return self._completed(world, move[1])
         if move[0] == "dies":
             return self._dies(world, move[1])
+        if move[0] == "expires":
+            worker = move[1]
+            return self._step(world, worker, messages.Expire(world.engines[worker].round))
         return self._trainer(world, move[1])
 
     def check_quiet(self, world):
         """Where only trainers can move: whoever is to wait for one of them must have asked for it."""
-        if self.quorum > 1:
+        if self.quorum > 1 and not self.patience:
             return
         for worker, (trainer, engine) in enumerate(zip(world.trainers, world.engines, strict=True)):
             t = trainer.waits

@@ -53,6 +53,36 @@ def test_every_interleaving_keeps_the_invariants(num_workers, group_size, sync_p
     assert explore(Cluster(schedule, plans, quorum, clock)) > 20
 
 
+PATIENT = [  # as SMALL; whoever waits for its quorum may have enough of it at any time
+    (2, 2, None, ("aa", "aa"), 2),
+    (2, 2, 3, ("aaa", "a"), 2),
+    (2, 2, 2, ("aac", "aca"), 2),
+    (2, 2, None, ("ama", "ma"), 2),
+    (3, 2, 2, ("aa", "a", "a"), 2),
+    (3, 3, None, ("a", "", ""), 3),
+    (4, 2, None, ("a", "a", "", ""), 2),
+    pytest.param(3, 2, 3, ("aa", "aa", "a"), 2, marks=pytest.mark.long),
+    pytest.param(3, 3, 2, ("a", "a", ""), 2, marks=pytest.mark.long),
+    pytest.param(4, 2, None, ("a", "a", "a", ""), 2, marks=pytest.mark.long),
+]
+
+
+@pytest.mark.parametrize("clock", ["step", "round"])
+@pytest.mark.parametrize(("num_workers", "group_size", "sync_period", "plans", "quorum"), PATIENT)
+def test_every_interleaving_with_patience_keeps_the_invariants(
+    num_workers, group_size, sync_period, plans, quorum, clock
+):
+    schedule = GroupSchedule(num_workers, group_size, sync_period)
+    assert explore(Cluster(schedule, plans, quorum, clock, patience=True)) > 20
+
+
+@pytest.mark.parametrize("clock", ["step", "round"])
+@pytest.mark.parametrize(("plans", "abort_at"), [(("aa", "aa"), (1, 1)), (("a", "a", "a"), (0, 0))])
+def test_every_interleaving_of_a_failure_with_patience_ends_everywhere(plans, abort_at, clock):
+    schedule = GroupSchedule(len(plans), 2, None)
+    assert explore(Cluster(schedule, plans, 2, clock, abort_at=abort_at, patience=True)) > 20
+
+
 @pytest.mark.parametrize("clock", ["step", "round"])
 @pytest.mark.parametrize(
     ("plans", "abort_at"), [(("aa", "aa"), (1, 1)), (("ac", "a", "aa"), (2, 1)), (("a", "a", "a"), (0, 1))]
@@ -130,7 +160,8 @@ def clusters(draw, most=9):
 @given(clusters(), st.integers(0, 2**32))
 def test_random_interleavings_keep_the_invariants(case, seed):
     schedule, plans, quorum, clock = case
-    walk(Cluster(schedule, plans, quorum, clock), choose(seed, schedule.num_workers))
+    patience = bool(seed & 1)  # also without a quorum, where it must change nothing
+    walk(Cluster(schedule, plans, quorum, clock, patience=patience), choose(seed, schedule.num_workers))
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -177,6 +208,13 @@ class NoResting(Rounds):
 class NoForce(Rounds):
     def _later_activated(self, state):
         return False
+
+
+class NeverTired(Rounds):
+    """Goes on waiting for a quorum when it has waited for long enough."""
+
+    def step(self, state, event):
+        return (state, []) if isinstance(event, messages.Expire) else super().step(state, event)
 
 
 class EndsAtOnce(Rounds):
@@ -265,6 +303,7 @@ def mean_not_published(outbox, inbox, version, mean):
 
 
 MUTANTS = {
+    "patience": ((2, 2, None), ("aa", ""), 2, "step", {"machine": NeverTired, "patience": True}),
     "readiness": ((3, 2, 3), ("aa", "aa", "aa"), 1, "step", {"machine": NoReadiness}),
     "resting": ((3, 2, 3), ("aa", "aa", "a"), 2, "step", {"machine": NoResting}),
     "force": ((3, 2, None), ("aa", "aa", ""), 1, "step", {"machine": NoForce}),
@@ -294,7 +333,8 @@ def test_without_a_rule_an_invariant_breaks(rule):
     shape, plans, quorum, clock, mutation = MUTANTS[rule]
     with pytest.raises((Violation, AssertionError)):
         explore(Cluster(GroupSchedule(*shape), plans, quorum, clock, **mutation))
-    intact = Cluster(GroupSchedule(*shape), plans, quorum, clock, abort_at=mutation.get("abort_at"))
+    kept = {name: mutation[name] for name in ("abort_at", "patience") if name in mutation}
+    intact = Cluster(GroupSchedule(*shape), plans, quorum, clock, **kept)
     walk(intact, choose(0, shape[0]))
 
 

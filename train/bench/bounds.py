@@ -150,11 +150,14 @@ def _of_gossip(options: RunOptions, schedule: GossipSchedule) -> Rule:
 
 
 def _of_groups(options: RunOptions, schedule: GroupSchedule) -> Rule:
+    seconds = getattr(options.settings().options, "quorum_seconds", None)
+
     def rule(worker: int, round_: int) -> tuple[Wait, ...]:
         if schedule.is_sync(round_):
             return (Wait(tuple(range(schedule.num_workers)), schedule.num_workers),)
         group = schedule.group_of(worker, round_)
-        return (Wait(group, min(options.quorum, len(group))),) if options.quorum > 1 else ()
+        quorum = min(options.quorum, len(group))
+        return (Wait(group, quorum, seconds=seconds),) if options.quorum > 1 else ()
 
     return rule
 

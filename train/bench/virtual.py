@@ -29,11 +29,13 @@ class Wait(NamedTuple):
         members: Workers, itself among them.
         number: It goes on as soon as so many of them have come so far.
         event: How far.
+        seconds: It goes on without them so long after the first has come; None: it does not.
     """
 
     members: tuple[int, ...]
     number: int
     event: Event = Event.ARRIVED
+    seconds: float | None = None
 
 
 Rule = Callable[[int, int], Sequence[Wait]]
@@ -64,7 +66,9 @@ def elapsed(times: np.ndarray, rule: Rule) -> float:
         for worker in range(len(now)):
             for wait in rule(worker, round_):
                 others = np.sort(at[wait.event][list(wait.members)])
-                now[worker] = max(now[worker], others[wait.number - 1])
+                come = others[wait.number - 1]
+                limit = come if wait.seconds is None else others[0] + wait.seconds
+                now[worker] = max(now[worker], min(come, limit))
     return float(now.max())
 
 

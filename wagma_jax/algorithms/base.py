@@ -73,6 +73,7 @@ class Settings:
         quorum: int = 1,
         weighting: Weighting = "equal",
         late_merge: LateMerge = "average",
+        quorum_seconds: float | None = None,
     ) -> "GroupExchange":
         """An exchange by this schedule with these settings; see ``GroupExchange`` for what it raises.
 
@@ -84,6 +85,7 @@ class Settings:
                 nothing in groups of one, nor at sync rounds.
             weighting: What contributions weigh.
             late_merge: What a late worker makes of its group's sum.
+            quorum_seconds: How long who has arrived waits for the quorum; None: until it is there.
         """
         from wagma_jax.exchange import GroupExchange
 
@@ -97,6 +99,7 @@ class Settings:
             policy=self.policy,
             weighting=weighting,
             late_merge=late_merge,
+            quorum_seconds=quorum_seconds,
             **self.of_every_exchange(),
         )
 

@@ -3,7 +3,15 @@
 import dataclasses
 
 from wagma_jax.algorithms.base import Algorithm, Settings, Strategy, averaging
-from wagma_jax.choices import LateMerge, Weighting, check_late_merge, check_weighting
+from wagma_jax.choices import (
+    LateMerge,
+    Weighting,
+    check_late_merge,
+    check_patience,
+    check_quorum_seconds,
+    check_weighting,
+)
+from wagma_jax.schedule import GroupSchedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,14 +23,18 @@ class WagmaOptions:
             it last contributed, so that one that is always slow does not draw the others back.
         late_merge: What a late worker makes of its group's sum. average: the mean of all members' models and its own
             new one, as in the paper. add: the group's mean, and its last step, of which nothing is lost.
+        quorum_seconds: Over MPI, how long who has arrived waits for the quorum (--quorum): a fraction of a step lets
+            those in who are nearly as fast. None: until it is there.
     """
 
     weighting: Weighting = "equal"
     late_merge: LateMerge = "average"
+    quorum_seconds: float | None = None
 
     def __post_init__(self):
         check_weighting(self.weighting)
         check_late_merge(self.late_merge)
+        check_quorum_seconds(self.quorum_seconds)
 
 
 def xla(settings: Settings) -> Strategy:
@@ -32,6 +44,11 @@ def xla(settings: Settings) -> Strategy:
         raise ValueError(
             f"weighting={options.weighting!r} of wagma needs a process for each worker, got one program, whose workers "
             "all take a step in every round: start with wagma launch, or leave it out"
+        )
+    if options.quorum_seconds is not None:
+        raise ValueError(
+            f"quorum_seconds={options.quorum_seconds} of wagma needs a process for each worker, got one program, where "
+            "nobody waits for a quorum: start with wagma launch, or leave it out"
         )
     if options.late_merge != "average" and not settings.simulate_lateness:
         raise ValueError(
@@ -44,7 +61,21 @@ def xla(settings: Settings) -> Strategy:
 def mpi(settings: Settings, comm, tree):
     """The first member of a group to arrive starts its exchange."""
     options = settings.options or WagmaOptions()
-    return settings.exchange(comm, tree, settings.schedule(), settings.quorum, options.weighting, options.late_merge)
+    return settings.exchange(
+        comm,
+        tree,
+        schedule(settings),
+        settings.quorum,
+        options.weighting,
+        options.late_merge,
+        options.quorum_seconds,
+    )
+
+
+def schedule(settings: Settings) -> GroupSchedule:
+    """Who averages with whom; ValueError for settings that do not go together."""
+    check_patience((settings.options or WagmaOptions()).quorum_seconds, settings.quorum)
+    return settings.schedule()
 
 
 ALGORITHM = Algorithm(
@@ -55,5 +86,5 @@ ALGORITHM = Algorithm(
     mpi,
     WagmaOptions,
     takes_means=lambda options: options.late_merge == "average",
-    schedule=lambda settings: settings.schedule(),
+    schedule=schedule,
 )

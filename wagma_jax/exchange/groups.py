@@ -15,6 +15,8 @@ from wagma_jax.choices import (
     check_clock,
     check_late_merge,
     check_on_nonfinite,
+    check_patience,
+    check_quorum_seconds,
     check_weighting,
 )
 from wagma_jax.exchange import finite, schedules
@@ -46,6 +48,7 @@ class GroupSettings(NamedTuple):
         on_nonfinite: What is contributed in the place of a model that is not finite.
         weighting: What contributions weigh.
         late_merge: What a late worker makes of its group's sum.
+        quorum_seconds: How long a worker waits for the quorum; None: until it is there.
     """
 
     schedule: GroupSchedule
@@ -54,10 +57,12 @@ class GroupSettings(NamedTuple):
     on_nonfinite: OnNonfinite
     weighting: Weighting
     late_merge: LateMerge
+    quorum_seconds: float | None
 
     def recorded(self) -> dict[str, Any]:
         """What the first entry of a ledger says of them."""
         schedule = self.schedule
+        patience = {} if self.quorum_seconds is None else {"quorum_seconds": str(self.quorum_seconds)}
         return {
             "num_workers": schedule.num_workers,
             "group_size": schedule.group_size,
@@ -66,7 +71,7 @@ class GroupSettings(NamedTuple):
             "quorum": self.quorum,
             "clock": self.clock,
             "on_nonfinite": self.on_nonfinite,
-            "options": {"weighting": self.weighting, "late_merge": self.late_merge},
+            "options": {"weighting": self.weighting, "late_merge": self.late_merge, **patience},
         }
 
 
@@ -83,6 +88,7 @@ class Check:
     on_nonfinite: OnNonfinite
     weighting: Weighting
     late_merge: LateMerge
+    quorum_seconds: float | None = None
 
     def __call__(self, num_workers: int) -> GroupSettings:
         """The settings; ValueError or TypeError if one is wrong."""
@@ -92,12 +98,15 @@ class Check:
         check_on_nonfinite(self.on_nonfinite)
         check_weighting(self.weighting)
         check_late_merge(self.late_merge)
+        check_quorum_seconds(self.quorum_seconds)
+        check_patience(self.quorum_seconds, quorum)
         if self.late_merge == "add" and self.weighting != "equal":
             raise ValueError(
                 f"late_merge='add' needs weighting='equal', got {self.weighting!r}: both make up for the steps of late "
                 "workers, and together they count them twice"
             )
-        return GroupSettings(schedule, quorum, self.clock, self.on_nonfinite, self.weighting, self.late_merge)
+        seconds = None if self.quorum_seconds is None else float(self.quorum_seconds)
+        return GroupSettings(schedule, quorum, self.clock, self.on_nonfinite, self.weighting, self.late_merge, seconds)
 
 
 def make_engine(gathering: Gathering, arguments: Arguments, prepared: Prepared) -> RoundsEngine:
@@ -121,6 +130,7 @@ def make_engine(gathering: Gathering, arguments: Arguments, prepared: Prepared) 
         standing.round + 1,
         arguments.recorder,
         weighing,
+        own.quorum_seconds,
     )
 
 

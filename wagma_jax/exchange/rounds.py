@@ -8,6 +8,7 @@ import numpy as np
 from mpi4py import MPI
 
 from wagma_jax.exchange.engine import Engine
+from wagma_jax.exchange.events import LONGEST_POLL
 from wagma_jax.exchange.history import Exchanged
 from wagma_jax.exchange.increments import Added, Increments
 from wagma_jax.exchange.models import Models, Taken
@@ -34,6 +35,7 @@ class RoundsEngine(Engine):
         first_round: The round to begin with.
         recorder: Gets an entry for every round, or None.
         weighing: Weighs contributions that count for steps; None where all weigh the same.
+        quorum_seconds: How long the trainer waits for a quorum; None: until it is there.
 
     Attributes:
         models: What was published and averaged.
@@ -49,8 +51,11 @@ class RoundsEngine(Engine):
         first_round: int = 0,
         recorder: Recorder | None = None,
         weighing: Weighing | None = None,
+        quorum_seconds: float | None = None,
     ):
         super().__init__(machine, State(round=first_round, arrived=first_round - 1), wire, control, recorder)
+        self._quorum_seconds = quorum_seconds
+        self._arrival: tuple[int, float] | None = None  # at which round, and when; written by the trainer alone
         self.models: Any = models
         self.weighing = weighing
 
@@ -105,6 +110,8 @@ class RoundsEngine(Engine):
                 model = complete(model)
             else:
                 memory = self.wire.memory(buffers)
+        if self._quorum_seconds is not None:
+            self._arrival = t, time.perf_counter()
         self._events.post(messages.Arrive(t, tally))
         return t
 
@@ -173,6 +180,22 @@ class RoundsEngine(Engine):
             self.models.recycle(total)
 
     # the engine's thread
+
+    def _is_eager(self) -> bool:
+        left = self._patience()
+        return super()._is_eager() or (left is not None and left < LONGEST_POLL)
+
+    def _poll(self) -> messages.Expire | None:
+        left = self._patience()
+        return messages.Expire(self.state.round) if left is not None and left <= 0 else None
+
+    def _patience(self) -> float | None:
+        """Seconds that the trainer still waits for the quorum of the current round; None: it does not, or for ever."""
+        if self._quorum_seconds is None or self._arrival is None:
+            return None
+        (t, since), state = self._arrival, self.state
+        waits = t == state.round == state.arrived and state.expired < t and not self.machine.plan.is_sync(t)
+        return self._quorum_seconds - (time.perf_counter() - since) if waits else None
 
     def _passed(self, before: State) -> None:
         self._note_alone(before.round)

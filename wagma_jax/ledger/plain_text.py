@@ -60,6 +60,8 @@ def title(summary: Summary) -> str:
     groups = f"gossip among {start.group_size}" if start.method == "gossip" else f"groups of {start.group_size}"
     groups += ", weighted by steps" if start.options.get("weighting") == "steps" else ""
     groups += ", late workers add their steps" if start.options.get("late_merge") == "add" else ""
+    if "quorum_seconds" in start.options:
+        groups += f", waits for a quorum for at most {1e3 * float(start.options['quorum_seconds']):g} ms"
     return (
         f"{_count(start.num_workers, 'rank')}, {groups}, {sync}: {_count(summary.rounds, 'round')} "
         f"({_count(summary.syncs, 'sync')}) in {summary.seconds:,.1f} s"

@@ -110,13 +110,19 @@ class Retire(NamedTuple):
     tally: Tally = ()
 
 
+class Expire(NamedTuple):
+    """The trainer has waited for the quorum of ``round`` for as long as it may."""
+
+    round: int
+
+
 class Abort(NamedTuple):
     """This worker has failed: by an exception in its trainer or its engine."""
 
     text: str
 
 
-Event = Arrive | Receive | Completed | Retire | Abort
+Event = Arrive | Receive | Completed | Retire | Expire | Abort
 
 # actions. After Exchange, GlobalMean or Barrier no event but Completed is handed in before it is over.
 

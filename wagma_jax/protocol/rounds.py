@@ -5,6 +5,7 @@ The rules, and the failure that each prevents:
 - *Activation.* An engine tells its group ARRIVED(r) when its trainer arrives at its current round r. Round r is
   activated at an engine that knows of the arrivals that start it (any ``quorum`` of them, or that of the initiator: see
   ``plan``) or of a FORCE(r).
+- *Patience.* A trainer may wait for a quorum for a limited time. When it is over its engine sends FORCE(r).
 - *Order.* Rounds are executed strictly in order. An engine at which a later round is activated first sends FORCE(r) to
   the group of its current round r. Without it the group of the later round would wait for the trainers of this one.
 - *Readiness.* An exchange is entered when every member is known to stand at its round. ARRIVED and FORCE say so, and
@@ -22,7 +23,7 @@ The rules, and the failure that each prevents:
 - *Clocks.* With ``clock="step"`` a trainer arrives at one round after the other. With ``clock="round"`` it jumps to the
   newest complete round, or to the sync round after it; SYNC(k) completes all rounds before k and calls trainers to k.
 
-Reference: Li et al., TPDS 2021, algorithm 2; readiness, FORCE, resting and the round clock are additions.
+Reference: Li et al., TPDS 2021, algorithm 2; readiness, FORCE, patience, resting and the round clock are additions.
 """
 
 import dataclasses
@@ -42,6 +43,7 @@ from wagma_jax.protocol.messages import (
     Completed,
     Event,
     Exchange,
+    Expire,
     GlobalMean,
     Kind,
     Message,
@@ -62,6 +64,7 @@ class State(NamedTuple):
         arrived: The newest round that the own trainer has arrived at.
         heard: The newest round that any other trainer is known to have arrived at, or that was forced.
         called: The newest sync round that any trainer is known to have arrived at.
+        expired: The newest round for whose quorum the own trainer does not wait any more.
         exchanging: Whether an exchange, global mean or barrier is in progress.
         facts: Who has said what about rounds that are not complete, this worker among them.
         tallies: The sums of tallies by sync round: over this worker and all below it in the tree, as far as they are
@@ -73,6 +76,7 @@ class State(NamedTuple):
     arrived: int = -1
     heard: int = -1
     called: int = -1
+    expired: int = -1
     exchanging: bool = False
     facts: Facts = Facts()
     tallies: tuple[tuple[int, Tally], ...] = ()
@@ -129,6 +133,8 @@ class Rounds:
             state = self._arrived(state, event)
         elif isinstance(event, Retire):
             state = state._replace(life=self.lifecycle.retire(state.life, event))
+        elif isinstance(event, Expire):
+            state = state._replace(expired=max(state.expired, event.round))
         elif isinstance(event, Completed):
             state = self._completed(state)
         elif event.message.kind in (Kind.REST, Kind.WAKE, Kind.ABORT):
@@ -293,7 +299,7 @@ class Rounds:
         if self._served(state, r):
             state = self._say(state, Kind.ARRIVED, r, self._planned(r).peers, actions)
         if not self._activated(state, r):
-            if not self._later_activated(state):
+            if state.expired < r and not self._later_activated(state):
                 return state
             state = self._say(state, Kind.FORCE, r, self._planned(r).peers, actions)
         if not self._standing(state, r) >> self.worker & 1:

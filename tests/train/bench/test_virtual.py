@@ -12,6 +12,7 @@ from train.bench.bounds import Reference, computation, rule_of, step_times
 from train.bench.virtual import Event, Wait
 from train.stragglers import Straggler, parse
 from wagma_jax.algorithms.sgp import SgpOptions
+from wagma_jax.algorithms.wagma import WagmaOptions
 
 TIMES = np.array([[1.0, 2.0], [3.0, 1.0], [1.0, 2.0], [1.0, 1.0]])  # [steps, workers]
 
@@ -27,6 +28,9 @@ def test_by_hand():
     every_second = lambda worker, round_: (Wait((0, 1), 2),) if round_ % 2 else ()
     assert virtual.elapsed(TIMES, every_second) == max(1 + 3, 2 + 1) + max(2, 3)
     assert virtual.elapsed(TIMES, lambda worker, round_: (Wait((0, 1), 1),)) == 6  # the first arrival is enough
+    patient = lambda worker, round_: (Wait((0, 1), 2, seconds=0.5),)  # the first goes on at 1.5, 3, 4.5 and 5.5
+    assert virtual.elapsed(TIMES, patient) == 1.5 + 3 + 1.5 + 1
+    assert virtual.elapsed(TIMES, lambda worker, round_: (Wait((0, 1), 2, seconds=9),)) == 2 + 3 + 2 + 1
     # worker 0 begins the second round at 1, worker 1 at 2; they end it at 4 and 3, since both have begun it
     begun = lambda worker, round_: (Wait((0, 1), 2, Event.BEGUN),)
     assert virtual.elapsed(TIMES[:2], begun) == 4
@@ -74,12 +78,14 @@ def test_who_waits_for_whom():
     assert by(algorithm="local", sync_period=3)(0, 2) == everyone
     assert by(algorithm="wagma", group_size=2)(0, 0) == ()
     assert by(algorithm="wagma", group_size=2, quorum=2)(1, 0) == (Wait((0, 1), 2),)
+    patient = WagmaOptions(quorum_seconds=0.1)
+    assert by(algorithm="wagma", group_size=2, quorum=2, wagma=patient)(1, 0) == (Wait((0, 1), 2, seconds=0.1),)
     assert by(algorithm="eager", sync_period=3)(0, 2) == everyone
-    ((members, count, event),) = by(algorithm="dpsgd")(1, 0)
+    ((members, count, event, _),) = by(algorithm="dpsgd")(1, 0)
     assert (sorted(members), count, event) == ([0, 1, 2], 3, Event.BEGUN)  # models from before the step
-    ((members, count, event),) = by(algorithm="sgp")(0, 1)
+    ((members, count, event, _),) = by(algorithm="sgp")(0, 1)
     assert (sorted(members), count, event) == ([0, 2], 2, Event.ARRIVED)
-    ((members, count, event),) = by(algorithm="sgp", sgp=SgpOptions(overlap=1))(0, 2)
+    ((members, count, event, _),) = by(algorithm="sgp", sgp=SgpOptions(overlap=1))(0, 2)
     assert (sorted(members), count, event) == ([0, 2], 2, Event.ARRIVED_BEFORE)
     assert by(algorithm="adpsgd")(1, 0) == ()
     # meetings stop everybody, whoever else is waited for
