@@ -26,8 +26,10 @@ def text(summary: Summary) -> str:
 def _headline(summary: Summary) -> str:
     start = summary.start
     hosts = len({own.host for own in summary.ranks})
+    limit = start.options.get("quorum_seconds")
+    patience = "" if limit is None else f" within {_milliseconds(float(limit))}"
     lines = [
-        f"{title(summary)} on {_count(hosts, 'machine')}; clock={start.clock}, quorum={start.quorum}",
+        f"{title(summary)} on {_count(hosts, 'machine')}; clock={start.clock}, quorum={start.quorum}{patience}",
         alignment_text(summary.alignment),
     ]
     if summary.resumed:
@@ -60,8 +62,6 @@ def title(summary: Summary) -> str:
     groups = f"gossip among {start.group_size}" if start.method == "gossip" else f"groups of {start.group_size}"
     groups += ", weighted by steps" if start.options.get("weighting") == "steps" else ""
     groups += ", late workers add their steps" if start.options.get("late_merge") == "add" else ""
-    if "quorum_seconds" in start.options:
-        groups += f", waits for a quorum for at most {1e3 * float(start.options['quorum_seconds']):g} ms"
     return (
         f"{_count(start.num_workers, 'rank')}, {groups}, {sync}: {_count(summary.rounds, 'round')} "
         f"({_count(summary.syncs, 'sync')}) in {summary.seconds:,.1f} s"
