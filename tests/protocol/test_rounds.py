@@ -49,6 +49,20 @@ def test_a_quorum_waits_for_the_second():
     assert actions[-1] == messages.Exchange(0, (0, 1))
 
 
+def test_who_has_waited_for_long_enough_starts_without_the_quorum():
+    m = machine(quorum=2)
+    state, _ = m.step(State(), messages.Arrive(0))
+    state, actions = m.step(state, messages.Expire(0))
+    assert sends(actions) == [(1, "FORCE", 0)]
+    state, actions = m.step(state, messages.Receive(1, Message(Kind.READY, 0)))
+    assert actions == [messages.Exchange(0, (0, 1))]
+    state, _ = m.step(state, messages.Completed())
+    # the next round waits again; and what is over is no news
+    state, actions = m.step(state, messages.Arrive(1))
+    assert sends(actions) == [(2, "ARRIVED", 1)]
+    assert m.step(state, messages.Expire(0))[1] == []
+
+
 def test_a_quorum_larger_than_the_group_is_all_of_it():
     of_two = rounds(GroupSchedule(5, 3, None), 4, quorum=3)
     assert of_two.plan.schedule.group_of(4, 0) == (3, 4)
