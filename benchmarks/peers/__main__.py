@@ -115,7 +115,7 @@ def measure(peer: str, megabytes: int, config: Config) -> list[dict[str, Any]]:
             status, output = _processes(python, words, config)
         files = [Path(out, f"{rank}.json") for rank in range(config.processes)]
         if status or not all(file.exists() for file in files):
-            raise FailedError(f"does not run: {_last(output, ('Error', 'error'))}")
+            raise FailedError(f"does not run: {_first(output, ('Error:', 'error:'))}")
         return [json.loads(file.read_text()) for file in files]
 
 
@@ -152,6 +152,12 @@ def _run(command: Sequence[str], environment: dict[str, str], limit: float) -> t
             process.wait()
         output.seek(0)
         return status, output.read()
+
+
+def _first(output: str, marks: Sequence[str]) -> str:
+    """What went wrong first: other processes then fail, too, since one of them is missing."""
+    wrong = [line.strip() for line in output.splitlines() if any(mark in line for mark in marks)]
+    return wrong[0][:300] if wrong else _last(output, ())
 
 
 def _last(output: str, marks: Sequence[str]) -> str:

@@ -214,7 +214,9 @@ class NeverTired(Rounds):
     """Goes on waiting for a quorum when it has waited for long enough."""
 
     def step(self, state, event):
-        return (state, []) if isinstance(event, messages.Expire) else super().step(state, event)
+        if isinstance(event, messages.Expire):
+            return state._replace(expired=event.round), []
+        return super().step(state, event)
 
 
 class EndsAtOnce(Rounds):
@@ -303,7 +305,7 @@ def mean_not_published(outbox, inbox, version, mean):
 
 
 MUTANTS = {
-    "patience": ((2, 2, None), ("aa", ""), 2, "step", {"machine": NeverTired, "patience": True}),
+    "patience": ((2, 2, None), ("a", "a"), 2, "step", {"machine": NeverTired, "patience": True}),
     "readiness": ((3, 2, 3), ("aa", "aa", "aa"), 1, "step", {"machine": NoReadiness}),
     "resting": ((3, 2, 3), ("aa", "aa", "a"), 2, "step", {"machine": NoResting}),
     "force": ((3, 2, None), ("aa", "aa", ""), 1, "step", {"machine": NoForce}),

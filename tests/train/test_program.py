@@ -173,7 +173,7 @@ def test_command_line(tmp_path):
         ({"transport": "mpi", "late_probability": 0.1}, "where lateness is real: use --straggler"),
         ({"transport": "mpi", "late_trace": "slow-worker"}, "where lateness is real: use --straggler"),
         ({"wagma": WagmaOptions("steps")}, "weighting='steps' of wagma needs a process for each worker"),
-        ({"wagma": WagmaOptions(quorum_seconds=0.1)}, "quorum_seconds=0.1 needs a quorum of at least 2, got quorum=1"),
+        ({"wagma": WagmaOptions(quorum_seconds=0.1)}, "quorum_seconds=0.1 of wagma needs a process for each worker"),
         ({"wagma": WagmaOptions(late_merge="add")}, "late_merge='add' of wagma needs late workers"),
         ({"transport": "mpi", "coordinator": "host:1"}, "are for --transport xla: leave them out"),
     ],
@@ -231,11 +231,15 @@ def test_shards_by_the_round_clock_are_what_somebody_has_asked_for():
     assert runs.Options(**options).notes() == []
 
 
-def test_weights_are_for_processes():
+def test_settings_of_wagma_alone():
     options = {"wagma": WagmaOptions("steps"), "workers": 4, "transport": "mpi"}
     assert runs.Options(**options).averaging_schedule().num_workers == 4
     with pytest.raises(ValueError, match="late_merge must be 'average' or 'add', got 'sum'"):
         WagmaOptions(late_merge="sum")
+    patient = {"wagma": WagmaOptions(quorum_seconds=0.1), "workers": 4, "transport": "mpi"}
+    assert runs.Options(quorum=2, **patient).averaging_schedule().num_workers == 4
+    with pytest.raises(ValueError, match=r"quorum_seconds=0\.1 needs a quorum of at least 2, got quorum=1"):
+        runs.Options(**patient).averaging_schedule()
     with pytest.raises(ValueError, match="quorum_seconds must be above 0, or None for as long as it takes, got -1"):
         WagmaOptions(quorum_seconds=-1)
     with pytest.raises(ValueError, match="weighting must be 'equal' or 'steps', got 'size'"):

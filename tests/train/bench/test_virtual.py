@@ -28,8 +28,11 @@ def test_by_hand():
     every_second = lambda worker, round_: (Wait((0, 1), 2),) if round_ % 2 else ()
     assert virtual.elapsed(TIMES, every_second) == max(1 + 3, 2 + 1) + max(2, 3)
     assert virtual.elapsed(TIMES, lambda worker, round_: (Wait((0, 1), 1),)) == 6  # the first arrival is enough
-    patient = lambda worker, round_: (Wait((0, 1), 2, seconds=0.5),)  # the first goes on at 1.5, 3, 4.5 and 5.5
-    assert virtual.elapsed(TIMES, patient) == 1.5 + 3 + 1.5 + 1
+    # worker 0 goes on at 1.5, 4.5, 5.5 and 6.5, worker 1 at 2, 3.5, 5.5 and 6.5
+    patient = lambda worker, round_: (Wait((0, 1), 2, seconds=0.5),)
+    assert virtual.elapsed(TIMES, patient) == 6.5
+    assert virtual.elapsed(TIMES[:1], patient) == 2
+    assert virtual.elapsed(TIMES[:2], patient) == 4.5
     assert virtual.elapsed(TIMES, lambda worker, round_: (Wait((0, 1), 2, seconds=9),)) == 2 + 3 + 2 + 1
     # worker 0 begins the second round at 1, worker 1 at 2; they end it at 4 and 3, since both have begun it
     begun = lambda worker, round_: (Wait((0, 1), 2, Event.BEGUN),)
