@@ -7,6 +7,7 @@ leaves as parameters of a small network would be.
 # ruff: noqa: D102  (the module says what the methods do)
 # pyright: reportMissingImports=false
 import collections
+import contextlib
 import datetime
 import os
 import time
@@ -194,10 +195,10 @@ class Hivemind(Torch):
         )
 
     def average(self):
-        deadline = time.monotonic() + 60
-        while self.averager.step(timeout=30) is None:
-            if time.monotonic() > deadline:
-                raise TimeoutError("no group was found in 60 s")
+        from hivemind.averaging.partition import AllreduceException
+
+        with contextlib.suppress(AllreduceException):  # nobody is left for who comes last, since the others are done
+            self.averager.step(timeout=10)
 
     def close(self):
         self.barrier()

@@ -25,6 +25,7 @@ _COLUMNS = 3  # panels beside each other
 _POINTS = 200  # at which the curves of several seeds are compared
 _LETTERS = 11  # of a title or a legend in an inch
 _NARROWEST = 8.0  # inches
+_LEGEND_LINES, _LEGEND_LINE = 4, 0.19  # lines of a legend for which there is room, inches of each
 _SHOWN = 0.75  # of the examples: what a panel's axis of scores is chosen by
 
 
@@ -133,6 +134,8 @@ def _legend(figure: Figure, handles: Sequence[Any], names: Sequence[str]) -> Non
     """Below the picture, in as many columns as fit beside each other."""
     fitting = int(_LETTERS * figure.get_figwidth() / (max(map(len, names)) + 8))
     columns = min(max(fitting, 1), len(names), 5)
+    more = max(-(-len(names) // columns) - _LEGEND_LINES, 0)  # which the panels would lack
+    figure.set_figheight(figure.get_figheight() + more * _LEGEND_LINE)
     figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False, fontsize="small")
 
 
