@@ -115,7 +115,7 @@ def measure(peer: str, megabytes: int, config: Config) -> list[dict[str, Any]]:
             status, output = _processes(python, words, config)
         files = [Path(out, f"{rank}.json") for rank in range(config.processes)]
         if status or not all(file.exists() for file in files):
-            raise FailedError(f"does not run: {_first(output, ('Error:', 'error:'))}")
+            raise FailedError(f"does not run: {_first(output, ('Error:', 'error:', 'Exception:'))}")
         return [json.loads(file.read_text()) for file in files]
 
 

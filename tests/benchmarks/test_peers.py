@@ -24,6 +24,14 @@ def test_the_slowest_process_counts_and_the_late_one_does_not_wait():
     assert row == ["x", "y 1.0", "30.0 (20.0 - 40.0)", "1.93 (at most 2.93)", "", "", "does not run: no"]
 
 
+def test_what_went_wrong_first_is_told():
+    """Processes that are left fail as well, since they miss the first."""
+    marks = ("Error:", "Exception:")
+    text = "starting\n[rank3]: x.AllreduceException: no group \n[rank0]: RuntimeError: Connection closed by peer\n"
+    assert peers._first(text, marks) == "[rank3]: x.AllreduceException: no group"
+    assert peers._first("starting\nKilled\n", marks) == "starting / Killed"
+
+
 def test_a_peer_that_does_not_run_is_listed_with_the_reason(tmp_path, capsys):
     """In an environment that has no torch: a shell that calls this Python without its packages."""
     (tmp_path / "bin").mkdir()

@@ -156,6 +156,17 @@ def test_pictures(found, tmp_path):
     assert drawing.against_examples(found, "toy").axes[1].get_lines()[0].get_xdata()[-1] == ROWS
 
 
+def test_a_long_legend_leaves_the_panel_its_room(found):
+    def height(rows):
+        figure = drawing.throughput({**found, "rows": rows}, "toy")
+        figure.canvas.draw()
+        return figure.axes[0].get_position().height * figure.get_figheight()
+
+    few = found["rows"][:1]
+    many = [{**few[0], "arm": f"{number:02} with a name that fills more than half of a line"} for number in range(12)]
+    assert height(many) > 0.85 * height(few)
+
+
 def test_ticks_are_not_rounded(found):
     panel = drawing.against_time(found, "toy").axes[1]  # of more than ten seconds
     panel.set_xlim(0, 20)
