@@ -4,6 +4,7 @@ import json
 import sys
 
 import pytest
+from processes import ROOT
 
 from benchmarks.peers import __main__ as peers
 from benchmarks.peers.__main__ import Config
@@ -22,6 +23,17 @@ def test_the_slowest_process_counts_and_the_late_one_does_not_wait():
     assert found["waited_longest"] == pytest.approx(3.02 - 3 * 0.03)
     (row,) = peers.rows_of({"x": {"4": found, "version": "y 1.0", "reason": "does not run: no"}}, [4, 25])
     assert row == ["x", "y 1.0", "30.0 (20.0 - 40.0)", "1.93 (at most 2.93)", "", "", "does not run: no"]
+
+
+def test_the_page_has_the_numbers_of_the_file():
+    results = ROOT / "benchmarks/results"
+    kept = json.loads((results / "peers.json").read_text())
+    page = (ROOT / "benchmarks/README.md").read_text()
+    assert (results / "peers.md").read_text() in page
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines()]
+    assert len(kept["peers"]) == len(peers.PEERS)
+    for row in peers.rows_of(kept["peers"], Config.megabytes):
+        assert row in lines
 
 
 def test_what_went_wrong_first_is_told():
