@@ -85,7 +85,7 @@ class Settings:
                 nothing in groups of one, nor at sync rounds.
             weighting: What contributions weigh.
             late_merge: What a late worker makes of its group's sum.
-            quorum_seconds: How long who has arrived waits for the quorum; None: until it is there.
+            quorum_seconds: How long a worker that has arrived waits for the quorum; None: until it is there.
         """
         from wagma_jax.exchange import GroupExchange
 

@@ -23,8 +23,8 @@ class WagmaOptions:
             it last contributed, so that one that is always slow does not draw the others back.
         late_merge: What a late worker makes of its group's sum. average: the mean of all members' models and its own
             new one, as in the paper. add: the group's mean, and its last step, of which nothing is lost.
-        quorum_seconds: Over MPI, how long who has arrived waits for the quorum (--quorum): a fraction of a step lets
-            those in who are nearly as fast. None: until it is there.
+        quorum_seconds: Over MPI, how long a worker that has arrived waits for the quorum (--quorum): with a fraction of
+            a step, those that are nearly as fast are still on time. None: until it is there.
     """
 
     weighting: Weighting = "equal"
