@@ -1,8 +1,9 @@
 """Settings that are one of a few names, and their checks: algorithms, exchanges and protocols share them."""
 
 import math
-import numbers
 from typing import Any, Literal, get_args
+
+import numpy as np
 
 Clock = Literal["step", "round"]
 """What a trainer's call counts: its own steps, or everybody's rounds."""
@@ -57,7 +58,8 @@ def check_quorum_seconds(seconds: Any) -> None:
     """Raises ValueError for anything that is no time to wait; None is: for ever."""
     if seconds is None:
         return
-    if isinstance(seconds, bool) or not isinstance(seconds, numbers.Real) or not 0 < seconds < math.inf:
+    is_number = isinstance(seconds, int | float | np.number) and not isinstance(seconds, bool)
+    if not is_number or not 0 < seconds < math.inf:
         raise ValueError(f"quorum_seconds must be above 0, or None for as long as it takes, got {seconds!r}")
 
 

@@ -111,7 +111,7 @@ class Retire(NamedTuple):
 
 
 class Expire(NamedTuple):
-    """The trainer has waited for the quorum of ``round`` for as long as it may."""
+    """The trainer has waited for the quorum of ``round`` for as long as it may; of rounds with a quorum alone."""
 
     round: int
 
@@ -122,7 +122,7 @@ class Abort(NamedTuple):
     text: str
 
 
-Event = Arrive | Receive | Completed | Retire | Expire | Abort
+Event = Arrive | Receive | Completed | Retire | Abort
 
 # actions. After Exchange, GlobalMean or Barrier no event but Completed is handed in before it is over.
 

@@ -122,7 +122,7 @@ class Rounds:
             return state.round
         return max(counter + 1, state.round - 1)
 
-    def step(self, state: State, event: Event) -> tuple[State, list[Action]]:
+    def step(self, state: State, event: Event | Expire) -> tuple[State, list[Action]]:
         """The state after an event, and what to do, in order."""
         if state.life.over:
             return state, []
