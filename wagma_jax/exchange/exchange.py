@@ -53,9 +53,9 @@ class GroupExchange(Exchange):
         schedule: Who averages with whom, in place of the three arguments before it.
         quorum: How many members of a group must arrive before an exchange starts: from 1, for the first, to
             ``group_size``, for all. With all of them no worker is ever late.
-        quorum_seconds: How long a member that has arrived waits for the quorum; then the exchange starts without it. With
-            a fraction of a step, workers that are nearly as fast are still on time, and nobody waits long for one that
-            is really late. None: until the quorum is there.
+        quorum_seconds: How long a member that has arrived waits for the quorum; then the exchange starts without it.
+            With a fraction of a step, workers that are nearly as fast are still on time, and nobody waits long for one
+            that is really late. None: until the quorum is there.
         clock: "step": every worker takes part in every round with a step of its own (the paper). "round": a worker that
             finds newer rounds complete jumps to them, so that one that is always slow takes fewer steps.
         policy: The per-leaf policy, from a leaf's key path and value to "mean", "keep" or "sync" (mean at sync rounds
