@@ -11,7 +11,7 @@ import time
 
 from adapters import LATE_CALLS, PEERS  # pyright: ignore[reportMissingImports]
 
-WARM_UP = 12  # calls in which memory is fetched that later ones use again
+WARM_UP = 2
 
 
 def main(name, floats, repeats, late, out, *place):
