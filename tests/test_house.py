@@ -148,9 +148,10 @@ ALLOWED = {
         "wagma_jax.ledger.entries", "wagma_jax.protocol",
     },
     "wagma_jax/exchange/rounds.py": {
-        "wagma_jax.exchange.engine", "wagma_jax.exchange.history", "wagma_jax.exchange.increments",
-        "wagma_jax.exchange.models", "wagma_jax.exchange.recorder", "wagma_jax.exchange.storage",
-        "wagma_jax.exchange.waiting", "wagma_jax.exchange.weighing", "wagma_jax.exchange.wire",
+        "wagma_jax.exchange.engine", "wagma_jax.exchange.events", "wagma_jax.exchange.history",
+        "wagma_jax.exchange.increments", "wagma_jax.exchange.models", "wagma_jax.exchange.recorder",
+        "wagma_jax.exchange.storage", "wagma_jax.exchange.waiting", "wagma_jax.exchange.weighing",
+        "wagma_jax.exchange.wire",
         "wagma_jax.ledger.entries", "wagma_jax.protocol",
     },
     "wagma_jax/exchange/weighing.py": {
