@@ -114,13 +114,17 @@ def test_random_schedules_and_optimizers_agree_with_the_reference(inner, group_s
     assert_close(history, run_reference(local(), schedule, params, targets, lateness, every))
 
 
+def two_workers(**options):
+    """A step of both, and what it takes: W_0, the first state, and the targets."""
+    optimizer = wagma.wagma(optax.sgd(0.5), wagma.GroupSchedule(2, 2, None), simulate_lateness=True, **options)
+    step = lambda w, s, target, late: train_step(optimizer, w, s, target, late=late)
+    w = jnp.array([4.0, 4.0])
+    return jax.jit(jax.vmap(step, axis_name="data")), w, jax.vmap(optimizer.init)(w), jnp.array([0.0, 8.0])
+
+
 def test_a_trajectory_worked_by_hand():
     """P = S = 2, SGD with rate 1/2 on (w - target)^2 / 2, targets 0 and 8, W_0 = 4 and 4; worker 1 late at round 0."""
-    optimizer = wagma.wagma(optax.sgd(0.5), wagma.GroupSchedule(2, 2, None), simulate_lateness=True)
-    step = lambda w, s, target, late: train_step(optimizer, w, s, target, late=late)
-    step = jax.jit(jax.vmap(step, axis_name="data"))
-    w, targets = jnp.array([4.0, 4.0]), jnp.array([0.0, 8.0])
-    state = jax.vmap(optimizer.init)(w)
+    step, w, state, targets = two_workers()
     # W' = 2, 6; worker 1 contributes W_0 = 4: sum 6; on time 6 / 2 = 3, late (6 + 6) / 3 = 4
     w, state = step(w, state, targets, jnp.array([False, True]))
     np.testing.assert_allclose(w, [3, 4])
@@ -134,12 +138,7 @@ def test_a_trajectory_worked_by_hand():
 
 def test_a_trajectory_with_added_steps_worked_by_hand():
     """The same with worker 1 late at rounds 0 and 1, which adds its step of each to the mean."""
-    schedule = wagma.GroupSchedule(2, 2, None)
-    optimizer = wagma.wagma(optax.sgd(0.5), schedule, simulate_lateness=True, late_merge="add")
-    step = lambda w, s, target, late: train_step(optimizer, w, s, target, late=late)
-    step = jax.jit(jax.vmap(step, axis_name="data"))
-    w, targets = jnp.array([4.0, 4.0]), jnp.array([0.0, 8.0])
-    state = jax.vmap(optimizer.init)(w)
+    step, w, state, targets = two_workers(late_merge="add")
     # W' = 2, 6; worker 1 contributes W_0 = 4: sum 6; on time 3, late 3 + (6 - 4) = 5
     w, state = step(w, state, targets, jnp.array([False, True]))
     np.testing.assert_allclose(w, [3, 5])

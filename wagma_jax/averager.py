@@ -14,14 +14,7 @@ import numpy as np
 from jax import lax
 
 from wagma_jax import collectives
-from wagma_jax.averaging import (
-    AverageInfo,
-    PolicyFunction,
-    check_arrays,
-    leaf_policies,
-    merge,
-    merge_by_adding,
-)
+from wagma_jax.averaging import AverageInfo, PolicyFunction, check_arrays, leaf_policies, merge
 from wagma_jax.choices import LateMerge, check_late_merge
 from wagma_jax.schedule import Groups, GroupSchedule
 
@@ -240,10 +233,9 @@ class GroupAverager:
         mean_sums, sync_sums = lax.switch(kind, branches, buffers) if len(branches) > 1 else branches[0](buffers)
 
         mean_sums, sync_sums = unpack_mean(mean_sums), unpack_sync(sync_sums)
-        new_mean = [merge(total, own, size, late) for total, own in zip(mean_sums, mean, strict=True)]
-        if returned and late is not None:
-            added = map(merge_by_adding, mean_sums, mean, returned, [size] * len(mean))
-            new_mean = [jnp.where(late, *pair) for pair in zip(added, new_mean, strict=True)]
+        befores = returned or [None] * len(mean)
+        triples = zip(mean_sums, mean, befores, strict=True)
+        new_mean = [merge(total, own, size, late, before) for total, own, before in triples]
         new_sync = [
             jnp.where(is_sync, merge(total, own, num_workers), own) for total, own in zip(sync_sums, sync, strict=True)
         ]

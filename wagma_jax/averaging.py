@@ -132,7 +132,7 @@ def accumulation_dtype(dtype: Any) -> Any:
     return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
-def merge(total: jax.Array, own: jax.Array, size: Any, late: Any = None) -> jax.Array:
+def merge(total: jax.Array, own: jax.Array, size: Any, late: Any = None, before: jax.Array | None = None) -> jax.Array:
     """The model after an ordinary round: ``sum / S``, or ``(sum + W') / (S + 1)`` for a late worker.
 
     Li et al. (TPDS 2021), algorithm 2; S is the size of the worker's actual group.
@@ -143,14 +143,18 @@ def merge(total: jax.Array, own: jax.Array, size: Any, late: Any = None) -> jax.
         size: The number of workers in the group, an integer or an integer scalar array.
         late: None where nobody can be late, else a boolean scalar: whether ``total`` holds an older model of this
             worker instead of ``own``.
+        before: None by the paper's rule. Else a late worker takes :func:`merge_by_adding`; see there.
 
     Returns:
         The new leaf, in the dtype of ``own``.
     """
-    mean = divided(total, size)
-    if late is not None:
-        mean = jnp.where(late, divided(total + own.astype(total.dtype), size + 1), mean)
-    return mean.astype(own.dtype)
+    if late is None:
+        return divided(total, size).astype(own.dtype)
+    if before is None:
+        own_late = divided(total + own.astype(total.dtype), size + 1).astype(own.dtype)
+    else:
+        own_late = merge_by_adding(total, own, before, size)
+    return jnp.where(late, own_late, divided(total, size).astype(own.dtype))
 
 
 def merge_by_adding(total: jax.Array, own: jax.Array, before: jax.Array, size: Any) -> jax.Array:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from wagma_jax.averager import GroupAverager
 from wagma_jax.averaging import AverageInfo, PolicyFunction
-from wagma_jax.choices import Clock, LateMerge, OnNonfinite, Weighting
+from wagma_jax.choices import Clock, LateMerge, OnNonfinite
 from wagma_jax.collectives import AxisName
 from wagma_jax.gossip import GossipSchedule
 from wagma_jax.schedule import GroupSchedule, integer
@@ -71,9 +71,7 @@ class Settings:
         tree: Any,
         schedule: GroupSchedule,
         quorum: int = 1,
-        weighting: Weighting = "equal",
-        late_merge: LateMerge = "average",
-        quorum_seconds: float | None = None,
+        **own: Any,
     ) -> "GroupExchange":
         """An exchange by this schedule with these settings; see ``GroupExchange`` for what it raises.
 
@@ -83,9 +81,7 @@ class Settings:
             schedule: Whose groups and sync rounds.
             quorum: How many members of a group start its exchange. It is not taken from the settings, since it means
                 nothing in groups of one, nor at sync rounds.
-            weighting: What contributions weigh.
-            late_merge: What a late worker makes of its group's sum.
-            quorum_seconds: How long a worker that has arrived waits for the quorum; None: until it is there.
+            own: Arguments of ``GroupExchange`` that are options of one algorithm alone.
         """
         from wagma_jax.exchange import GroupExchange
 
@@ -97,9 +93,7 @@ class Settings:
             clock=self.clock,
             on_nonfinite=self.on_nonfinite,
             policy=self.policy,
-            weighting=weighting,
-            late_merge=late_merge,
-            quorum_seconds=quorum_seconds,
+            **own,
             **self.of_every_exchange(),
         )
 

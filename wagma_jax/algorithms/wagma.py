@@ -61,15 +61,7 @@ def xla(settings: Settings) -> Strategy:
 def mpi(settings: Settings, comm, tree):
     """The first member of a group to arrive starts its exchange."""
     options = settings.options or WagmaOptions()
-    return settings.exchange(
-        comm,
-        tree,
-        schedule(settings),
-        settings.quorum,
-        options.weighting,
-        options.late_merge,
-        options.quorum_seconds,
-    )
+    return settings.exchange(comm, tree, settings.schedule(), settings.quorum, **dataclasses.asdict(options))
 
 
 def schedule(settings: Settings) -> GroupSchedule:

@@ -1,5 +1,6 @@
 """The engine of rounds: publications, or increments, are added up in groups, and the trainer takes what came of it."""
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -54,7 +55,7 @@ class RoundsEngine(Engine):
         quorum_seconds: float | None = None,
     ):
         super().__init__(machine, State(round=first_round, arrived=first_round - 1), wire, control, recorder)
-        self._quorum_seconds = quorum_seconds
+        self._quorum_seconds = math.inf if quorum_seconds is None else quorum_seconds
         self._arrival: tuple[int, float] | None = None  # at which round, and when; written by the trainer alone
         self.models: Any = models
         self.weighing = weighing
@@ -110,7 +111,7 @@ class RoundsEngine(Engine):
                 model = complete(model)
             else:
                 memory = self.wire.memory(buffers)
-        if self._quorum_seconds is not None:
+        if self._quorum_seconds < math.inf:
             self._arrival = t, time.perf_counter()
         self._events.post(messages.Arrive(t, tally))
         return t
@@ -182,20 +183,18 @@ class RoundsEngine(Engine):
     # the engine's thread
 
     def _is_eager(self) -> bool:
-        left = self._patience()
-        return super()._is_eager() or (left is not None and left < LONGEST_POLL)
+        return super()._is_eager() or self._patience() < LONGEST_POLL
 
     def _poll(self) -> messages.Expire | None:
-        left = self._patience()
-        return messages.Expire(self.state.round) if left is not None and left <= 0 else None
+        return messages.Expire(self.state.round) if self._patience() <= 0 else None
 
-    def _patience(self) -> float | None:
-        """Seconds that the trainer still waits for the quorum of the current round; None: it does not, or for ever."""
-        if self._quorum_seconds is None or self._arrival is None:
-            return None
+    def _patience(self) -> float:
+        """Seconds that the trainer still waits for the quorum of the current round; inf if it does not, or for ever."""
+        if self._arrival is None:
+            return math.inf
         (t, since), state = self._arrival, self.state
         waits = t == state.round == state.arrived and state.expired < t and not self.machine.plan.is_sync(t)
-        return self._quorum_seconds - (time.perf_counter() - since) if waits else None
+        return self._quorum_seconds - (time.perf_counter() - since) if waits else math.inf
 
     def _passed(self, before: State) -> None:
         self._note_alone(before.round)
