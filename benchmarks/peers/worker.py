@@ -11,7 +11,7 @@ import time
 
 from adapters import LATE_CALLS, PEERS  # pyright: ignore[reportMissingImports]
 
-WARM_UP = 2
+WARM_UP = 12  # the exchange of wagma_jax takes fresh memory in its first rounds
 
 
 def main(name, floats, repeats, late, out, *place):

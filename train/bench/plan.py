@@ -85,6 +85,7 @@ class Plan:
         baseline: The arm that the others are compared with.
         rates: Learning rates that tuning tries; empty: rates are those of the options.
         tuning_seed: With which it tries them.
+        tuning_scenario: In which it tries them; a file names one of its scenarios. Without: nobody is late.
         rates_of: The plan whose rates are taken; None: its own.
         limit_seconds: After which a run is given up.
         reference: The share of the run's length for which the reference runs; 0: there is none.
@@ -100,6 +101,7 @@ class Plan:
     baseline: str = ""
     rates: tuple[float, ...] = ()
     tuning_seed: int = 100
+    tuning_scenario: Scenario = Scenario()
     rates_of: str | None = None
     limit_seconds: float = 600.0
     reference: float = 0.34
@@ -201,12 +203,16 @@ def from_table(name: str, table: Mapping[str, Any]) -> Plan:
     for what, kind in (("seeds", int), ("rates", (int, float))):
         if what in table:
             table[what] = _numbers(what, table[what], kind)
+    scenarios = {label: _scenario(label, one) for label, one in scenarios.items()}
+    if (label := table.pop("tuning_scenario", None)) is not None:
+        _check_names("tuning_scenario", [label], scenarios)
+        table["tuning_scenario"] = scenarios[label]
     made = Plan(
         name=name,
         title=table.pop("title", name),
         workloads={label: _workload(label, one, common) for label, one in workloads.items()},
         arms={label: arm(label, one) for label, one in arms.items()},
-        scenarios={label: _scenario(label, one) for label, one in scenarios.items()},
+        scenarios=scenarios,
         **table,
     )
     if made.rates_of is None:  # another plan may have other arms

@@ -1,4 +1,4 @@
-"""The learning rate that suits each arm: three rates, one seed, nobody late."""
+"""The learning rate that suits each arm: three rates, one seed, nobody late unless the plan says so."""
 
 import dataclasses
 import json
@@ -9,21 +9,21 @@ from typing import Any
 from train import console
 from train.bench import running
 from train.bench.cases import Case, case, task_of
-from train.bench.plan import Plan, Scenario
+from train.bench.plan import Plan
 from train.files import write_whole
 from train.task import Score
 
-_QUIET = "tuning"
+_TUNING = "tuning"
 Rates = dict[str, dict[str, dict[str, Any]]]
 """By workload and arm: ``{"rate": the best, "edge": whether it is at the end of the grid, "scores": by rate}``."""
 
 
 def tuning_cases(plan: Plan) -> dict[tuple[str, str, float], Case]:
     """The runs that tuning needs, by workload, arm and rate."""
-    quiet = dataclasses.replace(plan, scenarios={_QUIET: Scenario()})
+    tried = dataclasses.replace(plan, scenarios={_TUNING: plan.tuning_scenario})
     return {
         (workload, arm, rate): dataclasses.replace(
-            case(quiet, workload, _QUIET, arm, plan.tuning_seed, {workload: {arm: rate}}), arm=f"{arm} at rate {rate:g}"
+            case(tried, workload, _TUNING, arm, plan.tuning_seed, {workload: {arm: rate}}), arm=f"{arm} at rate {rate:g}"
         )
         for workload in plan.workloads
         for arm, settings in plan.arms.items()

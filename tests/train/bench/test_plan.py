@@ -9,7 +9,7 @@ from processes import ROOT
 
 from train.bench import __main__ as command
 from train.bench import cases as cases_of
-from train.bench import plan
+from train.bench import plan, tuning
 from train.bench.__main__ import Config
 from train.bench.cases import slug, words_of
 from train.bench.plan import REFERENCE, Network
@@ -149,6 +149,18 @@ def test_a_plan_of_words():
         plan.from_words(["tests.train.toy"], ["wagma:round"], [], [], 2)
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_in_which_scenario_rates_are_tried(tmp_path, named):
+    path = tmp_path / "toy.toml"
+    path.write_text(('tuning_scenario = "slow"\n' if named else "") + TOY)
+    tried = tuning.tuning_cases(plan.read(path).only(scenarios=["none"]))
+    assert list(tried) == [("toy", "a", 0.1), ("toy", "a", 0.2)]
+    for case in tried.values():
+        assert case.options.get("straggler") == ("fixed:1:0.1" if named else None)
+        assert case.network == (Network("1mbit") if named else None)
+        assert (case.scenario, case.seed) == ("tuning", 100)
+
+
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
@@ -164,6 +176,7 @@ def test_a_plan_of_words():
         ("[3, 4]", "3", "seeds must be a list of numbers, got 3: write for example seeds = "),
         ("group_size = 2", 'more_seeds = ["5"]', "more_seeds must be a list of numbers"),
         ("[3, 4]", "[3, 4]\ntuning_seed = 4", "tuning_seed must be none of the seeds, got 4"),
+        ("[3, 4]", '[3, 4]\ntuning_scenario = "late"', "tuning_scenario names 'late', which is none of 'none', 'slow'"),
         ("[0.1, 0.2]", "[0.1, 0]", "rates must be above 0"),
         ('{rate = "1mbit"}', '{speed = "1mbit"}', "the network of scenario 'slow' has a rate"),
         ("[arms.a]", '[arms."no communication"]', "is that of the bench itself"),
