@@ -23,7 +23,8 @@ def tuning_cases(plan: Plan) -> dict[tuple[str, str, float], Case]:
     tried = dataclasses.replace(plan, scenarios={_TUNING: plan.tuning_scenario})
     return {
         (workload, arm, rate): dataclasses.replace(
-            case(tried, workload, _TUNING, arm, plan.tuning_seed, {workload: {arm: rate}}), arm=f"{arm} at rate {rate:g}"
+            case(tried, workload, _TUNING, arm, plan.tuning_seed, {workload: {arm: rate}}),
+            arm=f"{arm} at rate {rate:g}",
         )
         for workload in plan.workloads
         for arm, settings in plan.arms.items()
