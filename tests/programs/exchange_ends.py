@@ -17,7 +17,7 @@ from wagma_jax.exchange.wire import Wire
 WORLD = MPI.COMM_WORLD
 RANK = WORLD.rank
 SHORT = 0.7  # timeout_seconds of those who are to lose patience, once all stand at the same place
-ending.GOODBYE_SECONDS = 1.0 if sys.argv[1] in ("stuck", "exit_while_others_compute", "handled") else 5.0
+ending.GOODBYE_SECONDS = 1.0 if sys.argv[1] in ("stuck", "exit_while_others_compute", "inside", "handled") else 5.0
 engine.WIND_UP_SECONDS = 2.0  # longer for users; the programs end in the same way
 
 

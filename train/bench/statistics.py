@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from scipy import stats
+from scipy import special  # not stats, which takes most of a second to import
 
 _SMALL = 0.005  # of a share of 1: half a point
 
@@ -62,5 +62,5 @@ def difference(values: Sequence[float], others: Sequence[float]) -> Difference |
     mean = statistics.mean(paired)
     if len(paired) < 2:
         return Difference(mean, None, None)
-    half = float(stats.t.ppf(0.975, len(paired) - 1)) * statistics.stdev(paired) / len(paired) ** 0.5
+    half = float(special.stdtrit(len(paired) - 1, 0.975)) * statistics.stdev(paired) / len(paired) ** 0.5
     return Difference(mean, mean - half, mean + half)

@@ -1,6 +1,7 @@
 """From finished runs to JSON, table and pictures, on runs whose results are written down by hand."""
 
 import dataclasses
+import functools
 import json
 import re
 
@@ -27,7 +28,11 @@ PLAN = plan.from_table(
         "scenarios": {"none": {}, "slow": {"straggler": "fixed:1:0.3"}},
     },
 )
-EVERY = cases_of.cases(PLAN, {})
+
+
+@functools.cache
+def every():
+    return cases_of.cases(PLAN, {})
 
 
 def write(case, out, seconds, error, examples=ROWS, work=(3.0, 12.0), steps=(30, 30)):
@@ -58,7 +63,7 @@ def out(tmp_path_factory):
 @pytest.fixture(scope="module")
 def found(out):
     stopped = []
-    for case in EVERY:
+    for case in every():
         slow = case.scenario == "slow"
         if case.arm == "wagma":
             write(case, out, 10.0 if slow else 8.0, 0.2 + 0.02 * case.seed)
@@ -70,7 +75,7 @@ def found(out):
             write(case, out, 9.0, 9.9, work=(1.0, 4.0 if slow else 1.0), steps=(10, 10))
         else:
             stopped.append(Stopped(case, "status 1, in x.log:\n    no luck", failed=True))
-    return collect(PLAN, EVERY, out, stopped)
+    return collect(PLAN, every(), out, stopped)
 
 
 def row_of(found, scenario, arm):
@@ -131,7 +136,7 @@ def test_the_table_is_that_of_the_json(found):
 
 def test_without_a_target_it_is_what_all_runs_of_the_baseline_reach(found, out):
     plain = plan.Workload("tests.train.toy", PLAN.workloads["toy"].options)
-    other = collect(dataclasses.replace(PLAN, workloads={"toy": plain}), EVERY, out)
+    other = collect(dataclasses.replace(PLAN, workloads={"toy": plain}), every(), out)
     assert other["workloads"]["toy"]["target"] == 0.2
     assert row_of(other, "slow", "wagma")["reached"] == 1  # the seed that reaches it as well
 
