@@ -123,7 +123,7 @@ class Cluster:
                     moves.append(("trainer", worker))
                 if self._may_die(trainer, worker):
                     moves.append(("dies", worker))
-                if self.patience and self._may_expire(trainer, engine):
+                if self.patience and self._may_expire(worker, trainer, engine):
                     moves.append(("expires", worker))
             if world.running[worker] is not None and self._all_in(world, worker):
                 moves.append(("completed", worker))
@@ -145,11 +145,9 @@ class Cluster:
             return engine.life.resting == Rest.NONE and not self._pending(world, worker)
         return engine.round > trainer.waits and self._can_take(world, worker, trainer.waits)
 
-    def _may_expire(self, trainer, engine):
-        """Whether the engine may find that its trainer has waited for a quorum for long enough: see RoundsEngine."""
-        t = engine.round
-        waits = trainer.waits == t == engine.arrived and engine.expired < t
-        return waits and not engine.exchanging and not self.schedule.is_sync(t)
+    def _may_expire(self, worker, trainer, engine):
+        """Whether the engine may find that its trainer has waited for a quorum for long enough."""
+        return trainer.waits == engine.round and self.machines[worker].is_patient(engine)
 
     def _can_take(self, world, worker, t):
         return self.schedule.is_sync(t) or not world.inboxes[worker].is_replaced

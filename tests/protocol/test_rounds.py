@@ -51,9 +51,12 @@ def test_a_quorum_waits_for_the_second():
 
 def test_who_has_waited_for_long_enough_starts_without_the_quorum():
     m = machine(quorum=2)
+    assert not m.is_patient(State())  # nobody has arrived
     state, _ = m.step(State(), messages.Arrive(0))
+    assert m.is_patient(state)
     state, actions = m.step(state, messages.Expire(0))
     assert sends(actions) == [(1, "FORCE", 0)]
+    assert not m.is_patient(state)
     state, actions = m.step(state, messages.Receive(1, Message(Kind.READY, 0)))
     assert actions == [messages.Exchange(0, (0, 1))]
     state, _ = m.step(state, messages.Completed())
@@ -61,6 +64,7 @@ def test_who_has_waited_for_long_enough_starts_without_the_quorum():
     state, actions = m.step(state, messages.Arrive(1))
     assert sends(actions) == [(2, "ARRIVED", 1)]
     assert m.step(state, messages.Expire(0))[1] == []
+    assert not m.is_patient(state._replace(round=2, arrived=2)), "a sync round waits for all"
 
 
 def test_a_quorum_larger_than_the_group_is_all_of_it():

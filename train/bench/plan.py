@@ -162,7 +162,7 @@ class Plan:
 
 def _check_names(what: str, wanted: Sequence[str], has: Mapping[str, Any]) -> None:
     for name in wanted:
-        if name not in has:
+        if not isinstance(name, str) or name not in has:
             raise ValueError(f"{what} names {name!r}, which is none of {', '.join(map(repr, has))}: name one of these")
 
 

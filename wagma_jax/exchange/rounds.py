@@ -192,8 +192,8 @@ class RoundsEngine(Engine):
         """Seconds that the trainer still waits for the quorum of the current round; inf if it does not, or for ever."""
         if self._arrival is None:
             return math.inf
-        (t, since), state = self._arrival, self.state
-        waits = t == state.round == state.arrived and state.expired < t and not self.machine.plan.is_sync(t)
+        t, since = self._arrival
+        waits = t == self.state.round and self.machine.is_patient(self.state)
         return self._quorum_seconds - (time.perf_counter() - since) if waits else math.inf
 
     def _passed(self, before: State) -> None:

@@ -189,6 +189,11 @@ class Rounds:
         standing = self._standing(state, r) if self._activated(state, r) else state.facts.who(r, Kind.ARRIVED)
         return tuple(workers_of(self._planned(r).mask & ~standing))
 
+    def is_patient(self, state: State) -> bool:
+        """Whether the trainer has arrived at the current round, and may still wait for its quorum."""
+        r = state.round
+        return state.arrived == r and state.expired < r and not state.exchanging and not self._planned(r).is_sync
+
     @functools.cached_property
     def lifecycle(self) -> Lifecycle:
         """The rules of rest, failure and the end."""
@@ -197,8 +202,7 @@ class Rounds:
     # what happened
 
     def _arrived(self, state: State, event: Arrive) -> State:
-        state = state._replace(arrived=max(state.arrived, event.round))
-        return self._add_tally(state, event.round, event.tally)
+        return self._add_tally(state._replace(arrived=max(state.arrived, event.round)), event.round, event.tally)
 
     def _add_tally(self, state: State, r: int, tally: Tally) -> State:
         if not tally or r < state.round or not self._planned(r).is_sync:
@@ -206,8 +210,7 @@ class Rounds:
         return self._with_tally(state, r, added([_tally_of(state, r), tally]))
 
     def _with_tally(self, state: State, r: int, tally: Tally) -> State:
-        others = (entry for entry in state.tallies if entry[0] != r)
-        return state._replace(tallies=(*others, (r, tally)))
+        return state._replace(tallies=(*(entry for entry in state.tallies if entry[0] != r), (r, tally)))
 
     def _received(self, state: State, source: int, message: Message, actions: list[Action]) -> State:
         kind, r = message.kind, message.round
@@ -335,7 +338,6 @@ class Rounds:
         return self._with_tally(state, state.round, tally)
 
     def _sync_exchange(self, state: State) -> Exchange:
-        """The exchange of the current round, with the sums that came with GO."""
         return Exchange(state.round, self._planned(state.round).members, _tally_of(state, state.round))
 
     def _served(self, state: State, r: int) -> bool:
@@ -385,7 +387,6 @@ class Rounds:
 
     @functools.cached_property
     def _planned(self) -> Callable[[int], Planned]:
-        """Round r."""
         return planned_for(self.plan, self.worker)
 
     @functools.cached_property

@@ -177,6 +177,7 @@ def test_in_which_scenario_rates_are_tried(tmp_path, named):
         ("group_size = 2", 'more_seeds = ["5"]', "more_seeds must be a list of numbers"),
         ("[3, 4]", "[3, 4]\ntuning_seed = 4", "tuning_seed must be none of the seeds, got 4"),
         ("[3, 4]", '[3, 4]\ntuning_scenario = "late"', "tuning_scenario names 'late', which is none of 'none', 'slow'"),
+        ("[3, 4]", "[3, 4]\ntuning_scenario = {}", r"tuning_scenario names {}, which is none of 'none', 'slow'"),
         ("[0.1, 0.2]", "[0.1, 0]", "rates must be above 0"),
         ('{rate = "1mbit"}', '{speed = "1mbit"}', "the network of scenario 'slow' has a rate"),
         ("[arms.a]", '[arms."no communication"]', "is that of the bench itself"),
