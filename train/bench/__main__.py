@@ -36,7 +36,7 @@ class Config:
         workers: Processes of each run; without a plan.
         out: Folder of the runs; None: runs/bench-NAME.
         results: Folder of the table, the JSON file, the pictures and the tuned rates; None: that of the runs.
-        tune: Find each arm's learning rate first: a run with each of the plan's rates, in the plan's tuning_scenario.
+        tune: Find each arm's learning rate first: a run with each of the plan's rates, nobody late unless it says so.
         rates: Learning rates that --tune tries, in place of those of the plan.
         dry_run: Say what would be run, and how long it would take; run nothing.
         picture: Draw the pictures.

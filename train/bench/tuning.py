@@ -1,4 +1,4 @@
-"""The learning rate that suits each arm: three rates, one seed, nobody late unless the plan says so."""
+"""The learning rate that suits each arm: the plan's rates, one seed, nobody late unless the plan says so."""
 
 import dataclasses
 import json

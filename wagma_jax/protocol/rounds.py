@@ -338,6 +338,7 @@ class Rounds:
         return self._with_tally(state, state.round, tally)
 
     def _sync_exchange(self, state: State) -> Exchange:
+        """The exchange of the current round, with the sums that came with GO."""
         return Exchange(state.round, self._planned(state.round).members, _tally_of(state, state.round))
 
     def _served(self, state: State, r: int) -> bool:
