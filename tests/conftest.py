@@ -6,6 +6,8 @@ import shutil
 import sys
 import tempfile
 
+import processes
+
 # Before jax is imported. One cache of compilations for a run of the tests: workers of xdist and processes that tests
 # start get it from the environment. With a limit of its size JAX locks it, for it writes entries in place.
 _OURS = "WAGMA_TEST_COMPILATIONS" not in os.environ
@@ -18,6 +20,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 # Each process that tests start would compile our modules by itself.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+os.environ["PYTHONPATH"] = processes.python_path(os.environ.get("PYTHONPATH", ""))
 # Open MPI's component ofi sleeps for a second at the start of each process where it finds no fabric.
 os.environ.setdefault("OMPI_MCA_btl", "^ofi")
 

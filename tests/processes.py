@@ -11,6 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+STARTUP = ROOT / "tests" / "startup"
+
+
+def python_path(*folders: object) -> str:
+    """A PYTHONPATH of these folders, with which Python begins as tests want it."""
+    named = [entry for folder in folders for entry in str(folder).split(os.pathsep) if entry]
+    return os.pathsep.join(dict.fromkeys([str(STARTUP), *named]))
 
 
 def run_all(
@@ -20,11 +27,14 @@ def run_all(
 
     Each gets a process group of its own, and what is left of all groups is killed in the end, whatever happens.
     """
+    environment = dict(environment or {})
+    if "PYTHONPATH" in environment:
+        environment["PYTHONPATH"] = python_path(environment["PYTHONPATH"])
     processes = [
         subprocess.Popen(
             [str(word) for word in command],
             cwd=ROOT,
-            env=os.environ | (environment or {}),
+            env=os.environ | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -59,7 +59,6 @@ def execute(task):
 
 
 def main(folder, start):
-    gc.set_threshold(20_000, 10, 10)  # see conftest.py
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: with whoever started it
     place = Path(folder) / f"rank-{start}-{WORLD.rank}"
     server = socket.socket(socket.AF_UNIX)
