@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import functools
 import os
+import threading
 from pathlib import Path
 
 from jaxlib import version
@@ -37,21 +38,22 @@ def share():
     """Equal programs are compiled once in a run of the tests, by whichever process needs them first.
 
     JAX's own cache is for programs that take long: it does not wait for a process that compiles the same, as ranks do
-    at the same time, and goes through all entries for each new one. Here each program has a file, which its lock
-    guards. Called in a process of the tests after jax is imported; what tests start as users do has JAX's cache alone.
+    at the same time, and goes through all entries for each new one. Here each program has a file in its place, which
+    its lock guards. Called in a process of the tests after jax is imported; what tests start as users do has JAX's
+    cache alone.
     """
     from jax._src import compiler
+    from jax._src.interpreters import mlir
 
     if not _IS_KNOWN:
         return
     folder = Path(os.environ["WAGMA_TEST_COMPILATIONS"], "shared")
     folder.mkdir(exist_ok=True)
-    compile_and_write = compiler._compile_and_write_cache
 
     def compile_once(backend, computation, executable_devices, compile_options, host_callbacks, name, cache_key):
         compile_it = functools.partial(
-            compile_and_write,
-            *(backend, computation, executable_devices, compile_options, host_callbacks, name, cache_key),
+            compiler.backend_compile_and_load,
+            *(backend, computation, executable_devices, compile_options, host_callbacks),
         )
         if host_callbacks:  # functions of this process
             return compile_it()
@@ -68,6 +70,16 @@ def share():
         return executable
 
     compiler._compile_and_write_cache = compile_once
+    compiler._cache_read = lambda *_: (None, None)
+    # Half of what lowering a small program takes is making a context of MLIR.
+    make_context, contexts = mlir.make_ir_context, threading.local()
+
+    def context_of_thread():
+        if not hasattr(contexts, "made"):
+            contexts.made = make_context()
+        return contexts.made
+
+    mlir.make_ir_context = context_of_thread
 
 
 @contextlib.contextmanager
