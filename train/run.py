@@ -1,6 +1,7 @@
 """Runs any workload: prepares, trains, evaluates and exports it. The only module that knows all the others."""
 
 import dataclasses
+import functools
 import json
 import logging
 import sys
@@ -307,7 +308,9 @@ def parse(workload: Workload[O], arguments: Sequence[str]) -> O:
     """The options of a command line. tyro exits with its own messages; ValueError is raised for what it cannot know."""
     import tyro
 
-    return parse_options(workload.options, workload.command, workload.presets, tyro.cli, arguments)
+    # Docstrings say what options are for. Looking for comments in the sources would take a tenth of a second.
+    cli = functools.partial(tyro.cli, config=(tyro.conf.HelptextFromCommentsOff,))
+    return parse_options(workload.options, workload.command, workload.presets, cli, arguments)
 
 
 def main(workload: Workload[Any], arguments: Sequence[str] | None = None) -> None:
