@@ -21,7 +21,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 os.environ["PYTHONPATH"] = processes.python_path(os.environ.get("PYTHONPATH", ""))
-# The second thread of OpenBLAS waits for work with all of its CPU's time, for as long as a fifth of importing JAX takes.
+# The second thread of OpenBLAS waits for work actively, for as long as a fifth of importing JAX takes.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # Open MPI's component ofi sleeps for a second at the start of each process where it finds no fabric.
 os.environ.setdefault("OMPI_MCA_btl", "^ofi")

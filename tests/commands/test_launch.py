@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from wagma_jax.commands.launch.environment import settings
 from wagma_jax.commands.launch.job import Host, Job, LaunchError, parse_hosts
 from wagma_jax.commands.launch.lines import Lines, Tagged
 from wagma_jax.commands.launch.mpi import Mpi, find_mpi
+from wagma_jax.commands.launch.processes import has_argument
 from wagma_jax.commands.launch.variables import Failures, misfits, sets_btl
 from wagma_jax.commands.main import main
 from wagma_jax.cpus import cores
@@ -78,8 +80,27 @@ def gone(pid):
         return True
 
 
-def read_lines(stream, count):
-    return [stream.readline().decode() for _ in range(count)]
+def read_lines(process, count):
+    """The next lines of a launcher's output, within a minute; else what its processes are waiting for."""
+    lines, late = [], []
+
+    def say_what_all_do():
+        pattern = re.compile(r"^(?:Name|State|Pid|PPid|Sig.*|ShdPnd):.*$", re.MULTILINE)
+        for status in Path("/proc").glob("[0-9]*/status"):
+            with contextlib.suppress(OSError):
+                if os.getsid(int(status.parent.name)) == process.pid:
+                    late.append(" ".join(pattern.findall(status.read_text())))
+        os.killpg(process.pid, signal.SIGKILL)
+
+    patience = threading.Timer(60, say_what_all_do)
+    patience.start()
+    try:
+        for _ in range(count):
+            lines.append(process.stdout.readline().decode())
+    finally:
+        patience.cancel()
+    assert not late, "\n".join([f"{count} lines were expected, got {lines}", *late])
+    return lines
 
 
 # --- Arguments ---
@@ -403,14 +424,24 @@ def test_the_first_failure_ends_all_and_gives_the_exit_code(ending, status):
 @needs_mpi
 def test_signals_reach_the_ranks_which_may_save():
     with launched("-n", 2, "--", sys.executable, RANK, "save") as process:
-        read_lines(process.stdout, 2)
+        read_lines(process, 2)
         for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
             process.send_signal(number)
-            lines = read_lines(process.stdout, 2)
+            lines = read_lines(process, 2)
             assert sorted(lines) == [f"[{rank}] got {number.name}\n" for rank in range(2)]
         out, errors = process.communicate(timeout=100)
     assert sorted(out.decode().splitlines()) == ["[0] saved", "[1] saved"]
     assert process.returncode == 0, errors
+
+
+def test_a_process_that_got_the_number_of_another_is_told_from_it():
+    words = [sys.executable, "-c", "input()", "the one"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE) as process:
+        wait_for(lambda: has_argument(process.pid, b"the one"), "the process")
+        assert not has_argument(process.pid, b"another")
+        assert not has_argument(process.pid, b"the")
+        process.communicate(b"\n")
+    assert not has_argument(process.pid, b"the one")
 
 
 @needs_mpi
@@ -432,9 +463,9 @@ def test_a_closed_terminal_does_not_end_a_run_that_saves(tmp_path):
 def test_a_hangup_may_come_twice():
     """From the shell and from the system."""
     with launched("-n", 2, "--", sys.executable, RANK, "save") as process:
-        read_lines(process.stdout, 2)
+        read_lines(process, 2)
         process.send_signal(signal.SIGHUP)
-        assert sorted(read_lines(process.stdout, 2)) == [f"[{rank}] got SIGHUP\n" for rank in range(2)]
+        assert sorted(read_lines(process, 2)) == [f"[{rank}] got SIGHUP\n" for rank in range(2)]
         process.send_signal(signal.SIGHUP)
         out, errors = process.communicate(timeout=100)
     assert sorted(out.decode().splitlines()) == ["[0] saved", "[1] saved"]
@@ -472,9 +503,9 @@ def test_a_command_that_is_interrupted_says_nothing(error, status, monkeypatch, 
 @needs_mpi
 def test_a_second_signal_kills():
     with launched("-n", 2, "--", sys.executable, RANK, "stubborn") as process:
-        pids = [line.split()[-1] for line in read_lines(process.stdout, 2)]
+        pids = [line.split()[-1] for line in read_lines(process, 2)]
         process.terminate()
-        assert sorted(read_lines(process.stdout, 2)) == ["[0] got SIGTERM\n", "[1] got SIGTERM\n"]
+        assert sorted(read_lines(process, 2)) == ["[0] got SIGTERM\n", "[1] got SIGTERM\n"]
         process.terminate()
         process.communicate(timeout=100)
     assert process.returncode == 128 + signal.SIGTERM
@@ -484,7 +515,7 @@ def test_a_second_signal_kills():
 @needs_mpi
 def test_no_process_outlives_a_killed_launcher():
     with launched("-n", 2, "--", sys.executable, RANK, "stubborn") as process:
-        pids = [line.split()[-1] for line in read_lines(process.stdout, 2)]
+        pids = [line.split()[-1] for line in read_lines(process, 2)]
         process.kill()
         wait_for(lambda: all(map(gone, pids)), "the ranks to end")
 

@@ -45,6 +45,15 @@ def kill_children() -> None:
         time.sleep(0.01)
 
 
+def has_argument(process: int, word: bytes) -> bool:
+    """Whether a process runs that has this word among its arguments. False without ``/proc``."""
+    try:
+        with open(f"/proc/{process}/cmdline", "rb") as file:
+            return word in file.read().split(b"\0")
+    except OSError:
+        return False
+
+
 def _children() -> list[tuple[int, str]]:
     """Process id and state of each child; empty without ``/proc``."""
     children = []

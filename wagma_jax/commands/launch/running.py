@@ -13,7 +13,7 @@ from wagma_jax.commands.launch.job import Job
 from wagma_jax.commands.launch.lines import Lines, Tagged, write
 from wagma_jax.commands.launch.mpi import Mpi
 from wagma_jax.commands.launch.pipes import Pipes
-from wagma_jax.commands.launch.processes import adopt_orphans, die_with_parent, kill_children
+from wagma_jax.commands.launch.processes import adopt_orphans, die_with_parent, has_argument, kill_children
 from wagma_jax.commands.launch.signals import PASSED_ON, STAND_INS
 from wagma_jax.commands.launch.stdin import Offer, kind
 from wagma_jax.commands.launch.variables import Failures
@@ -45,6 +45,7 @@ class Running:
         self._lines: dict[tuple[int, int], Lines] = {}  # (rank, stream) -> what it wrote; streams are 1 and 2
         self._tagged: dict[int, Tagged] = {}  # stream of mpirun's -> its parser
         self._relays: dict[int, int] = {}  # rank -> process id of its relay, on the relay's host
+        self._elsewhere: set[int] = set()  # ranks that may be on another host: they write through mpirun
         self._waiting: list[signal.Signals] = []  # signals to pass on once all ranks are up
         self._stop: signal.Signals | None = None  # the first request to end, which the ranks get
         self._kill_at: float | None = None  # when we kill what mpirun has not ended
@@ -224,6 +225,7 @@ class Running:
     def _emit(self, stream: int, pieces: list[tuple[int | None, bytes]]):
         for rank, text in pieces:
             if rank is not None:
+                self._elsewhere.add(rank)
                 self._from_rank(rank, stream, text)
             else:
                 self._write(stream, text)
@@ -255,14 +257,14 @@ class Running:
 
     def _pass_on(self, number: signal.Signals):
         stand_in = STAND_INS.get(number, number)
-        if self._mpi.is_open_mpi:
-            self._mpirun.send_signal(stand_in)
-        elif self._pipes:  # hydra forwards few signals; the relays are on this machine, so they get them from us
+        if self._relays and not self._elsewhere:
+            # Not through mpirun: hydra forwards few signals, and PRRTE skips ranks that it takes for not yet running.
             for relay in self._relays.values():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(relay, stand_in)
+                if has_argument(relay, self._marker):  # not another process that has got its number
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(relay, stand_in)
         else:
-            self._mpirun.send_signal(number)
+            self._mpirun.send_signal(stand_in if self._mpi.is_open_mpi else number)
 
     def _kill(self):
         if self._kill_at is None:
