@@ -32,7 +32,7 @@ endef
 
 TYPES := @.venv/bin/pyright --warnings
 
-.PHONY: help setup demo test check types pytest docs format benchmark clean
+.PHONY: help setup demo test check checked pytest docs format benchmark clean
 .DEFAULT_GOAL := help
 
 help:
@@ -66,19 +66,19 @@ $(TOOLS)/bin/uv:
 demo: setup
 	@$(RUN) -m train.demo
 
-# The type checker needs one core and half a minute, so it runs beside the tests.
+# The type checker and the documentation need one core and half a minute, so they run beside the tests.
 test: setup
 	$(STYLE)
-	$(DOCS)
-	@$(MAKE) --no-print-directory --jobs=2 types pytest
+	@$(MAKE) --no-print-directory --jobs=2 checked pytest
 
 check: setup
 	$(STYLE)
 	$(TYPES)
 	$(DOCS)
 
-types: setup
+checked: setup
 	$(TYPES)
+	$(DOCS)
 
 pytest: setup
 	@$(RUN) -m pytest

@@ -56,7 +56,21 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "long: takes minutes of CPU time; runs with --long only")
 
 
+# Tests that take long, most of them over MPI. Whoever comes to its end first then finds short ones to take over.
+_FIRST = (
+    "test_mpi.py",
+    "test_resume.py",
+    "test_navigation.py",
+    "test_translation.py",
+    "test_several_processes.py",
+    "test_real_runs.py",
+    "test_doctor.py",
+    "test_ends.py",
+)
+
+
 def pytest_collection_modifyitems(config, items):
+    items.sort(key=lambda item: item.path.name not in _FIRST)
     if not config.getoption("--long"):
         for item in items:
             if item.get_closest_marker("long"):
