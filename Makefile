@@ -25,14 +25,7 @@ define DOCS
 @output=$$(NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict 2>&1) || { echo "$$output" >&2; exit 1; }
 endef
 
-define STYLE
-@.venv/bin/ruff check --quiet .
-@.venv/bin/ruff format --quiet --check . || { echo 'make: run make format' >&2; exit 1; }
-endef
-
-TYPES := @.venv/bin/pyright --warnings
-
-.PHONY: help setup demo test check checked pytest docs format benchmark clean
+.PHONY: help setup demo test style check pytest docs format benchmark clean
 .DEFAULT_GOAL := help
 
 help:
@@ -67,17 +60,15 @@ demo: setup
 	@$(RUN) -m train.demo
 
 # The type checker and the documentation need one core and half a minute, so they run beside the tests.
-test: setup
-	$(STYLE)
-	@$(MAKE) --no-print-directory --jobs=2 checked pytest
+test: style
+	@$(MAKE) --no-print-directory --jobs=2 check pytest
 
-check: setup
-	$(STYLE)
-	$(TYPES)
-	$(DOCS)
+style: setup
+	@.venv/bin/ruff check --quiet .
+	@.venv/bin/ruff format --quiet --check . || { echo 'make: run make format' >&2; exit 1; }
 
-checked: setup
-	$(TYPES)
+check: style
+	@.venv/bin/pyright --warnings
 	$(DOCS)
 
 pytest: setup

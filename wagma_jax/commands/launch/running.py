@@ -45,7 +45,7 @@ class Running:
         self._lines: dict[tuple[int, int], Lines] = {}  # (rank, stream) -> what it wrote; streams are 1 and 2
         self._tagged: dict[int, Tagged] = {}  # stream of mpirun's -> its parser
         self._relays: dict[int, int] = {}  # rank -> process id of its relay, on the relay's host
-        self._elsewhere: set[int] = set()  # ranks that may be on another host: they write through mpirun
+        self._all_here = True  # no rank has written through mpirun, as those on other hosts do
         self._waiting: list[signal.Signals] = []  # signals to pass on once all ranks are up
         self._stop: signal.Signals | None = None  # the first request to end, which the ranks get
         self._kill_at: float | None = None  # when we kill what mpirun has not ended
@@ -225,7 +225,7 @@ class Running:
     def _emit(self, stream: int, pieces: list[tuple[int | None, bytes]]):
         for rank, text in pieces:
             if rank is not None:
-                self._elsewhere.add(rank)
+                self._all_here = False
                 self._from_rank(rank, stream, text)
             else:
                 self._write(stream, text)
@@ -257,7 +257,7 @@ class Running:
 
     def _pass_on(self, number: signal.Signals):
         stand_in = STAND_INS.get(number, number)
-        if self._relays and not self._elsewhere:
+        if self._relays and self._all_here:
             # Not through mpirun: hydra forwards few signals, and PRRTE skips ranks that it takes for not yet running.
             for relay in self._relays.values():
                 if has_argument(relay, self._marker):  # not another process that has got its number
