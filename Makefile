@@ -53,7 +53,7 @@ $(TOOLS)/bin/uv:
 	$(CHECK_PYTHON)
 	$(CHECK_COMPILER)
 	@echo 'installing the environment into .venv'
-	@[ -t 2 ] || quiet=--quiet; $(COMPILER) $(UV) sync $$quiet --compile-bytecode --all-extras --python $(PYTHON)
+	@[ -t 2 ] || quiet=--quiet; $(COMPILER) $(UV) sync $$quiet --all-extras --python $(PYTHON)
 	@touch $@
 
 demo: setup
@@ -68,7 +68,7 @@ style: setup
 	@.venv/bin/ruff format --quiet --check . || { echo 'make: run make format' >&2; exit 1; }
 
 check: style
-	@.venv/bin/pyright --warnings
+	@.venv/bin/pyrefly check --output-format min-text
 	$(DOCS)
 
 pytest: setup

@@ -13,6 +13,7 @@ import struct
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tyro
@@ -140,8 +141,15 @@ def run(config: Config, out: Path) -> list[dict[str, object]]:
         written[split] = write_folder(out / "folder" / split, pictures, labels, data.classes, config.broken, seed)
         write_records(out / "records", split, pictures, labels, config.broken, seed)
     preset = PRESETS["imagenet-resnet50"]
-    small = {"workers": 8, "batch_size": 16, "log_every": 10, "eval_every": 30, "checkpoint_every": 30, "epochs": 8.0}
-    tries = {
+    small: dict[str, Any] = {
+        "workers": 8,
+        "batch_size": 16,
+        "log_every": 10,
+        "eval_every": 30,
+        "checkpoint_every": 30,
+        "epochs": 8.0,
+    }
+    tries: dict[str, dict[str, Any]] = {
         "imagefolder, resnet_small, 32x32, 8 epochs": {
             **small, "dataset": f"imagefolder:{out / 'folder'}", "model": "resnet_small", "image_size": 32,
             "scale_learning_rate": False, "learning_rate": 0.2, "precision": "float32",
@@ -157,7 +165,7 @@ def run(config: Config, out: Path) -> list[dict[str, object]]:
     }  # fmt: skip
     rows = []
     for number, (label, changes) in enumerate(tries.items()):
-        options = images.Options(**{**preset, **changes, "out": out / f"run-{number}"})
+        options = images.Options(**(preset | changes | {"out": out / f"run-{number}"}))
         summary, curve = training.train(images.WORKLOAD, options)
         losses = [row["loss"] for row in curve if "loss" in row]
         rows.append(

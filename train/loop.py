@@ -289,7 +289,8 @@ class Run:
         group, place = self.workers.group, self.workers.place
         consensus = self.workers.consensus()
         parts = group.everyone(self.task.evaluate(consensus.model, place))
-        row = {"step": self.position.step, "examples": self.position.examples, "seconds": self.position.seconds}
+        at = self.position
+        row: dict[str, Any] = {"step": at.step, "examples": at.examples, "seconds": at.seconds}
         # on one process: a score of a corpus may take long
         scores = lambda: checked_scores(self.task.scores(parts), self.task.score) if group.is_first else {}
         row["eval"] = group.from_first(group.agreed(scores))

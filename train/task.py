@@ -24,7 +24,7 @@ class Mean(NamedTuple):
     """
 
     total: jax.Array
-    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
+    count: jax.Array
 
 
 class Gradients(NamedTuple):

@@ -59,7 +59,7 @@ class Options(RunOptions, recipe.RecipeOptions, GradientOptions):
     vocabulary: Path | None = option(None, same=lambda path: path is None)
     vocabulary_size: int = 4000
     buckets: int = option(10, resume="restarts")
-    model: Literal[tuple(TRANSFORMERS)] = "tiny"  # pyright: ignore[reportInvalidTypeForm]
+    model: Literal[tuple(TRANSFORMERS)] = "tiny"  # pyrefly: ignore[invalid-literal]
     norm: Literal["post", "pre"] = "pre"
     dropout: float = 0.1
     beam: int = option(4, resume="free")

@@ -21,7 +21,7 @@ def plot_lengths(path: Path, lengths: np.ndarray, shapes: Sequence[Shape]) -> No
     """
     figure = Figure(figsize=(8, 4), layout="constrained")
     axis = figure.subplots()
-    bins = np.arange(lengths.max() + 2) - 0.5
+    bins = (np.arange(lengths.max() + 2) - 0.5).tolist()
     for side, name, color in ((0, "source", "#1f77b4"), (1, "target", "#d62728")):
         axis.hist(lengths[:, side], bins, histtype="step", color=color, linewidth=1.6, label=name)
     for number, shape in enumerate(shapes):

@@ -8,7 +8,7 @@ import atexit
 import os
 import sys
 import time
-from typing import Any
+from typing import Any, NoReturn
 
 from wagma_jax import lineage
 
@@ -23,7 +23,7 @@ class _Exit(SystemExit):
     """A SystemExit that knows whether it ends the process: nothing else tells those who are called at the end."""
 
     @property
-    def code(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def code(self) -> Any:
         """As that of any SystemExit."""
         value = self.args[0] if len(self.args) == 1 else self.args or None
         try:
@@ -33,7 +33,7 @@ class _Exit(SystemExit):
         return value
 
     @code.setter
-    def code(self, value: Any) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def code(self, value: Any) -> None:
         self.args = (value,)
 
 
@@ -49,7 +49,7 @@ def watch() -> None:
     if mpi is not None and mpi.Is_initialized():  # before an exchange sees to it: its children are no ranks
         lineage.mark()
 
-    def leave(status: Any = None, /) -> None:
+    def leave(status: Any = None, /) -> NoReturn:
         raise _Exit(status)
 
     leave.__doc__ = sys.exit.__doc__

@@ -5,7 +5,6 @@ leaves as parameters of a small network would be.
 """
 
 # ruff: noqa: D102  (the module says what the methods do)
-# pyright: reportMissingImports=false
 import collections
 import contextlib
 import datetime

@@ -9,7 +9,7 @@ import pathlib
 import sys
 import time
 
-from adapters import LATE_CALLS, PEERS  # pyright: ignore[reportMissingImports]
+from adapters import LATE_CALLS, PEERS
 
 WARM_UP = 12  # the exchange of wagma_jax takes fresh memory in its first rounds
 

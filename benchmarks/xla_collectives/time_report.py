@@ -21,7 +21,7 @@ from wagma_jax.collectives import LOWERINGS
 
 def run_time(config: Config, console: Console) -> None:
     """Measures, and writes ``xla_time.json``, ``.md`` and ``.png``."""
-    about = {**describe(("jax",), ("MALLOC_", "XLA_")), "load_average": os.getloadavg()}
+    about: dict[str, Any] = {**describe(("jax",), ("MALLOC_", "XLA_")), "load_average": os.getloadavg()}
     results, texts = [], []
     columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn(""))
     for size in config.sizes:
@@ -165,7 +165,7 @@ def _draw_bar(panel: Any, x: float, ratio: Summary, limit: float, color: str) ->
     whiskers = None if cut else [[ratio.median - ratio.q1], [min(ratio.q3, limit) - ratio.median]]
     hatch = "//" if cut else None
     panel.bar(x, min(ratio.median, limit), 0.85, color=color, hatch=hatch, yerr=whiskers, capsize=2, edgecolor="white")
-    label = {"ha": "center", "va": "bottom", "fontsize": 8, "rotation": 90}
-    label["bbox"] = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none"}
+    box = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none"}
+    label: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": 8, "rotation": 90, "bbox": box}
     position = (x, limit if cut else min(ratio.q3, limit))
     panel.annotate(f"{ratio.median:.2f}", position, (0, 4), textcoords="offset points", **label)

@@ -45,7 +45,7 @@ def collect(plan: Plan, cases: Sequence[Case], out: Path, stopped: Sequence[Stop
     tasks = Tasks()
     runs = _finished(cases, out, tasks)
     first = {one.workload: tasks(one) for one in reversed(cases)}
-    workloads = {}
+    workloads: dict[str, dict[str, Any]] = {}
     for label, task in first.items():
         mine = [run for run in runs if run.case.workload == label]
         target = plan.workloads[label].target

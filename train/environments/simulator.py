@@ -47,7 +47,7 @@ def make(name: str) -> Any:
             ``MODULE:IDENTIFIER`` where a module registers it.
     """
     if name.startswith(HABITAT):
-        import habitat.gym  # pyright: ignore[reportMissingImports]
+        import habitat.gym
 
         return habitat.gym.make_gym_from_config(habitat.get_config(name.removeprefix(HABITAT)))
     import gymnasium

@@ -215,8 +215,9 @@ def _difference(expected: Any, came: Any) -> str | None:
                 f"{name}, {dtype}{list(shape)} ({policy})"
             )
     if len(expected[1]) != len(came[1]):
-        longer = max(expected[1], came[1], key=len)
-        return f"the leaf {longer[min(len(expected[1]), len(came[1]))][0]} is missing on one of them"
+        leaves = max(tuple(expected[1]), tuple(came[1]), key=len)
+        name = leaves[min(len(expected[1]), len(came[1]))][0]
+        return f"the leaf {name} is missing on one of them"
     return None if expected[2] == came[2] else f"the tree is {came[2]} there, and {expected[2]} on rank 0"
 
 

@@ -63,7 +63,7 @@ def links(comm: MPI.Intracomm) -> dict[str, Any]:
     hosts = comm.allgather(socket.gethostname())
     pairs = sorted({tuple(sorted((rank, (rank + 1) % comm.size))) for rank in range(comm.size)})
     pairs.sort(key=lambda pair: hosts[pair[0]] == hosts[pair[1]])
-    measured = []
+    measured: list[dict[str, Any]] = []
     for first, second in pairs[:MOST_LINKS]:
         if comm.rank in (first, second):
             is_first = comm.rank == first

@@ -1,6 +1,7 @@
 """Runs a job to its end: reads what its ranks write, passes signals on to them, and leaves no process behind."""
 
 import contextlib
+import functools
 import os
 import selectors
 import signal
@@ -119,10 +120,10 @@ class Running:
         for stream, file in ((1, self._mpirun.stdout), (2, self._mpirun.stderr)):
             os.set_blocking(file.fileno(), False)
             self._tagged[stream] = Tagged(self._mpirun.pid)
-            sources.append((lambda data, stream=stream: self._from_mpirun(stream, data), file.fileno()))
+            sources.append((functools.partial(self._from_mpirun, stream), file.fileno()))
         for rank, ends in enumerate(self._pipes.reading if self._pipes else ()):
             for stream, end in zip((1, 2), ends, strict=True):
-                sources.append((lambda data, rank=rank, stream=stream: self._from_rank(rank, stream, data), end))
+                sources.append((functools.partial(self._from_rank, rank, stream), end))
         return sources
 
     def _read(self, selector: selectors.BaseSelector):
