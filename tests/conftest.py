@@ -56,8 +56,8 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "long: takes minutes of CPU time; runs with --long only")
 
 
-# Tests that take long, most of them over MPI. Whoever comes to its end first then finds short ones to take over.
-_FIRST = (
+# Files whose tests take long. Whoever comes to its end first then finds short ones to take over.
+_LONG = (
     "test_mpi.py",
     "test_resume.py",
     "test_navigation.py",
@@ -70,11 +70,36 @@ _FIRST = (
 
 
 def pytest_collection_modifyitems(config, items):
-    items.sort(key=lambda item: item.path.name not in _FIRST)
+    items[:] = _ordered(items, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
     if not config.getoption("--long"):
         for item in items:
             if item.get_closest_marker("long"):
                 item.add_marker(pytest.mark.skip(reason="long: runs with --long only"))
+
+
+def _ordered(items, num_workers):
+    """The tests in an order by which workers of xdist seldom wait for each other, nor the last one alone.
+
+    Each worker begins with an equal part of the list, and takes over the end of another's when it has no more. The
+    first part begins with the tests of the exchange, whose bodies run one at a time on the pool of ranks, and the other
+    parts begin with long tests.
+    """
+    starts = [[] for _ in range(num_workers)]
+    rest = []
+    for item in items:
+        name = item.path.name
+        if hasattr(item.module, "ranks") and item.path.parent.name == "exchange":
+            starts[0].append(item)
+        elif name in _LONG:
+            starts[num_workers > 1 and 1 + _LONG.index(name) % (num_workers - 1)].append(item)
+        else:
+            rest.append(item)
+    ordered, size = [], -(-len(items) // num_workers)
+    for number, start in enumerate(starts):
+        fill = max(0, (number + 1) * size - len(ordered) - len(start))
+        ordered += [*start, *rest[:fill]]
+        del rest[:fill]
+    return ordered + rest
 
 
 def pytest_collection_finish():
