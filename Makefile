@@ -25,7 +25,7 @@ define DOCS
 @output=$$(NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict 2>&1) || { echo "$$output" >&2; exit 1; }
 endef
 
-.PHONY: help setup demo test style check pytest docs format benchmark clean
+.PHONY: help setup demo test style static check pytest docs format benchmark clean
 .DEFAULT_GOAL := help
 
 help:
@@ -59,17 +59,19 @@ $(TOOLS)/bin/uv:
 demo: setup
 	@$(RUN) -m train.demo
 
-# The type checker and the documentation need one core and half a minute, so they run beside the tests.
+# The type checker and the documentation need one core for a while, so they run beside the tests.
 test: style
-	@$(MAKE) --no-print-directory --jobs=2 check pytest
+	@$(MAKE) --no-print-directory --jobs=2 static pytest
 
 style: setup
 	@.venv/bin/ruff check --quiet .
 	@.venv/bin/ruff format --quiet --check . || { echo 'make: run make format' >&2; exit 1; }
 
-check: style
+static: setup
 	@.venv/bin/pyrefly check --output-format min-text
 	$(DOCS)
+
+check: style static
 
 pytest: setup
 	@$(RUN) -m pytest

@@ -85,13 +85,13 @@ def _ordered(items, num_workers):
     parts begin with long tests.
     """
     starts = [[] for _ in range(num_workers)]
+    others = starts[1:] or starts
     rest = []
     for item in items:
-        name = item.path.name
         if hasattr(item.module, "ranks") and item.path.parent.name == "exchange":
             starts[0].append(item)
-        elif name in _LONG:
-            starts[num_workers > 1 and 1 + _LONG.index(name) % (num_workers - 1)].append(item)
+        elif item.path.name in _LONG:
+            others[_LONG.index(item.path.name) % len(others)].append(item)
         else:
             rest.append(item)
     ordered, size = [], -(-len(items) // num_workers)
