@@ -49,11 +49,15 @@ $(TOOLS)/bin/uv:
 	  rm -rf $(TOOLS); \
 	  echo 'make: uv could not be installed: $(PYTHON) has neither venv nor pip, or no package index was reached (Debian: apt-get install python3-venv)' >&2; exit 1; }
 
+# While mpi4jax is built on one core, modules are compiled on another: processes that start at once would each do it.
 .venv/.ready: pyproject.toml $(if $(filter $(TOOLS)/bin/uv,$(UV)),$(TOOLS)/bin/uv)
 	$(CHECK_PYTHON)
 	$(CHECK_COMPILER)
 	@echo 'installing the environment into .venv'
-	@[ -t 2 ] || quiet=--quiet; $(COMPILER) $(UV) sync $$quiet --all-extras --python $(PYTHON)
+	@[ -t 2 ] || quiet=--quiet; sync="$(UV) sync $$quiet --all-extras --python $(PYTHON)"; \
+	  $(COMPILER) $$sync --no-install-package mpi4jax && { \
+	  $(RUN) -m compileall -q -x '/tests?/' .venv/lib >/dev/null 2>&1 & \
+	  $(COMPILER) $$sync; status=$$?; wait; exit $$status; }
 	@touch $@
 
 demo: setup
