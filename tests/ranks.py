@@ -89,7 +89,8 @@ def _start(folder):
     started = subprocess.run(
         ["sh", "-c", '"$@" > "$LOG" 2>&1 < /dev/null & echo $$ $!', "sh", *map(str, command)],
         cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2", "LOG": str(folder / "log")},
+        env=os.environ
+        | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2", "LOG": str(folder / "log"), "TMPDIR": str(folder)},
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
