@@ -49,22 +49,28 @@ def optimized():
 
 
 def pytest_addoption(parser):
-    parser.addoption("--long", action="store_true", help="also run the tests that are marked long: minutes of CPU time")
+    parser.addoption(
+        "--long",
+        action="store_true",
+        help="also run the tests that are marked long: further cases, minutes of CPU time",
+    )
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "long: takes minutes of CPU time; runs with --long only")
+    config.addinivalue_line(
+        "markers", "long: a larger or further case of what shorter tests cover; runs with --long only"
+    )
 
 
-# Files whose tests take long. Whoever comes to its end first then finds short ones to take over.
+# Files whose tests mostly wait, for the pool of ranks, for processes that they have started or for seconds to pass.
+_WAITING = ("test_contract.py", "test_mpi.py", "test_doctor.py", "test_several_processes.py")
+# Other files whose tests take long. Whoever comes to its end first then finds short ones to take over.
 _LONG = (
-    "test_mpi.py",
-    "test_resume.py",
     "test_navigation.py",
     "test_translation.py",
-    "test_several_processes.py",
+    "test_images.py",
+    "test_resume.py",
     "test_real_runs.py",
-    "test_doctor.py",
     "test_ends.py",
 )
 
@@ -81,19 +87,23 @@ def _ordered(items, num_workers):
     """The tests in an order by which workers of xdist seldom wait for each other, nor the last one alone.
 
     Each worker begins with an equal part of the list, and takes over the end of another's when it has no more. The
-    first part begins with the tests of the exchange, whose bodies run one at a time on the pool of ranks, and the other
-    parts begin with long tests.
+    first part begins with tests that wait, one after the other, while other workers compute: first those of the
+    exchange, whose bodies run one at a time on the pool of ranks. The other parts begin with tests that take long.
     """
     starts = [[] for _ in range(num_workers)]
     others = starts[1:] or starts
-    rest = []
+    exchange, waiting, rest = [], [], []
     for item in items:
+        name = item.path.name
         if hasattr(item.module, "ranks") and item.path.parent.name == "exchange":
-            starts[0].append(item)
-        elif item.path.name in _LONG:
-            others[_LONG.index(item.path.name) % len(others)].append(item)
+            exchange.append(item)
+        elif name in _WAITING:
+            waiting.append(item)
+        elif name in _LONG:
+            others[_LONG.index(name) % len(others)].append(item)
         else:
             rest.append(item)
+    starts[0] += [*exchange, *sorted(waiting, key=lambda item: _WAITING.index(item.path.name))]
     ordered, size = [], -(-len(items) // num_workers)
     for number, start in enumerate(starts):
         fill = max(0, (number + 1) * size - len(ordered) - len(start))

@@ -4,6 +4,7 @@ import functools
 
 import jax
 import numpy as np
+import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import wagma_jax as wagma
@@ -68,6 +69,11 @@ CONTEXTS = {
     "vmap_of_jit": _vmap_of_jit,
     "sharded_vmap": _sharded_vmap,
 }
+
+# For tests in which other things matter more: what jit and a partition add is tested in all contexts elsewhere.
+FEW = [
+    pytest.param(name, marks=pytest.mark.long) if name in ("vmap_of_jit", "sharded_vmap") else name for name in CONTEXTS
+]
 
 # JAX implements pmap by shard_map, so that one test of each layer takes it as well.
 WITH_PMAP = CONTEXTS | {"pmap": _pmap}

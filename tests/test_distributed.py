@@ -21,13 +21,8 @@ def run_program(name, *arguments, timeout):
     return [output for _, output in results]
 
 
-def test_two_processes_with_two_devices_each():
-    for i, output in enumerate(run_program("distributed_average.py", timeout=150)):
-        assert f"process {i}: 4 workers agree" in output
-
-
-@pytest.mark.parametrize("rounds", [8, pytest.param(30, marks=pytest.mark.long)])
-def test_sums_of_large_arrays_are_exact(rounds):
+@pytest.mark.parametrize("rounds", [4, pytest.param(30, marks=pytest.mark.long)])
+def test_rounds_agree_and_sums_of_large_arrays_are_exact(rounds):
     """A reduce-scatter gave 4 to 16 wrong results in 30 rounds, in each of four runs with JAX 0.10."""
-    for i, output in enumerate(run_program("distributed_large.py", rounds, timeout=100)):
-        assert f"process {i}: 0 wrong results" in output
+    for i, output in enumerate(run_program("distributed.py", rounds, timeout=150)):
+        assert f"process {i}: 4 workers agree, 0 wrong results" in output

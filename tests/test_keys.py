@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from contexts import CONTEXTS, data_mesh
+from contexts import CONTEXTS, FEW, data_mesh
 from flax import nnx
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
@@ -93,7 +93,7 @@ def test_workers_that_start_from_one_model_draw_masks_of_their_own(fold_in, cont
     np.testing.assert_array_equal(numbers(stacked["drop"]["rngs"]["key"].get_value()), before)
 
 
-@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("context", FEW)
 def test_inside_of_a_step_the_worker_is_its_index(context):
     """For what begins inside, such as the noise of an optimizer; and no average or mean touches a key."""
     noise = optax.add_noise(0.1, 0.5, key=3)

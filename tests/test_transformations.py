@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 import reference
-from contexts import CONTEXTS, WITH_PMAP, data_mesh
+from contexts import CONTEXTS, FEW, WITH_PMAP, data_mesh
 from flax import nnx
 from jax import lax
 from jax.sharding import PartitionSpec
@@ -200,7 +200,9 @@ COMPOSITIONS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("context", ["shard_map", "vmap"])  # "wagma" in all of them: above
+@pytest.mark.parametrize(
+    "context", ["shard_map", pytest.param("vmap", marks=pytest.mark.long)]
+)  # "wagma" in all: above
 @pytest.mark.parametrize("name", COMPOSITIONS)
 def test_sound_compositions(context, name):
     params, targets, _ = start()
@@ -371,7 +373,7 @@ def test_nnx_optimizer(context):
         np.testing.assert_allclose(state[0]["bias"].get_value(), bias, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("context", FEW)
 def test_allreduce_gradients_is_sgd_on_the_whole_batch(context):
     params, targets, _ = start()
     params = {name: np.broadcast_to(leaf[:1], leaf.shape) for name, leaf in params.items()}

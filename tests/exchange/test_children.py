@@ -30,6 +30,7 @@ def test_a_childs_variables_tell_of_its_rank():
     assert alone == {}, "no launcher has started this process: what it starts may be ranks"
 
 
+@pytest.mark.long
 def test_ranks_that_a_rank_has_started_by_mpirun_are_ranks():
     """They have the variables of the rank of another run, by which mpi4py would neither begin nor end MPI."""
     pytest.importorskip("mpi4jax", reason="the extra mpi is not installed")

@@ -41,7 +41,7 @@ def test_an_exception_ends_those_who_wait_and_those_who_compute():
     assert raised(0, output) == "wagma_jax.ExchangeError: rank 1 ended with LookupError: no more data"
 
 
-@pytest.mark.parametrize("others", ["wait", "compute"])
+@pytest.mark.parametrize("others", ["wait", pytest.param("compute", marks=pytest.mark.long)])
 def test_the_exit_code_is_that_of_the_rank_which_began(others):
     status, output = run(2, f"exit_while_others_{others}")
     assert status == 3, output

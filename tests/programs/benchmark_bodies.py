@@ -10,7 +10,7 @@ from benchmarks.exchange.ranks import World
 
 SECTIONS = (
     "sizes --sizes 4K --dtypes bfloat16 --repeats 2",
-    "straggler --floats 1000 --late-seconds 0.4 --repeats 1 --step-seconds 0.01",
+    "straggler --floats 1000 --late-seconds 0.15 --repeats 1 --step-seconds 0.01",
     "rotating --floats 1000 --rounds 4 --sync-period 4 --repeats 1 --step-seconds 0.005 --late-seconds 0.01",
     "slow --floats 1000 --rounds 8 --sync-period 4 --repeats 1 --step-seconds 0.005",
     "idle --floats 1000 --rounds 2 --step-seconds 0.005 --seconds 0.1 --activations 2 --repeats 1 --memory 40K "

@@ -49,7 +49,7 @@ def test_every_interleaving_keeps_the_invariants(kind, plans):
 @pytest.mark.parametrize(
     ("kind", "plans"),
     [*(("sgp", plans) for plans in WIDE_PLANS), *(("sgp with overlap", plans) for plans in WIDE_PLANS[:4]),
-     ("dpsgd", WIDE_PLANS[1]), pytest.param("sgp", ("aac", "ac", "c", "aca"), marks=pytest.mark.long),
+     ("dpsgd", ("a", "", "a")), pytest.param("sgp", ("aac", "ac", "c", "aca"), marks=pytest.mark.long),
      *(pytest.param("dpsgd", plans, marks=pytest.mark.long) for plans in WIDE_PLANS)],
 )  # fmt: skip
 def test_every_interleaving_of_three_workers_keeps_the_invariants(kind, plans):
@@ -77,7 +77,7 @@ def test_every_interleaving_of_a_failure_ends_everywhere(kind, plans, failure):
     ("kind", "plans", "failure"),
     [
         ("sgp", ("am", "m", "m"), {"dies_resting": (1, 1)}),
-        ("sgp with overlap", ("am", "m", "m"), {"dies_resting": (0, 1)}),
+        pytest.param("sgp with overlap", ("am", "m", "m"), {"dies_resting": (0, 1)}, marks=pytest.mark.long),
         pytest.param("dpsgd", ("am", "m", "m"), {"dies_resting": (1, 1)}, marks=pytest.mark.long),
     ],
 )
@@ -94,7 +94,7 @@ def cases(draw, graphs=(ring, exponential)):
     return draw(st.sampled_from(graphs))(num_workers), plans, draw(st.sampled_from([Dpsgd(), PushSum(), PushSum(1)]))
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(cases(), st.integers(0, 2**32))
 def test_random_interleavings_keep_the_invariants(case, seed):
     walk(Cluster(*case), choose(seed, len(case[1])), limit=50_000)

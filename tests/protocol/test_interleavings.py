@@ -21,11 +21,12 @@ SMALL = [  # workers, group size, sync period, each trainer's plan (of "acm", se
     (2, 2, 3, ("aac", "ca"), 2),
     (2, 1, 2, ("aa", "aaa"), 1),
     (3, 2, 2, ("aa", "aa", "a"), 1),
-    (3, 2, 2, ("aa", "aa", "aa"), 2),
+    pytest.param(3, 2, 2, ("aa", "aa", "aa"), 2, marks=pytest.mark.long),
     (3, 2, 3, ("ac", "aca", "ca"), 1),
     (3, 2, 3, ("aaa", "aa", "a"), 2),
     (3, 2, None, ("aa", "a", "a"), 1),
-    (3, 3, 2, ("aa", "a", "aa"), 2),
+    (3, 3, 2, ("aa", "a", "a"), 2),
+    pytest.param(3, 3, 2, ("aa", "a", "aa"), 2, marks=pytest.mark.long),
     (4, 2, 2, ("a", "", "a", ""), 1),
     pytest.param(4, 2, 2, ("a", "a", "a", ""), 1, marks=pytest.mark.long),
     pytest.param(4, 2, None, ("am", "ma", "ma", "m"), 1, marks=pytest.mark.long),
@@ -58,8 +59,9 @@ PATIENT = [  # as SMALL; whoever waits for its quorum may have enough of it at a
     (2, 2, 3, ("aaa", "a"), 2),
     (2, 2, 2, ("aac", "aca"), 2),
     (2, 2, None, ("ama", "ma"), 2),
-    (3, 2, 2, ("aa", "a", "a"), 2),
+    (3, 2, None, ("a", "a", ""), 2),
     (4, 2, None, ("a", "a", "", ""), 2),
+    pytest.param(3, 2, 2, ("aa", "a", "a"), 2, marks=pytest.mark.long),
     pytest.param(3, 3, None, ("a", "", ""), 3, marks=pytest.mark.long),
     pytest.param(3, 2, 3, ("aa", "aa", "a"), 2, marks=pytest.mark.long),
     pytest.param(3, 3, 2, ("a", "a", ""), 2, marks=pytest.mark.long),
@@ -117,7 +119,8 @@ def test_every_interleaving_of_a_failure_at_rest_ends_everywhere(sync_period, pl
         (2, ("aa", "aa"), (1, 1)),
         (2, ("aa", "aa"), (0, 2)),
         (None, ("am", "am", "m"), (1, 1)),
-        (2, ("aa", "a", "aa"), (2, 1)),
+        (2, ("aa", "a", "a"), (2, 1)),
+        pytest.param(2, ("aa", "a", "aa"), (2, 1), marks=pytest.mark.long),
     ],
 )
 def test_every_interleaving_of_a_failure_inside_a_call_ends_everywhere(sync_period, plans, dies_waiting, clock):
@@ -132,7 +135,7 @@ LONG = pytest.mark.long
     ("group_size", "sync_period", "plan", "fails"),
     [
         (2, None, "m", {"abort_at": (2, 0)}),
-        (2, None, "", {"dies_resting": (2, 1)}),
+        pytest.param(2, None, "", {"dies_resting": (2, 1)}, marks=LONG),
         pytest.param(1, None, "m", {"dies_resting": (0, 1)}, marks=LONG),
         pytest.param(2, None, "m", {"dies_resting": (2, 1)}, marks=LONG),
         pytest.param(2, None, "m", {"dies_resting": (3, 1)}, marks=LONG),
@@ -156,7 +159,7 @@ def clusters(draw, most=9):
     return schedule, plans, draw(st.integers(1, 4)), draw(st.sampled_from(["step", "round"]))
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(clusters(), st.integers(0, 2**32))
 def test_random_interleavings_keep_the_invariants(case, seed):
     schedule, plans, quorum, clock = case

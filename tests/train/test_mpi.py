@@ -31,6 +31,7 @@ VARIANTS = {
     "sgp": ["--algorithm", "sgp", "--sgp.overlap", "1"],
 }
 WITHOUT_SYNC = ["no-sync", "dpsgd", "sgp"]
+LONG = ["no-sync", "moments"]  # only with --long: there are others without sync rounds, and tests of the moments
 
 
 def launched(num_ranks, *commands):
@@ -38,12 +39,12 @@ def launched(num_ranks, *commands):
     return "".join(ranks.run("train_bodies.toys", *commands, num_ranks=num_ranks, timeout=100))
 
 
-def run_several(folder):
-    """Runs over two processes, one for each variant."""
+def run_several(names, folder):
+    """Runs over two processes, one for each of these variants."""
     commands = [
-        [*OPTIONS, *words, "--quorum", "2", "--out", str(folder / name)]
+        [*OPTIONS, *VARIANTS[name], "--quorum", "2", "--out", str(folder / name)]
         + (["--meet-every", "4"] if name in WITHOUT_SYNC else [])
-        for name, words in VARIANTS.items()
+        for name in names
     ]
     launched(2, *commands)
 
@@ -78,17 +79,17 @@ def compare(name, several, alone):
         np.testing.assert_allclose(runs.consensus(out), runs.consensus(out / "consensus"), rtol=1e-5)
 
 
-def check_that_what_is_equal_is_saved_once(several):
+def check_that_what_is_equal_is_saved_once(names, several):
     assert steps(several / "wagma" / "checkpoints") == [14, 8]
-    for name, models in (("wagma", 1), ("allreduce", 1), *((name, 2) for name in WITHOUT_SYNC)):
+    for name in names:
+        models = 2 if name in WITHOUT_SYNC else 1
         parts = look(several / name / "checkpoints" / "8").parts
         assert sorted(parts) == ["worker-0", "worker-1"]
         assert sum("model" in pieces for pieces in parts.values()) == models
         assert all("optimizer" in pieces and "exchange" in pieces and "carry" in pieces for pieces in parts.values())
 
 
-def check_that_killed_runs_go_on_to_the_same_bits(several, broken):
-    names = ["wagma", "moments", *WITHOUT_SYNC]
+def check_that_killed_runs_go_on_to_the_same_bits(names, several, broken):
     for name in names:
         shutil.copytree(several / name, broken / name)
         shutil.rmtree(broken / name / "checkpoints" / "14")
@@ -132,15 +133,18 @@ def check_that_another_transport_goes_on_from_the_consensus(out):
     assert rows[-1]["eval"]["error"] > 0
 
 
-def test_two_processes_give_the_numbers_of_one_program_and_go_on_exactly(tmp_path):
+def test_two_processes_give_the_numbers_of_one_program_and_go_on_exactly(tmp_path, request):
     several = tmp_path / "several"
-    run_several(several)
-    for name in VARIANTS:
+    names = [name for name in VARIANTS if name not in LONG or request.config.getoption("--long")]
+    run_several(names, several)
+    for name in names:
         compare(name, several, tmp_path / "alone")
-    check_that_what_is_equal_is_saved_once(several)
-    check_that_killed_runs_go_on_to_the_same_bits(several, tmp_path / "broken")
+    equal = [name for name in names if name not in ("local", "eager", "moments")]
+    check_that_what_is_equal_is_saved_once(equal, several)
+    exact = [name for name in names if name not in ("allreduce", "local", "eager")]
+    check_that_killed_runs_go_on_to_the_same_bits(exact, several, tmp_path / "broken")
     check_that_runs_go_on_longer_and_end_once(several, tmp_path / "further")
-    for name in ("wagma", "no-sync", "dpsgd"):
+    for name in ("wagma", "dpsgd"):
         check_that_another_transport_goes_on_from_the_consensus(several / name)
 
 

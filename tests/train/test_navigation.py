@@ -32,7 +32,7 @@ from train.transports.group import Group
 # an iteration is four updates; checkpoints are in the middle of some
 SMALL = {
     "workers": 2, "sync_period": 5, "steps": 12, "batch_size": 4, "rollout": 8, "policy": "tiny", "map_size": 12,
-    "max_steps": 20, "episodes": 64, "evaluation_episodes": 12, "log_every": 2, "eval_every": 6, "checkpoint_every": 6,
+    "max_steps": 20, "episodes": 32, "evaluation_episodes": 6, "log_every": 2, "eval_every": 6, "checkpoint_every": 6,
     "picture": False, "schedule": "constant", "warmup": 0.0,
 }  # fmt: skip
 PPO = PPOOptions(epochs=2, minibatches=2)
@@ -76,7 +76,7 @@ def trained(tmp_path_factory):
 def two_rollouts():
     """A task, a model, and the carries of a worker after one and two rollouts."""
     task = Navigation(options())
-    world = batches.World(task.options.rules, jax.device_put(task.pool("training", 64)), 4)
+    world = batches.World(task.options.rules, jax.device_put(task.pool("training", 32)), 4)
     collect = jax.jit(functools.partial(on_devices.collect, world, task.network, PPO))
     model = task.init(0)
     first = collect(model, jax.jit(task.carry)(jax.random.key(1)))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from contexts import CONTEXTS
+from contexts import CONTEXTS, FEW
 from flax import nnx
 
 import wagma_jax as wagma
@@ -142,7 +142,10 @@ def expected_of_workers():
     }
 
 
-@pytest.mark.parametrize("context", ["one by one", "vmap", "vmap_of_jit", "shard_map", "sharded_vmap"])
+@pytest.mark.parametrize(
+    "context",
+    ["one by one", *FEW],
+)
 def test_workers_that_skip_rounds_have_their_own_bias_correction(context):
     params, gradients = jax.tree.map(jnp.float32, draw_workers())
     if context == "one by one":

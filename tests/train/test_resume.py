@@ -180,7 +180,7 @@ def test_a_longer_run_that_is_killed_at_its_end_is_no_complete_run(eight_steps, 
     assert summary["steps"] == runs.summary(out)["steps"] == 12
 
 
-@pytest.mark.parametrize("sync_period", [4, 10])
+@pytest.mark.parametrize("sync_period", [4, pytest.param(10, marks=pytest.mark.long)])
 def test_stopped_or_killed_beside_a_log_point_it_leaves_the_same_rows(sync_period, tmp_path, capsys):
     """Also of an evaluation that was due when it stopped, and that the next start makes up for."""
     whole, stopped, killed = tmp_path / "whole", tmp_path / "stopped", tmp_path / "killed"
