@@ -31,7 +31,7 @@ VARIANTS = {
     "sgp": ["--algorithm", "sgp", "--sgp.overlap", "1"],
 }
 WITHOUT_SYNC = ["no-sync", "dpsgd", "sgp"]
-LONG = ["no-sync", "moments"]  # only with --long: there are others without sync rounds, and tests of the moments
+LONG = ["no-sync"]  # only with --long: there are others without sync rounds
 
 
 def launched(num_ranks, *commands):
