@@ -72,7 +72,7 @@ style: setup
 	@.venv/bin/ruff format --quiet --check . || { echo 'make: run make format' >&2; exit 1; }
 
 static: setup
-	@.venv/bin/pyrefly check --output-format min-text
+	@.venv/bin/pyrefly check --output-format min-text --min-severity error
 	$(DOCS)
 
 check: style static

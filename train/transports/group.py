@@ -132,7 +132,7 @@ class JaxGroup(Group):
         self.size = size
 
     @functools.cached_property
-    def rank(self) -> int:  # pyrefly: ignore[bad-override]
+    def rank(self) -> int:
         """Of this process. Asking JAX initializes its devices, before which some options must be set."""
         return jax.process_index()
 

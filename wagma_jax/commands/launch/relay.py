@@ -74,7 +74,7 @@ def relay(marker: str, description: str, offer: str, root: str, command: Sequenc
     return 128 - code if code < 0 else code
 
 
-def _become(command: Sequence[str], mask) -> NoReturn:  # pyrefly: ignore[bad-return]  (the finally is not seen)
+def _become(command: Sequence[str], mask) -> NoReturn:
     """In the relay's child: executes the command."""
     status = 126
     try:
