@@ -32,10 +32,10 @@ def test_models_are_those_of_the_papers(name, overlap, num_ranks):
     np.testing.assert_allclose(np.moveaxis(np.array(per_rank), 0, 1), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("body", ["converges", pytest.param("fits", marks=pytest.mark.long)])
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_it_converges_with_every_kind_of_straggler(name, request):
-    problems = ("quadratic", "logistic") if request.config.getoption("--long") else ("quadratic",)
-    ranks.run("contract.converges", name, 60, problems, num_ranks=4)
+def test_it_converges_with_every_kind_of_straggler(name, body):
+    ranks.run(f"contract.{body}", name, 60, num_ranks=4)
 
 
 @pytest.mark.parametrize("name", KEEP_THE_MEAN)

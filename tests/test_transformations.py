@@ -200,9 +200,8 @@ COMPOSITIONS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "context", ["shard_map", pytest.param("vmap", marks=pytest.mark.long)]
-)  # "wagma" in all: above
+# "wagma" in all contexts: above
+@pytest.mark.parametrize("context", ["shard_map", pytest.param("vmap", marks=pytest.mark.long)])
 @pytest.mark.parametrize("name", COMPOSITIONS)
 def test_sound_compositions(context, name):
     params, targets, _ = start()

@@ -10,14 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from distributed_average import P, globally, mesh
 
 import wagma_jax as wagma
 
 BROKEN = tuple(map(int, jax.__version__.split(".")[:2])) < (0, 12)
-P, S = 4, 2
+S = 2
 SIZE = S * (16 << 20) // 4  # float32 elements of a worker's model: each member of a group sums a chunk of 16 MiB
-mesh = jax.make_mesh((P,), ("data",), axis_types=(AxisType.Auto,))
 schedule = wagma.GroupSchedule(P, S, sync_period=5)
 averager = wagma.GroupAverager(schedule)
 groupings = [schedule.groups(t) for t in range(schedule.period)]
@@ -46,10 +45,9 @@ def one_round(x, t):
 def check(average, rounds):
     """The number of wrong results of this process."""
     run = jax.jit(wagma.for_workers(lambda t: count_wrong(average, t), mesh=mesh))
-    sharding = NamedSharding(mesh, PartitionSpec("data"))
     wrong = 0
     for t in rounds:
-        argument = jax.make_array_from_callback((P, 1), sharding, lambda index, t=t: np.full((1, 1), t, np.int32))
+        argument = globally(np.full((P, 1), t, np.int32))
         if t == 0:
             text = run.lower(argument).as_text()
             assert "all_reduce" in text or "collective_permute" in text

@@ -31,7 +31,6 @@ VARIANTS = {
     "sgp": ["--algorithm", "sgp", "--sgp.overlap", "1"],
 }
 WITHOUT_SYNC = ["no-sync", "dpsgd", "sgp"]
-LONG = ["no-sync"]  # only with --long: there are others without sync rounds
 
 
 def launched(num_ranks, *commands):
@@ -135,16 +134,17 @@ def check_that_another_transport_goes_on_from_the_consensus(out):
 
 def test_two_processes_give_the_numbers_of_one_program_and_go_on_exactly(tmp_path, request):
     several = tmp_path / "several"
-    names = [name for name in VARIANTS if name not in LONG or request.config.getoption("--long")]
+    names = list(VARIANTS)
+    if not request.config.getoption("--long"):  # there are others without sync rounds
+        names.remove("no-sync")
     run_several(names, several)
     for name in names:
         compare(name, several, tmp_path / "alone")
-    equal = [name for name in names if name not in ("local", "eager", "moments")]
-    check_that_what_is_equal_is_saved_once(equal, several)
-    exact = [name for name in names if name not in ("allreduce", "local", "eager")]
-    check_that_killed_runs_go_on_to_the_same_bits(exact, several, tmp_path / "broken")
+    without_sync = [name for name in WITHOUT_SYNC if name in names]
+    check_that_what_is_equal_is_saved_once(["wagma", "allreduce", *without_sync], several)
+    check_that_killed_runs_go_on_to_the_same_bits(["wagma", "moments", *without_sync], several, tmp_path / "broken")
     check_that_runs_go_on_longer_and_end_once(several, tmp_path / "further")
-    for name in ("wagma", "dpsgd"):
+    for name in [name for name in ("wagma", "no-sync", "dpsgd") if name in names]:
         check_that_another_transport_goes_on_from_the_consensus(several / name)
 
 

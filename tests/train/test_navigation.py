@@ -76,7 +76,7 @@ def trained(tmp_path_factory):
 def two_rollouts():
     """A task, a model, and the carries of a worker after one and two rollouts."""
     task = Navigation(options())
-    world = batches.World(task.options.rules, jax.device_put(task.pool("training", 32)), 4)
+    world = batches.World(task.options.rules, jax.device_put(task.pool("training", SMALL["episodes"])), 4)
     collect = jax.jit(functools.partial(on_devices.collect, world, task.network, PPO))
     model = task.init(0)
     first = collect(model, jax.jit(task.carry)(jax.random.key(1)))

@@ -142,10 +142,7 @@ def expected_of_workers():
     }
 
 
-@pytest.mark.parametrize(
-    "context",
-    ["one by one", *FEW],
-)
+@pytest.mark.parametrize("context", ["one by one", *FEW])
 def test_workers_that_skip_rounds_have_their_own_bias_correction(context):
     params, gradients = jax.tree.map(jnp.float32, draw_workers())
     if context == "one by one":
